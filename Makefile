@@ -1,0 +1,36 @@
+# make run    the main job on a generated model and dataset
+# make test   the test suite
+# make check  ruff and mypy
+# make bench  timings of every submodule and of a whole request on this machine
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+run: $(STAMP)
+	$(BIN)/python run_groot_torchtrt.py --model_path synthetic --dataset_path synthetic --use_fp32_acc
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest bench --benchmark-columns=min,median,max,rounds
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (torch and TensorRT-RTX are large: a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@# torch by itself first: it keeps pip from weighing releases that the constraints rule out anyway.
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rtx,test,lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: run test check bench clean

@@ -1,0 +1,132 @@
+"""What a backend is: it takes one submodule and gives back something to call, and says what it built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..settings import BuildOptions
+from ..shapes import ArgumentRange
+
+
+@dataclass(frozen=True)
+class Target:
+    """One submodule, ready to be built.
+
+    Attributes:
+        name: Name in the registry, for example ``dit_model``.
+        module: The eager module, in evaluation mode, already cast to the wanted dtype, on the wanted device.
+        inputs: Positional tensors recorded from a real request, in the module's dtype and on its device.
+        argument_names: The forward's argument names, one per tensor.
+        ranges: Per argument, axis -> DimRange; empty mappings for static arguments.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    argument_names: tuple[str, ...]
+    ranges: tuple[ArgumentRange, ...]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a submodule's graph a compiler took.
+
+    Attributes:
+        operators: Operators in the lowered graph.
+        converted: Operators that the compiler put into engines.
+        engines: Engines it would build, or built.
+        unsupported: Name -> count of the operators left to PyTorch.
+    """
+
+    operators: int
+    converted: int
+    engines: int
+    unsupported: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.converted / self.operators if self.operators else 100.0
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine written to disk, with its manifest beside it."""
+
+    path: Path
+    manifest: Path
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a backend made of a target.
+
+    Attributes:
+        call: Runs the submodule in the model, same arguments and result as the eager module.
+        runs: False when what was built cannot run on this machine; `call` then executes the compiler's own
+            partitioned graph in PyTorch, so its numbers are worth checking and its time is not worth quoting.
+        build_s: Seconds for everything: export, lowering, engine. `phases_s` splits it.
+        coverage: None for backends without a notion of it.
+        engine: The engine file, when one was written.
+        engine_bytes: Size of all engines of this target; None when unknown.
+        settings: The exact keyword arguments handed to the compiler, for the record.
+        notes: Plain sentences for the user: what was skipped, what is not proven.
+    """
+
+    call: Callable[..., Any]
+    runs: bool
+    build_s: float
+    phases_s: dict[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
+    engine: EngineFile | None = None
+    engine_bytes: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be used here, and why not.
+
+    Attributes:
+        installed: The backend can build here.
+        reason: When not installed: what is missing and the install command. Else an empty string.
+        versions: Distribution or library name -> version, for the record.
+        caveats: Plain sentences that a user of this backend here must know.
+    """
+
+    installed: bool
+    reason: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """One way to make a submodule fast."""
+
+    name: str
+
+    def availability(self) -> Availability: ...
+
+    def build(
+        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+    ) -> Built:
+        """Build one submodule.
+
+        Args:
+            engine_dir: Where engines are written; None keeps them in memory.
+            progress: Called with a short phrase at each phase ("exporting", "building engine").
+        Raises: BackendError naming the submodule and the phase that failed.
+        """
+        ...
+
+
+def describe(args: Sequence[torch.Tensor]) -> str:
+    """Shapes and dtypes in one line, for messages: ``fp16[1, 49, 1536], int64[1]``."""
+    return ", ".join(f"{str(a.dtype).removeprefix('torch.')}{list(a.shape)}" for a in args)

@@ -1,0 +1,25 @@
+"""PyTorch as it is: the reference that the other backends are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..settings import BuildOptions
+from .base import Availability, Built, Target
+
+
+class EagerBackend:
+    """Gives the module back. It accepts any shape, so nothing is checked."""
+
+    name = "eager"
+
+    def availability(self) -> Availability:
+        return Availability(installed=True, versions={"torch": str(torch.__version__)})
+
+    def build(
+        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+    ) -> Built:
+        return Built(call=target.module, runs=True, build_s=0.0)

@@ -1,0 +1,154 @@
+"""torch.compile, one submodule at a time, compiled when it is built and not in the middle of a request."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BackendError, PlanError
+from ..settings import BuildOptions
+from ..shapes import tracing_example
+from .base import Availability, Built, Target, describe
+from .guarded import GuardedModule, build_failed, same_form
+
+MODES = ("default", "max-autotune-no-cudagraphs")
+"""torch.compile modes without CUDA graphs of their own."""
+
+
+class InductorBackend:
+    """torch.compile with the plan's dynamic dimensions and nothing else dynamic."""
+
+    name = "inductor"
+
+    def __init__(self, mode: str = "default"):
+        if mode not in MODES:
+            raise PlanError(f"inductor: mode {mode!r} is not available", known=MODES)
+        self.mode = mode
+
+    def availability(self) -> Availability:
+        versions = {"torch": str(torch.__version__)}
+        caveats: tuple[str, ...] = ()
+        if torch.cuda.is_available():
+            missing = "" if importlib.util.find_spec("triton") else "inductor needs Triton: pip install triton"
+        else:
+            missing = _missing_cpp_compiler()
+            caveats = ("No CUDA device: submodules are compiled to C++ for the CPU.",)
+        return Availability(installed=not missing, reason=missing, versions=versions, caveats=caveats)
+
+    def build(
+        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+    ) -> Built:
+        """Compile by warm calls at the recorded sizes and, where one is 1, at two as well.
+
+        torch.compile treats the size 1 as a special case, so a range that contains 1 and more needs two graphs.
+        Raises: BackendError without a compiler, when compiling fails, or when the result has another form.
+        """
+        available = self.availability()
+        if not available.installed:
+            raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend eager")
+        start = time.perf_counter()
+        settings: dict[str, Any] = {"backend": "inductor", "mode": self.mode, "fullgraph": True}
+        progress("compiling")
+        compiled = _Announced(target.name, torch.compile(target.module, **settings))
+        call = GuardedModule(target, compiled)
+        phases: dict[str, float] = {}
+        try:
+            for phase, inputs in _warm_calls(target).items():
+                phase_start = time.perf_counter()
+                result = call(*_marked(target, inputs))
+                phases[phase] = time.perf_counter() - phase_start
+                if phase == "recorded size":
+                    actual = result
+        except Exception as e:
+            raise build_failed(target, "compiling with torch.compile", e, _compile_error(e)) from e
+        with torch.inference_mode():
+            difference = same_form(target.module(*target.inputs), actual)
+        if difference is not None:
+            raise BackendError(f"{target.name}: the compiled submodule returns {difference}")
+        compiled.announce = True
+        return Built(
+            call=call,
+            runs=True,
+            build_s=time.perf_counter() - start,
+            phases_s=phases,
+            settings={**settings, "dynamic": _dynamic_axes(target)},
+        )
+
+
+class _Announced:
+    """Runs in inference mode, as at build time, and warns when a call compiled again."""
+
+    def __init__(self, name: str, compiled: Callable[..., Any]):
+        self.name = name
+        self.compiled = compiled
+        self.announce = False
+
+    def __call__(self, *args: torch.Tensor) -> Any:
+        before = _frames_compiled()
+        with torch.inference_mode():
+            result = self.compiled(*args)
+        if self.announce and _frames_compiled() != before:
+            warnings.warn(
+                f"{self.name}: torch.compile compiled again for {describe(args)}; this call's time is not a latency",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return result
+
+
+def _frames_compiled() -> int:
+    return int(torch._dynamo.utils.counters["frames"]["total"])
+
+
+def _warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:
+    calls = {"recorded size": target.inputs}
+    example = tracing_example(target.inputs, target.ranges)
+    if any(a.shape != b.shape for a, b in zip(example, target.inputs, strict=True)):
+        calls["size two"] = example
+    return calls
+
+
+def _marked(target: Target, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    out = []
+    for arg, ranges in zip(inputs, target.ranges, strict=True):
+        arg = arg.detach()  # the mark belongs to the tensor object, and the recorded one is used elsewhere
+        for axis, dim in ranges.items():
+            if dim.static or arg.shape[axis] < 2:
+                torch._dynamo.mark_static(arg, axis)
+            else:
+                torch._dynamo.mark_dynamic(arg, axis)
+        out.append(arg)
+    return tuple(out)
+
+
+def _dynamic_axes(target: Target) -> dict[str, dict[int, str]]:
+    axes = {
+        name: {axis: f"{dim.name} {dim.minimum} to {dim.maximum}" for axis, dim in ranges.items() if not dim.static}
+        for name, ranges in zip(target.argument_names, target.ranges, strict=True)
+    }
+    return {name: dims for name, dims in axes.items() if dims}
+
+
+def _missing_cpp_compiler() -> str:
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception:
+        return "inductor needs a C++ compiler on the CPU: install g++ or clang++, or name one in CXX"
+    return ""
+
+
+def _compile_error(error: BaseException) -> str | None:
+    """torch.compile wraps the cause; a missing compiler deserves its own words."""
+    if "InvalidCxxCompiler" in repr(error):
+        return "no working C++ compiler was found; install g++ or clang++, or name one in CXX"
+    if "TritonMissing" in repr(error):
+        return "Triton is missing; pip install triton"
+    return None

@@ -1,0 +1,271 @@
+"""The command line of `run_groot_torchtrt.py`: flags -> plan and request -> one run -> exit status.
+
+Exit status: 0 done, 1 an accuracy gate failed, 2 bad input or something missing, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from .errors import Gr00tError, PlanError, unknown
+from .settings import BACKENDS, GROUPS, PRECISIONS, SUBMODULES, TIMERS
+
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
+
+EPILOG = """\
+examples:
+  try it, nothing needed (a generated model and dataset):
+    run_groot_torchtrt.py --model_path synthetic --dataset_path synthetic
+  the published command, on a machine with a GPU:
+    run_groot_torchtrt.py --precision FP16 --use_fp32_acc --use_explicit_typing --fn_name all --benchmark cuda_event
+  one submodule, against torch.compile instead of TensorRT:
+    run_groot_torchtrt.py --fn_name dit_model --backend inductor
+  a plan from a file, engines kept for another machine:
+    run_groot_torchtrt.py --config compile_configs/rtx_4090_5090.yaml --engine_dir engines
+
+exit status: 0 done, 1 an accuracy gate failed, 2 bad input, 130 interrupted
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises PlanError where argparse would print the whole usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise PlanError(f"command line: {message}", fix=f"{self.prog} --help explains every flag")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags; one that was not given stays None, so that a plan file can be told from the command line."""
+    p = _Parser(
+        prog="run_groot_torchtrt.py",
+        description="Compile GR00T N1.5 submodule by submodule, check each against eager fp32, time it, show the result.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=None,
+    )
+
+    g = p.add_argument_group("what runs")
+    g.add_argument(
+        "--model_path",
+        default="nvidia/GR00T-N1.5-3B",
+        metavar="PATH",
+        help="checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [%(default)s]",
+    )
+    g.add_argument(
+        "--dataset_path",
+        default="./demo_data/robot_sim.PickNPlace",
+        metavar="PATH",
+        help="LeRobot v2 dataset whose observation is used, or `synthetic` [%(default)s]",
+    )
+    g.add_argument(
+        "--data_config",
+        default="fourier_gr1_arms_only",
+        metavar="NAME",
+        help="keys and transforms: a built-in name or module:Class [%(default)s]",
+    )
+    g.add_argument(
+        "--embodiment_tag",
+        default="gr1",
+        metavar="TAG",
+        help="projector and statistics: gr1, oxe_droid, agibot_genie1, new_embodiment [%(default)s]",
+    )
+    g.add_argument("--episode", type=int, default=0, metavar="N", help="episode of the observation [%(default)s]")
+    g.add_argument("--step", type=int, default=0, metavar="N", help="row within the episode [%(default)s]")
+    g.add_argument(
+        "--frame_lookup",
+        default="index",
+        metavar="RULE",
+        help="video frame of a row: index (frame i for row i), nearest, on_screen [%(default)s]",
+    )
+    g.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder, tokenizer.json or hub id [found by itself]")
+    g.add_argument(
+        "--bracketed_instruction",
+        action="store_true",
+        help="put the instruction into the prompt as ['text'], as the original does for single requests",
+    )
+    g.add_argument("--denoising_steps", type=int, metavar="N", help="Euler steps per action chunk [4]")
+    g.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise [%(default)s]")
+    g.add_argument("--device", metavar="DEVICE", help="cuda:0, cpu [cuda:0 where there is one]")
+
+    g = p.add_argument_group("what is compiled")
+    g.add_argument(
+        "--fn_name", default="all", metavar="NAME", help=f"{', '.join((*SUBMODULES, *GROUPS))} [%(default)s]"
+    )
+    g.add_argument(
+        "--backend",
+        metavar="NAME",
+        help=f"{', '.join(BACKENDS)} [torch_tensorrt; eager, announced, where it is not installed]",
+    )
+    g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags given beside it win")
+    g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
+    g.add_argument(
+        "--use_eagle_backbone_joint",
+        action="store_true",
+        default=None,
+        help="vision model, connector and language model as one graph",
+    )
+
+    g = p.add_argument_group("precision and compiler")
+    g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case, for the whole model [fp16]")
+    for flag, submodule in (("vit", "vision_model"), ("llm", "language_model"), ("dit", "dit_model")):
+        g.add_argument(f"--{flag}_dtype", metavar="P", help=f"precision of {submodule} [--precision]")
+    for flag, text in (
+        ("use_fp32_acc", "accumulate half-precision matrix products in fp32"),
+        ("use_explicit_typing", "the graph's dtypes are the engine's dtypes (always so here)"),
+        ("disable_tf32", "keep fp32 products out of TF32"),
+        ("use_cpp_runtime", "run engines through the C++ runtime, where the release has two"),
+        ("cpu_offload", "move PyTorch weights to the CPU once the engine exists"),
+        ("debug", "verbose compiler log"),
+    ):
+        g.add_argument(f"--{flag}", action="store_true", default=None, help=text)
+
+    g = p.add_argument_group("measuring and reporting")
+    g.add_argument("--benchmark", metavar="TIMER", help=f"{', '.join(TIMERS)} [cuda_event]")
+    g.add_argument("--num_iterations", type=int, metavar="N", help="timed calls of each thing [10]")
+    g.add_argument("--warmup_iterations", type=int, metavar="N", help="untimed calls before them [5]")
+    g.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
+    g.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+
+    g = p.add_argument_group("flags of the published script that need nothing here")
+    g.add_argument("--eval", action="store_true", help="every run compares every submodule with eager fp32 already")
+    g.add_argument(
+        "--attn_implementation",
+        metavar="NAME",
+        help="attention is always torch's scaled_dot_product_attention, which picks its own kernel",
+    )
+    g.add_argument("--use_onnx_vit", action="store_true", help="the ONNX route is not part of this release: refused")
+    g.add_argument("--use_onnx_llm", action="store_true", help="the ONNX route is not part of this release: refused")
+    return p
+
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """`--fn-name` is `--fn_name`: NVIDIA's scripts use both spellings, and so do fingers."""
+    out = []
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        out.append(name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg)
+    return out
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Dotted plan key -> what the command line sets it to; None where the flag was not given."""
+    return {
+        "backend": args.backend,
+        "precision": args.precision,
+        "submodules.vision_model.precision": args.vit_dtype,
+        "submodules.language_model.precision": args.llm_dtype,
+        "submodules.dit_model.precision": args.dit_dtype,
+        "build.use_fp32_acc": args.use_fp32_acc,
+        "build.use_explicit_typing": args.use_explicit_typing,
+        "build.disable_tf32": args.disable_tf32,
+        "build.use_cpp_runtime": args.use_cpp_runtime,
+        "build.cpu_offload": args.cpu_offload,
+        "build.debug": args.debug,
+        "benchmark.timer": args.benchmark,
+        "benchmark.iterations": args.num_iterations,
+        "benchmark.warmup": args.warmup_iterations,
+        "joint_backbone": args.use_eagle_backbone_joint,
+        "denoising_steps": args.denoising_steps,
+    }
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and what to tell the user about published flags that do nothing here.
+
+    Raises: PlanError for an unknown flag (the nearest one is offered), a value of the wrong kind, or a flag that
+        cannot be honoured.
+    """
+    p = parser()
+    args, strangers = p.parse_known_args(underscored(argv))
+    flags = [option for action in p._actions for option in action.option_strings if option.startswith("--")]
+    for stranger in strangers:
+        if stranger.startswith("-"):
+            raise unknown(PlanError, "command line: no such flag", stranger.partition("=")[0], flags)
+        raise PlanError(f"command line: {stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
+    for flag in ("use_onnx_vit", "use_onnx_llm"):
+        if getattr(args, flag):
+            raise PlanError(
+                f"--{flag}: the ONNX route is not part of this release",
+                fix="leave the flag out: the submodule is compiled by --backend",
+            )
+    notes = []
+    if args.attn_implementation is not None:
+        if args.attn_implementation not in ATTENTION:
+            raise unknown(PlanError, "--attn_implementation", args.attn_implementation, ATTENTION)
+        notes.append(
+            f"--attn_implementation {args.attn_implementation} has no effect: attention is torch's "
+            "scaled_dot_product_attention everywhere, in the eager baseline too"
+        )
+    if args.eval:
+        notes.append("--eval adds nothing: every submodule is compared with eager fp32 on recorded inputs anyway")
+    for flag in ("episode", "step"):
+        if getattr(args, flag) < 0:
+            raise PlanError(f"--{flag}: {getattr(args, flag)} is out of range", known="0 or more")
+    return args, notes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    console = Console(stderr=True)
+    try:
+        return _main(argv, console)
+    except Gr00tError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; finished engines are whole, nothing else was written", style="yellow")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(argv: Sequence[str], console: Console) -> int:
+    args, notes = parse(argv)
+    # Past the flags, so that --help and a typing mistake cost no PyTorch import.
+    from .plans import load_plan, merge
+    from .records import default_record_path, dumps, prepare_record, write_record
+    from .report import render
+    from .run import Job, failures, run
+    from .settings import Plan
+
+    plan = merge(load_plan(args.config) if args.config else Plan(), overrides(args))
+    record_path = (
+        Path(args.record) if args.record else default_record_path(Path.cwd(), f"{plan.precision} {args.fn_name}")
+    )
+    prepare_record(record_path)
+    job = Job(
+        model_path=args.model_path,
+        dataset_path=args.dataset_path,
+        data_config=args.data_config,
+        embodiment_tag=args.embodiment_tag,
+        episode=args.episode,
+        step=args.step,
+        frame_lookup=args.frame_lookup,
+        tokenizer=args.tokenizer,
+        bracketed_instruction=args.bracketed_instruction,
+        seed=args.seed,
+        device=args.device,
+        fn_name=args.fn_name,
+        backend_chosen=args.backend is not None or args.config is not None,
+        engine_dir=Path(args.engine_dir) if args.engine_dir else None,
+        plan_path=Path(args.config) if args.config else None,
+        command=shlex.join(["run_groot_torchtrt.py", *argv]),
+        notes=tuple(notes),
+    )
+    record = run(job, plan, console)
+    render(record, console)
+    write_record(record, record_path)
+    print(dumps(record) if args.json else record_path)
+    return 1 if failures(record) else 0

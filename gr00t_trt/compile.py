@@ -1,0 +1,93 @@
+"""A plan carried out on a model: precision set, submodules built, swapped in, and compared with eager fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import accuracy
+from .backends import get_backend
+from .backends.base import Built, Target
+from .model import Gr00tN1d5
+from .plans import ResolvedSubmodule, resolve
+from .settings import SUBMODULES, Gate, Plan
+from .shapes import DimRange
+from .submodules import Call, Recording, target
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One submodule after compilation.
+
+    Attributes:
+        agreement: Its worst agreement with eager fp32 over every call of the recorded request.
+        failures: What the gate holds against it, in plain words; empty when it passes.
+    """
+
+    target: Target
+    resolved: ResolvedSubmodule
+    built: Built
+    agreement: accuracy.Agreement
+    failures: list[str]
+
+
+def set_precision(model: Gr00tN1d5, plan: Plan) -> None:
+    """Cast every submodule to its planned dtype, and what lies between them to the plan's own.
+
+    In place, tensor by tensor: a model in fp32 becomes smaller and is never held twice.
+    """
+    model.cast_glue(DTYPES[plan.precision])
+    for name in SUBMODULES:
+        model.cast_stage(name, DTYPES[resolve(plan, name).precision])
+    if plan.joint_backbone:
+        # One graph has one dtype, connector and embedding table included.
+        model.cast_stage("eagle_backbone", DTYPES[resolve(plan, "eagle_backbone").precision])
+
+
+def compile_submodule(
+    model: Gr00tN1d5,
+    name: str,
+    plan: Plan,
+    recording: Recording,
+    dims: Mapping[str, DimRange],
+    *,
+    engine_dir: Path | None,
+    progress: Callable[[str], None],
+) -> Compiled:
+    """Build one submodule, put it into `model.stages`, and hold it against the eager fp32 recording.
+
+    Raises: BackendError, PlanError or RecordError from the backend.
+    """
+    resolved = resolve(plan, name)
+    wanted = target(model, name, recording, dims)
+    built = get_backend(resolved.backend).build(wanted, resolved.build, engine_dir=engine_dir, progress=progress)
+    progress("comparing with eager fp32")
+    agreement = agreement_with(built.call, recording[name], model.stage_dtypes[name], model.device)
+    model.stages[name] = built.call
+    return Compiled(wanted, resolved, built, agreement, judge(name, agreement, resolved.gate))
+
+
+def judge(name: str, agreement: accuracy.Agreement, gate: Gate) -> list[str]:
+    """The gate's complaints, each naming the submodule."""
+    return [f"{name}: {failure}" for failure in accuracy.check(agreement, gate)]
+
+
+@torch.inference_mode()
+def agreement_with(
+    call: Callable[..., torch.Tensor], calls: Sequence[Call], dtype: torch.dtype, device: torch.device
+) -> accuracy.Agreement:
+    """The worst agreement of `call` with recorded fp32 calls, given the same inputs.
+
+    Args:
+        dtype, device: What floating inputs are cast to and where all inputs go, as in a request.
+    """
+    outputs = []
+    for recorded in calls:
+        inputs = (x.to(device, dtype if x.is_floating_point() else x.dtype) for x in recorded.inputs)
+        outputs.append(call(*inputs))
+    return accuracy.compare(outputs, [c.output for c in calls])

@@ -1,0 +1,282 @@
+"""Data configs: for each robot, its cameras, state and action parts, what is done to them, and its instruction key.
+
+Source: Isaac-GR00T, gr00t/experiment/data_config.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import Gr00tError, PlanError, unknown
+from .metadata import EMBODIMENT_TAGS, ModalityConfig, embodiment_index
+from .state_action_transforms import StateActionSinCosTransform, StateActionToTensor, StateActionTransform
+from .transforms import ComposedModalityTransform, ConcatTransform, GR00TTransform, ModalityTransform
+from .video_transforms import VideoColorJitter, VideoCrop, VideoResize, VideoToNumpy, VideoToTensor
+
+__all__ = ["DATA_CONFIGS", "EMBODIMENT_TAGS", "DataConfig", "Processing", "data_config", "embodiment_index"]
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What happens to the parts of a state or an action.
+
+    Attributes:
+        mode: Normalisation of every part without an entry in `modes`; ``sin_cos`` is for whole states; None: untouched.
+        modes: Part -> its own mode, or None for untouched.
+        rotations: Part -> rotation type that it is converted to.
+    """
+
+    mode: str | None = "min_max"
+    modes: Mapping[str, str | None] = field(default_factory=dict)
+    rotations: Mapping[str, str] = field(default_factory=dict)
+
+
+class DataConfig:
+    """One data config. Subclass a built-in one and override attributes, or write a class with the same two methods.
+
+    Keys are full (``video.ego_view``); part names in the two `Processing` are short.
+    """
+
+    name: str = ""
+    video_keys: Sequence[str] = ()
+    state_keys: Sequence[str] = ()
+    action_keys: Sequence[str] = ()
+    language_keys: Sequence[str] = ()
+    observation_indices: Sequence[int] = (0,)
+    action_indices: Sequence[int] = tuple(range(16))
+    state_processing: Processing = Processing()
+    action_processing: Processing = Processing()
+
+    def modality_config(self) -> dict[str, ModalityConfig]:
+        """Keys and row offsets of video, state, action and language."""
+        return {
+            "video": ModalityConfig(list(self.observation_indices), list(self.video_keys)),
+            "state": ModalityConfig(list(self.observation_indices), list(self.state_keys)),
+            "action": ModalityConfig(list(self.action_indices), list(self.action_keys)),
+            "language": ModalityConfig(list(self.observation_indices), list(self.language_keys)),
+        }
+
+    def transform(self) -> ComposedModalityTransform:
+        """The chain from an observation to model inputs, and back for actions."""
+        return ComposedModalityTransform(
+            transforms=[
+                VideoToTensor(apply_to=self.video_keys),
+                VideoCrop(apply_to=self.video_keys, scale=0.95),
+                VideoResize(apply_to=self.video_keys, height=224, width=224, interpolation="linear"),
+                VideoColorJitter(apply_to=self.video_keys, brightness=0.3, contrast=0.4, saturation=0.5, hue=0.08),
+                VideoToNumpy(apply_to=self.video_keys),
+                *_vector_transforms(self.state_keys, self.state_processing),
+                *_vector_transforms(self.action_keys, self.action_processing),
+                ConcatTransform(
+                    video_concat_order=self.video_keys,
+                    state_concat_order=self.state_keys,
+                    action_concat_order=self.action_keys,
+                ),
+                GR00TTransform(
+                    state_horizon=len(self.observation_indices),
+                    action_horizon=len(self.action_indices),
+                    max_state_dim=64,
+                    max_action_dim=32,
+                ),
+            ]
+        )
+
+
+def _vector_transforms(keys: Sequence[str], processing: Processing) -> list[ModalityTransform]:
+    if processing.mode == "sin_cos":
+        return [StateActionToTensor(apply_to=keys), StateActionSinCosTransform(apply_to=keys)]
+    modes, rotations = {}, {}
+    for key in keys:
+        name = key.partition(".")[2]
+        mode = processing.modes.get(name, processing.mode)
+        if mode is not None:
+            modes[key] = mode
+        if name in processing.rotations:
+            rotations[key] = processing.rotations[name]
+    return [
+        StateActionToTensor(apply_to=keys),
+        StateActionTransform(apply_to=keys, normalization_modes=modes, target_rotations=rotations),
+    ]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One line of the table; names are short and separated by spaces."""
+
+    class_name: str
+    video: str
+    state: str
+    action: str
+    language: str
+    state_processing: Processing = Processing()
+    action_processing: Processing = Processing()
+
+
+_SIN_COS = Processing("sin_cos")
+_GR1 = "left_arm right_arm left_hand right_hand"
+_G1 = "left_leg right_leg waist left_arm right_arm left_hand right_hand"
+_TASK = "human.action.task_description"
+_PANDA_QUATERNIONS = Processing(
+    modes={"right_arm_eef_quat": None, "left_arm_eef_quat": None},
+    rotations={"right_arm_eef_quat": "rotation_6d", "left_arm_eef_quat": "rotation_6d"},
+)
+_AGIBOT = (
+    "left_arm_joint_position right_arm_joint_position left_effector_position right_effector_position "
+    "head_position waist_position"
+)
+
+_TABLE: Mapping[str, _Row] = {
+    "fourier_gr1_arms_only": _Row("FourierGr1ArmsOnlyDataConfig", "ego_view", _GR1, _GR1, _TASK, _SIN_COS),
+    "fourier_gr1_arms_waist": _Row(
+        "FourierGr1ArmsWaistDataConfig",
+        "ego_view",
+        f"{_GR1} waist",
+        f"{_GR1} waist",
+        "human.coarse_action",
+        _SIN_COS,
+    ),
+    "fourier_gr1_full_upper_body": _Row(
+        "FourierGr1FullUpperBodyDataConfig", "front_view", f"{_GR1} waist neck", f"{_GR1} waist neck", _TASK
+    ),
+    "bimanual_panda_gripper": _Row(
+        "BimanualPandaGripperDataConfig",
+        "right_wrist_view left_wrist_view front_view",
+        "right_arm_eef_pos right_arm_eef_quat right_gripper_qpos left_arm_eef_pos left_arm_eef_quat left_gripper_qpos",
+        "right_arm_eef_pos right_arm_eef_rot right_gripper_close left_arm_eef_pos left_arm_eef_rot left_gripper_close",
+        _TASK,
+        _PANDA_QUATERNIONS,
+        Processing(None, {"right_gripper_close": "binary", "left_gripper_close": "binary"}),
+    ),
+    "bimanual_panda_hand": _Row(
+        "BimanualPandaHandDataConfig",
+        "right_wrist_view left_wrist_view ego_view",
+        "right_arm_eef_pos right_arm_eef_quat right_hand left_arm_eef_pos left_arm_eef_quat left_hand",
+        "right_arm_eef_pos right_arm_eef_rot right_hand left_arm_eef_pos left_arm_eef_rot left_hand",
+        _TASK,
+        _PANDA_QUATERNIONS,
+        Processing(None, {"right_hand": "min_max", "left_hand": "min_max"}),
+    ),
+    "single_panda_gripper": _Row(
+        "SinglePandaGripperDataConfig",
+        "left_view right_view wrist_view",
+        "end_effector_position_relative end_effector_rotation_relative gripper_qpos base_position base_rotation",
+        "end_effector_position end_effector_rotation gripper_close base_motion control_mode",
+        _TASK,
+        Processing(rotations={"end_effector_rotation_relative": "rotation_6d", "base_rotation": "rotation_6d"}),
+        Processing(modes={"gripper_close": "binary", "control_mode": "binary"}),
+    ),
+    "so100": _Row("So100DataConfig", "webcam", "single_arm gripper", "single_arm gripper", "human.task_description"),
+    "so100_dualcam": _Row(
+        "So100DualCamDataConfig", "front wrist", "single_arm gripper", "single_arm gripper", "human.task_description"
+    ),
+    "unitree_g1": _Row("UnitreeG1DataConfig", "rs_view", _GR1, _GR1, "human.task_description"),
+    "unitree_g1_full_body": _Row("UnitreeG1FullBodyDataConfig", "rs_view", _G1, _GR1, "human.task_description"),
+    "oxe_droid": _Row(
+        "OxeDroidDataConfig",
+        "exterior_image_1 exterior_image_2 wrist_image",
+        "eef_position eef_rotation gripper_position",
+        "eef_position_delta eef_rotation_delta gripper_position",
+        "language.language_instruction",
+        Processing(modes={"eef_rotation": None}, rotations={"eef_rotation": "rotation_6d"}),
+        Processing(None, {"gripper_position": "binary"}, {"eef_rotation_delta": "axis_angle"}),
+    ),
+    "agibot_genie1": _Row(
+        "AgibotGenie1DataConfig",
+        "top_head hand_left hand_right",
+        _AGIBOT,
+        f"{_AGIBOT} robot_velocity",
+        "language.action_text",
+    ),
+}
+
+
+def _class_of(name: str, row: _Row) -> type[DataConfig]:
+    def keys(section: str, names: str) -> list[str]:
+        return [f"{section}.{n}" for n in names.split()]
+
+    attributes = {
+        "__module__": __name__,
+        "__doc__": f"The built-in data config `{name}`.",
+        "name": name,
+        "video_keys": keys("video", row.video),
+        "state_keys": keys("state", row.state),
+        "action_keys": keys("action", row.action),
+        "language_keys": keys("annotation", row.language),
+        "state_processing": row.state_processing,
+        "action_processing": row.action_processing,
+    }
+    return type(row.class_name, (DataConfig,), attributes)
+
+
+DATA_CONFIGS: Mapping[str, type[DataConfig]] = {name: _class_of(name, row) for name, row in _TABLE.items()}
+"""Built-in data configs by name. Their classes can also be imported from here, as `So100DataConfig` and so on."""
+
+
+def __getattr__(name: str) -> Any:
+    for cls in DATA_CONFIGS.values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def data_config(name: str) -> Any:
+    """A data config: an object with `modality_config()` and `transform()`.
+
+    Args:
+        name: A built-in name, or ``module.path:ClassName``; the working directory is searched first for the module,
+            and the class is made without arguments.
+    Raises: PlanError for an unknown name, or a class that cannot be imported, made or used.
+    """
+    if ":" in name:
+        return _external(name)
+    if name not in DATA_CONFIGS:
+        raise unknown(PlanError, "--data_config", name, DATA_CONFIGS)
+    return DATA_CONFIGS[name]()
+
+
+def _external(name: str) -> Any:
+    module_name, _, class_name = name.partition(":")
+    where = f"--data_config {name}"
+    try:
+        with _working_directory_first():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # the module is the user's: anything can happen while it runs
+        raise PlanError(
+            f"{where}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}",
+            known=f"searched in {Path.cwd()}, then in Python's path",
+            fix="the form is module.path:ClassName",
+        ) from error
+    cls = getattr(module, class_name, None)
+    if not callable(cls):
+        classes = [k for k, v in vars(module).items() if isinstance(v, type)]
+        raise unknown(PlanError, f"{where}: class in {module_name}", class_name, classes)
+    missing = [method for method in ("modality_config", "transform") if not callable(getattr(cls, method, None))]
+    if missing:
+        raise PlanError(
+            f"{where}: {class_name} has no {' and no '.join(missing)}",
+            known="a data config has modality_config() and transform()",
+        )
+    try:
+        return cls()
+    except Gr00tError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"{where}: {class_name}() failed: {type(error).__name__}: {error}", known="made without arguments"
+        ) from error
+
+
+@contextmanager
+def _working_directory_first() -> Any:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

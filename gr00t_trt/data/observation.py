@@ -1,0 +1,170 @@
+"""What a policy accepts: an observation, checked once and brought into one batched form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ObservationError, nearest
+from .metadata import DatasetMetadata, ModalityConfig
+from .prompt import bracketed
+
+
+def validate_observation(
+    observation: Mapping[str, Any],
+    modality_config: Mapping[str, ModalityConfig],
+    metadata: DatasetMetadata,
+    *,
+    bracketed_text: bool = False,
+) -> tuple[dict[str, Any], bool]:
+    """Check an observation and add the batch axis where it lacks one.
+
+    Args:
+        observation: ``video.<view>`` uint8 [T, H, W, 3] at the metadata's resolution; ``state.<part>`` numbers [T, D]
+            in physical units; at most one ``annotation...`` key with the instruction: a string, a list of one, or an
+            array of one. Or everything with a leading batch axis B, and B strings. Recorded ``action.*`` keys and
+            keys that the data config does not name are left out.
+        modality_config: Keys and horizons of the data config.
+        metadata: Resolutions and widths.
+        bracketed_text: Render the instruction of an unbatched observation as ``['text']``, as the original does.
+    Returns: The observation with ``video.*`` uint8 [B, T, H, W, 3], ``state.*`` float32 or float64 [B, T, D] and the
+        annotation as a list of B strings; and whether it came as a batch.
+    Raises: ObservationError naming the key, the value and the fix.
+    """
+    if not isinstance(observation, Mapping):
+        raise ObservationError(f"observation is {type(observation).__name__}", known="a dict of full keys")
+    out: dict[str, Any] = {}
+    batch: dict[str, int | None] = {}
+    for modality, check in (("video", _video), ("state", _state)):
+        config = modality_config.get(modality)
+        for key in config.modality_keys if config else ():
+            value = _array(key, _get(observation, key))
+            lead = value.shape[0] if value.ndim == _RANKS[modality] + 1 else None
+            value = check(key, value, len(config.delta_indices), metadata)  # type: ignore[union-attr]
+            out[key] = value if lead is not None else value[None]
+            batch[key] = lead
+    _check_batch(batch)
+    size = next(iter(batch.values()), None)
+    annotation = _annotation_key(observation, modality_config)
+    if annotation is not None:
+        language = modality_config.get("language")
+        horizon = len(language.delta_indices) if language else 1
+        texts = _texts(annotation, observation[annotation], size, horizon)
+        out[annotation] = [bracketed(t) for t in texts] if bracketed_text and size is None else texts
+    return out, size is not None
+
+
+_RANKS = {"video": 4, "state": 2}
+
+
+def _get(observation: Mapping[str, Any], key: str) -> Any:
+    if key not in observation:
+        given = sorted(str(k) for k in observation)
+        close = nearest(key, given)
+        raise ObservationError(
+            f"key {key!r} is missing",
+            known=given or "an empty observation",
+            fix=f"add {key} to the observation" + (f" (did you mean it by {close}?)" if close else ""),
+        )
+    return observation[key]
+
+
+def _array(key: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # ragged lists, tensors on a GPU, objects with a failing __array__
+        raise ObservationError(f"{key} is no array: {error}", fix="send a numpy array") from error
+
+
+def _video(key: str, value: np.ndarray, horizon: int, metadata: DatasetMetadata) -> np.ndarray:
+    width, height = metadata.view(key).resolution
+    known = f"uint8 [{horizon}, {height}, {width}, 3], or with a leading batch axis"
+    if value.dtype != np.uint8:
+        raise ObservationError(f"{key} is {value.dtype}", known=known, fix="send RGB bytes, 0 to 255")
+    if value.ndim not in (4, 5):
+        fix = f"add the time axis: {key}[None]" if value.ndim == 3 else "send one array per view"
+        raise ObservationError(f"{key} has shape {value.shape}", known=known, fix=fix)
+    if value.shape[-1] != 3:
+        raise ObservationError(f"{key} has shape {value.shape}", known=known, fix="put the 3 colour channels last")
+    if value.shape[-3:-1] != (height, width):
+        raise ObservationError(
+            f"{key} is {value.shape[-2]} x {value.shape[-3]} pixels (width x height)",
+            known=f"{width} x {height}, the resolution that this checkpoint was trained with",
+            fix=f"resize the frames to {width} x {height}, or use a checkpoint of this camera",
+        )
+    if value.shape[-4] != horizon:
+        raise ObservationError(f"{key} holds {value.shape[-4]} frames", known=known, fix=f"send {horizon} per request")
+    return value
+
+
+def _state(key: str, value: np.ndarray, horizon: int, metadata: DatasetMetadata) -> np.ndarray:
+    width = metadata.part(key).width
+    known = f"numbers [{horizon}, {width}], or with a leading batch axis"
+    if value.dtype.kind not in "fiub":
+        raise ObservationError(f"{key} is {value.dtype}", known=known, fix="send float64 or float32")
+    if value.ndim not in (2, 3):
+        fix = f"add the time axis: {key}[None]" if value.ndim == 1 else "send one array per part"
+        raise ObservationError(f"{key} has shape {value.shape}", known=known, fix=fix)
+    if value.shape[-1] != width:
+        raise ObservationError(f"{key} is {value.shape[-1]} wide", known=known, fix=f"send {width} values per row")
+    if value.shape[-2] != horizon:
+        raise ObservationError(f"{key} holds {value.shape[-2]} rows", known=known, fix=f"send {horizon} per request")
+    if value.dtype not in (np.float32, np.float64):
+        value = value.astype(np.float64)
+    if not np.isfinite(value).all():
+        position = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+        raise ObservationError(
+            f"{key} holds {value[position]} at {list(position)}",
+            known="finite numbers",
+            fix="check the sensor, or repeat its last good reading",
+        )
+    return value
+
+
+def _check_batch(batch: Mapping[str, int | None]) -> None:
+    sizes = set(batch.values())
+    if len(sizes) > 1:
+        given = ", ".join(f"{k}: {'no batch axis' if n is None else f'batch {n}'}" for k, n in batch.items())
+        raise ObservationError(
+            f"batch sizes differ: {given}",
+            known="all keys with the same leading batch axis, or all without",
+            fix="add or remove the first axis of the odd ones",
+        )
+    if 0 in sizes:
+        raise ObservationError("the batch is empty", known="a leading axis of at least 1")
+
+
+def _annotation_key(observation: Mapping[str, Any], modality_config: Mapping[str, ModalityConfig]) -> str | None:
+    keys = [k for k in observation if isinstance(k, str) and "annotation" in k]
+    if len(keys) > 1:
+        language = modality_config.get("language")
+        known = ", ".join(language.modality_keys) if language else "one annotation key"
+        raise ObservationError(
+            f"{len(keys)} instructions: {', '.join(keys)}", known=known, fix="send exactly one annotation key"
+        )
+    return keys[0] if keys else None
+
+
+def _texts(key: str, value: Any, batch: int | None, horizon: int) -> list[str]:
+    if isinstance(value, str):
+        return [str(value)] * (batch or 1)
+    items = list(np.asarray(value, dtype=object).reshape(-1)) if value is not None else [value]
+    for item in items:
+        if not isinstance(item, str):
+            raise ObservationError(
+                f"{key} holds {type(item).__name__}: {str(item)[:60]!r}",
+                known="a string, or a list of strings",
+                fix="send the instruction as text",
+            )
+    if batch is None and len(items) == horizon:
+        # A step of a dataset carries one text per observed row; the first is the instruction.
+        items = items[:1]
+    if len(items) != (batch or 1):
+        raise ObservationError(
+            f"{key} holds {len(items)} strings",
+            known=f"one per sample of the batch: {batch}" if batch else "one string",
+            fix="send one instruction per sample",
+        )
+    return [str(item) for item in items]

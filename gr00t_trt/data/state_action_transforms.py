@@ -1,0 +1,242 @@
+"""State and action vectors between physical units and the model's [-1, 1].
+
+Source: Isaac-GR00T, gr00t/data/transform/state_action.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ObservationError, PlanError, unknown
+from .metadata import ROTATIONS, DatasetMetadata, Statistics
+from .rotations import BOUNDS, WIDTHS, convert
+from .transforms import Data, ModalityTransform
+
+MODES = ("min_max", "q99", "mean_std", "binary", "scale")
+
+
+class Normalizer:
+    """One part's normalisation, element-wise in the dtype of its input.
+
+    Args:
+        mode: One of `MODES`.
+        statistics: Of width D, in physical units.
+    Raises: PlanError for an unknown mode; by `inverse` for ``scale``, which has none.
+    """
+
+    def __init__(self, mode: str, statistics: Statistics):
+        if mode not in MODES:
+            raise unknown(PlanError, "normalization mode", mode, MODES)
+        self.mode = mode
+        self._statistics = {name: torch.from_numpy(getattr(statistics, name)) for name in vars(statistics)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] physical to normalised. Only ``q99`` clamps; constant columns give 0 (min_max, scale) or x."""
+        if self.mode == "binary":
+            return (x > 0.5).to(x.dtype)
+        if self.mode == "mean_std":
+            mean, std = self._cast(x, "mean", "std")
+            return torch.where(std != 0, (x - mean) / _nonzero(std), x)
+        low, high = self._bounds(x)
+        if self.mode == "scale":
+            largest = torch.maximum(low.abs(), high.abs())
+            return torch.where(largest != 0, x / _nonzero(largest), torch.zeros_like(x))
+        scaled = 2 * ((x - low) / _nonzero(high - low)) - 1
+        if self.mode == "min_max":
+            return torch.where(high != low, scaled, torch.zeros_like(x))
+        return torch.where(high != low, scaled, x).clamp(-1, 1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """[..., D] normalised to physical, without clamping; constant columns give their value."""
+        if self.mode == "binary":
+            return (y > 0.5).to(y.dtype)
+        if self.mode == "scale":
+            raise PlanError("normalization mode scale has no inverse", known="min_max, q99, mean_std, binary")
+        if self.mode == "mean_std":
+            mean, std = self._cast(y, "mean", "std")
+            return y * std + mean
+        low, high = self._bounds(y)
+        return (y + 1) / 2 * (high - low) + low
+
+    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        names = ("q01", "q99") if self.mode == "q99" else ("min", "max")
+        low, high = self._cast(x, *names)
+        return low, high
+
+    def _cast(self, x: Tensor, *names: str) -> list[Tensor]:
+        return [self._statistics[name].to(x.dtype) for name in names]
+
+
+class StateActionToTensor(ModalityTransform):
+    """numpy to torch and back, keeping the dtype unless told otherwise.
+
+    Args:
+        apply_to: Full keys.
+        input_dtypes: Key -> numpy dtype that the value must have.
+        output_dtypes: Key -> torch dtype to cast to.
+    """
+
+    def __init__(
+        self,
+        apply_to: Iterable[str],
+        input_dtypes: Mapping[str, Any] | None = None,
+        output_dtypes: Mapping[str, torch.dtype] | None = None,
+    ):
+        super().__init__(apply_to)
+        self.input_dtypes, self.output_dtypes = dict(input_dtypes or {}), dict(output_dtypes or {})
+
+    def apply(self, data: Data) -> Data:
+        out = dict(data)
+        for key in self.apply_to:
+            if key in data:
+                value = np.asarray(data[key])
+                wanted = self.input_dtypes.get(key)
+                if wanted is not None and value.dtype != np.dtype(wanted):
+                    raise ObservationError(f"{key} is {value.dtype}", known=f"{np.dtype(wanted)} by the data config")
+                out[key] = torch.tensor(value, dtype=self.output_dtypes.get(key))
+        return out
+
+    def unapply(self, data: Data) -> Data:
+        out = dict(data)
+        for key in self.apply_to:
+            if isinstance(data.get(key), Tensor):
+                out[key] = data[key].detach().cpu().numpy()
+        return out
+
+
+class StateActionTransform(ModalityTransform):
+    """Rotations to another representation, then normalisation; the inverse undoes both.
+
+    Arithmetic and results keep the dtype of the values that are passed in.
+
+    Args:
+        apply_to: Full keys.
+        normalization_modes: Key -> one of `MODES`; keys without one pass unchanged.
+        target_rotations: Key -> one of the rotation types; the metadata says what it is converted from.
+    Raises: by `set_metadata`, PlanError for a mode or rotation that the part does not permit.
+    """
+
+    def __init__(
+        self,
+        apply_to: Iterable[str],
+        normalization_modes: Mapping[str, str] | None = None,
+        target_rotations: Mapping[str, str] | None = None,
+        **training: Any,
+    ):
+        super().__init__(apply_to)
+        self.normalization_modes = dict(normalization_modes or {})
+        self.target_rotations = dict(target_rotations or {})
+        for key in [*self.normalization_modes, *self.target_rotations]:
+            if key not in self.apply_to:
+                raise unknown(PlanError, "StateActionTransform: key outside apply_to", key, self.apply_to)
+        for key, mode in self.normalization_modes.items():
+            if mode not in MODES:
+                raise unknown(PlanError, f"normalization_modes: {key}", mode, MODES)
+        for key, rotation in self.target_rotations.items():
+            if rotation not in ROTATIONS:
+                raise unknown(PlanError, f"target_rotations: {key}", rotation, ROTATIONS)
+        self._rotations: dict[str, tuple[str, str]] = {}
+        self._normalizers: dict[str, Normalizer] = {}
+
+    def set_metadata(self, metadata: DatasetMetadata) -> None:
+        self._rotations, self._normalizers = {}, {}
+        for key, target in self.target_rotations.items():
+            source = metadata.part(key).rotation_type
+            if source is None:
+                raise PlanError(
+                    f"{key}: to be converted to {target}, but the metadata gives it no rotation_type",
+                    known=ROTATIONS,
+                    fix="set rotation_type for the part in modality.json and in the checkpoint's metadata.json",
+                )
+            if source.startswith("euler") and target.startswith("euler") and source != target:
+                raise PlanError(f"{key}: {source} to {target}: Euler angles are not converted to another order")
+            if source != target:
+                self._rotations[key] = (source, target)
+        for key, mode in self.normalization_modes.items():
+            self._normalizers[key] = Normalizer(mode, self._statistics(key, mode, metadata))
+
+    def _statistics(self, key: str, mode: str, metadata: DatasetMetadata) -> Statistics:
+        info = metadata.part(key)
+        if not info.continuous and mode != "binary":
+            raise PlanError(f"{key}: {mode} on a part that is not continuous", known="binary")
+        if key not in self._rotations:
+            return metadata.statistics(key)
+        source, target = self._rotations[key]
+        if not info.absolute:
+            raise PlanError(
+                f"{key}: {mode} on a relative rotation converted from {source} to {target}",
+                known="relative rotations have no fixed bounds",
+                fix="drop the mode or the conversion",
+            )
+        if mode != "min_max" or target not in BOUNDS:
+            raise PlanError(
+                f"{key}: {mode} on a rotation converted from {source} to {target}",
+                known=f"min_max on {', '.join(BOUNDS)}",
+            )
+        bound = np.full(WIDTHS[target], BOUNDS[target], dtype=np.float64)
+        zero, one = np.zeros_like(bound), np.ones_like(bound)
+        return Statistics(max=bound, min=-bound, mean=zero, std=one, q01=-bound, q99=bound)
+
+    def apply(self, data: Data) -> Data:
+        out = dict(data)
+        for key in self.apply_to:
+            if key in data:
+                value = torch.as_tensor(data[key])
+                if key in self._rotations:
+                    value = convert(value, *self._rotations[key])
+                if key in self._normalizers:
+                    value = self._normalizers[key].forward(value)
+                out[key] = value
+        return out
+
+    def unapply(self, data: Data) -> Data:
+        out = dict(data)
+        for key in self.apply_to:
+            if key in data:
+                value = torch.as_tensor(data[key])
+                if key in self._normalizers:
+                    value = self._normalizers[key].inverse(value)
+                if key in self._rotations:
+                    source, target = self._rotations[key]
+                    value = convert(value, target, source)
+                out[key] = value
+        return out
+
+
+class StateActionSinCosTransform(ModalityTransform):
+    """[..., D] angles in radians to [..., 2 D]: all sines, then all cosines. There is no inverse."""
+
+    def apply(self, data: Data) -> Data:
+        out = dict(data)
+        for key in self.apply_to:
+            if key not in data:
+                raise ObservationError(
+                    f"key {key!r} is missing", known=sorted(map(str, data)), fix=f"add {key} to the observation"
+                )
+            value = torch.as_tensor(data[key])
+            out[key] = torch.cat([value.sin(), value.cos()], dim=-1)
+        return out
+
+
+class StateActionPerturbation(ModalityTransform):
+    """Noise on the listed keys in training; nothing here."""
+
+    def __init__(self, apply_to: Iterable[str], std: float = 0.0):
+        super().__init__(apply_to)
+
+
+class StateActionDropout(ModalityTransform):
+    """Zeros the listed keys at random in training; nothing here."""
+
+    def __init__(self, apply_to: Iterable[str], dropout_prob: float = 0.0):
+        super().__init__(apply_to)
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    """`x` with zeros replaced by one, for divisions whose result is not used there."""
+    return torch.where(x == 0, torch.ones_like(x), x)

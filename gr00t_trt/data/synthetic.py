@@ -1,0 +1,293 @@
+"""A made-up LeRobot v2 dataset for any built-in data config, for tests, demonstrations and first runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import PlanError
+from .embodiments import data_config
+from .layout import DEFAULT_COLUMNS
+from .metadata import STATISTICS
+from .parquet import column_statistics, write_table
+from .rotations import convert
+from .video import write_video
+
+FPS = 20
+TASKS = (
+    "pick the pear from the counter and place it in the plate",
+    "push the red block to the left",
+    "open the top drawer",
+    "valid",
+)
+VERSION = 1
+"""Raise when the content changes, so that folders of an older version are not reused."""
+
+_WIDTHS = {
+    "left_arm": 7, "right_arm": 7, "left_hand": 6, "right_hand": 6, "left_leg": 6, "right_leg": 6,
+    "waist": 3, "neck": 3, "single_arm": 5, "gripper": 1,
+    "gripper_qpos": 2, "right_gripper_qpos": 2, "left_gripper_qpos": 2, "base_motion": 4,
+    "left_arm_joint_position": 7, "right_arm_joint_position": 7, "left_effector_position": 1,
+    "right_effector_position": 1, "head_position": 2, "waist_position": 2, "robot_velocity": 2,
+    "gripper_close": 1, "right_gripper_close": 1, "left_gripper_close": 1, "control_mode": 1, "gripper_position": 1,
+}  # fmt: skip
+_QUATERNIONS = ("right_arm_eef_quat", "left_arm_eef_quat", "end_effector_rotation_relative", "base_rotation")
+_SWITCHES = ("gripper_close", "right_gripper_close", "left_gripper_close", "control_mode")
+
+
+def synthetic_dataset(
+    cache: str | Path | None = None,
+    *,
+    data_config: str = "fourier_gr1_arms_only",
+    episodes: int = 2,
+    length: int = 32,
+    seed: int = 0,
+    resolution: tuple[int, int] = (256, 256),
+) -> Path:
+    """The folder of a synthetic dataset, written on first use and reused afterwards.
+
+    The dataset is built beside its place and renamed into it, so processes that start together cannot see a part of
+    it, or spoil each other's.
+
+    Args:
+        cache: Folder to keep it in; a folder of this user in the system's temporary directory when None.
+        data_config, episodes, length, seed, resolution: As in `write_synthetic_dataset`.
+    """
+    if cache is None:
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        cache = Path(tempfile.gettempdir()) / f"gr00t_trt-{user}"
+    width, height = resolution
+    # A class of one's own is named module:Class, which is no folder name everywhere.
+    label = data_config.replace(":", "-")
+    folder = Path(cache) / f"synthetic-{label}-{episodes}x{length}-{width}x{height}-seed{seed}-v{VERSION}"
+    if _is_complete(folder):
+        return folder
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
+    try:
+        write_synthetic_dataset(
+            building, data_config=data_config, episodes=episodes, length=length, seed=seed, resolution=resolution
+        )
+        _move_into_place(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def write_synthetic_dataset(
+    folder: str | Path,
+    *,
+    data_config: str = "fourier_gr1_arms_only",
+    episodes: int = 2,
+    length: int = 32,
+    seed: int = 0,
+    resolution: tuple[int, int] = (256, 256),
+) -> Path:
+    """Write a LeRobot v2 dataset with the keys of a data config: parquet, H.264 videos and all of ``meta``.
+
+    Joints follow smooth curves, actions are the next row's state where both have the part, quaternions have unit
+    length, switches are 0 or 1; each camera sees coloured shapes that move.
+
+    Args:
+        folder: Made if absent; files in it are overwritten.
+        data_config: Built-in name (or ``module:Class``).
+        episodes: Number of episodes.
+        length: Rows per episode.
+        seed: Of all random choices.
+        resolution: Width and height of every view in pixels, both even.
+    Returns: The folder.
+    Raises: PlanError for an unknown data config or sizes that cannot be written.
+    """
+    config = _config(data_config)
+    if episodes < 1 or length < 1 or any(side < 16 or side % 2 for side in resolution):
+        raise PlanError(
+            f"synthetic dataset: {episodes} episodes of {length} rows at {resolution[0]} x {resolution[1]}",
+            known="at least 1 episode and 1 row; width and height even, at least 16",
+        )
+    folder = Path(folder)
+    keys = {name: [k.partition(".")[2] for k in c.modality_keys] for name, c in config.modality_config().items()}
+    random = np.random.default_rng(seed)
+    # One set of curves per part and episode, shared by state and action, makes actions track the state.
+    curves = {name: random.uniform(0.2, 1.0, size=(3, 8)) for name in sorted({*keys["state"], *keys["action"]})}
+    annotations = keys["language"] or ["human.task_description"]
+    files = []
+    for episode in range(episodes):
+        name = f"chunk-000/episode_{episode:06d}"
+        columns: dict[str, np.ndarray] = {}
+        for section, column in DEFAULT_COLUMNS.items():
+            shift = 1 if section == "action" else 0
+            rows = np.arange(length) + shift
+            parts = [_trajectory(part, section, curves[part], episode, rows) for part in keys[section]]
+            columns[column] = np.concatenate(parts, axis=1)
+        columns |= _bookkeeping(episode, length, annotations)
+        files.append(folder / "data" / f"{name}.parquet")
+        write_table(files[-1], columns)
+        for number, view in enumerate(keys["video"]):
+            path = folder / "videos" / "chunk-000" / f"observation.images.{view}" / f"episode_{episode:06d}.mp4"
+            write_video(path, _scene(random.spawn(1)[0], number, length, resolution), FPS)
+    _write_meta(folder, config, keys, annotations, episodes, length, resolution, files)
+    return folder
+
+
+def _config(name: str) -> Any:
+    # Named apart, because the public functions call their argument what the command line calls it.
+    return data_config(name)
+
+
+def _layout(name: str, section: str) -> dict[str, Any]:
+    """Width and modality.json fields of a part."""
+    if name in _QUATERNIONS:
+        return {"width": 4, "rotation_type": "quaternion"}
+    if name.endswith(("eef_rot", "end_effector_rotation")):
+        return {"width": 3, "rotation_type": "axis_angle"}
+    if name.startswith("eef_rotation"):
+        return {"width": 3, "rotation_type": "euler_angles_rpy", "absolute": "delta" not in name}
+    return {"width": _WIDTHS.get(name, 3), "absolute": "delta" not in name}
+
+
+def _trajectory(name: str, section: str, curve: np.ndarray, episode: int, rows: np.ndarray) -> np.ndarray:
+    """float64 [len(rows), D] in plausible physical units."""
+    width = _layout(name, section)["width"]
+    amplitude, speed, phase = curve[0], curve[1], 2 * np.pi * curve[2] + 0.7 * episode
+    time = rows[:, None] / FPS
+    wave = amplitude * np.sin(2 * np.pi * speed * time + phase)
+    if name in _QUATERNIONS:
+        return np.asarray(convert(torch.from_numpy(wave[:, :3]), "axis_angle", "quaternion"))
+    if name in _SWITCHES or (section == "action" and name == "gripper_position"):
+        return (wave[:, :width] > 0).astype(np.float64)
+    if "delta" in name:
+        return 0.05 * wave[:, :width]
+    return wave[:, :width]
+
+
+def _bookkeeping(episode: int, length: int, annotations: list[str]) -> dict[str, np.ndarray]:
+    rows = np.arange(length)
+    task = np.full(length, episode % (len(TASKS) - 1))
+    return {
+        "timestamp": rows / FPS,
+        **{f"annotation.{name}": task for name in annotations},
+        "task_index": task,
+        "episode_index": np.full(length, episode),
+        "frame_index": rows,
+        "index": rows + episode * length,
+        "next.reward": np.zeros(length),
+        "next.done": rows == length - 1,
+    }
+
+
+def _scene(random: np.random.Generator, view: int, length: int, resolution: tuple[int, int]) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3] frames: a graded background, a square that slides and a disc that circles."""
+    width, height = resolution
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    background = np.stack([x * (160 / width), y * (160 / height), (x + y) * (160 / (width + height))], axis=-1)
+    background = np.roll(background, view, axis=-1) + 40
+    colours = random.uniform(0, 255, size=(2, 3))
+    offset = random.uniform(0, 2 * np.pi)
+    side, radius = 0.1 * min(width, height), 0.08 * min(width, height)
+    for row in range(length):
+        turn = 2 * np.pi * row / 40 + offset
+        image = background.copy()
+        left, top = width * (0.5 + 0.3 * np.sin(turn)), height * 0.7
+        image[(abs(x - left) < side) & (abs(y - top) < side)] = colours[0]
+        centre = width * (0.5 + 0.25 * np.cos(turn)), height * (0.35 + 0.2 * np.sin(turn))
+        image[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2] = colours[1]
+        yield image.astype(np.uint8)
+
+
+def _write_meta(
+    folder: Path,
+    config: Any,
+    keys: dict[str, list[str]],
+    annotations: list[str],
+    episodes: int,
+    length: int,
+    resolution: tuple[int, int],
+    files: list[Path],
+) -> None:
+    meta = folder / "meta"
+    meta.mkdir(parents=True, exist_ok=True)
+    modality: dict[str, Any] = {"state": {}, "action": {}}
+    for section, entries in modality.items():
+        start = 0
+        for name in keys[section]:
+            entry = _layout(name, section)
+            end = start + entry.pop("width")
+            entries[name] = {"start": start, "end": end, **entry}
+            start = end
+    modality["video"] = {view: {"original_key": f"observation.images.{view}"} for view in keys["video"]}
+    modality["annotation"] = {name: {} for name in annotations}
+    statistics = {k: v.to_dict() for k, v in column_statistics(files).items()}
+    width, height = resolution
+    video = {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channel"],
+        "video_info": {"video.fps": float(FPS), "video.codec": "h264", "video.pix_fmt": "yuv420p", "has_audio": False},
+    }
+    features: dict[str, Any] = {f"observation.images.{view}": video for view in keys["video"]}
+    features |= {
+        column: {"dtype": "float64", "shape": [len(statistics[column][STATISTICS[0]])]}
+        for column in DEFAULT_COLUMNS.values()
+    }
+    info = {
+        "codebase_version": "v2.0",
+        "robot_type": getattr(config, "name", "") or "synthetic",
+        "total_episodes": episodes,
+        "total_frames": episodes * length,
+        "total_tasks": len(TASKS),
+        "total_videos": episodes * len(keys["video"]),
+        "total_chunks": 1,
+        "chunks_size": 1000,
+        "fps": float(FPS),
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        "features": features,
+    }
+    for name, content in (("info", info), ("modality", modality), ("stats", statistics)):
+        (meta / f"{name}.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    lines = [{"episode_index": i, "tasks": [TASKS[i % (len(TASKS) - 1)]], "length": length} for i in range(episodes)]
+    _write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(TASKS)])
+    _write_lines(meta / "episodes.jsonl", lines)
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _is_complete(folder: Path) -> bool:
+    """True unless a cleaner of temporary files has removed something."""
+    from .layout import read_episodes, read_info, read_modality
+
+    try:
+        info, layout, episodes = read_info(folder), read_modality(folder), read_episodes(folder)
+    except Exception:
+        return False
+    needed = [folder / "meta" / "tasks.jsonl", folder / "meta" / "stats.json"]
+    needed += [info.parquet_file(e.index) for e in episodes]
+    needed += [info.video_file(e.index, feature) for e in episodes for feature in layout.video.values()]
+    return all(path.is_file() for path in needed)
+
+
+def _move_into_place(building: Path, folder: Path) -> None:
+    building.chmod(0o755)
+    try:
+        os.rename(building, folder)
+        return
+    except OSError:
+        if _is_complete(folder):  # another process was first
+            return
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.old.", dir=folder.parent))
+    os.rename(folder, aside / "damaged")
+    try:
+        os.rename(building, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,186 @@
+"""Camera frames from the sensor's size to the model's: crop and resize, in float.
+
+Source: Isaac-GR00T, gr00t/data/transform/video.py, with its torchvision backend in evaluation mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ObservationError, PlanError, unknown
+from .metadata import DatasetMetadata
+from .transforms import Data, ModalityTransform
+
+INTERPOLATIONS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic", "nearest_exact": "nearest-exact"}
+"""Upstream's name -> torch's. Upstream's area, lanczos4, linear_exact and max have no counterpart for tensors."""
+
+
+class VideoTransform(ModalityTransform):
+    """Applies one function to each listed view that is present.
+
+    Args:
+        apply_to: Full keys, such as ``video.ego_view``.
+        backend: Only ``torchvision``, whose arithmetic this follows, is accepted.
+    """
+
+    def __init__(self, apply_to: Iterable[str], backend: str = "torchvision"):
+        super().__init__(apply_to)
+        if backend != "torchvision":
+            raise unknown(PlanError, f"{type(self).__name__}: backend", backend, ["torchvision"])
+
+    def set_metadata(self, metadata: DatasetMetadata) -> None:
+        for key in self.apply_to:
+            metadata.view(key)
+
+    def _each(self, data: Data, function: Callable[[str, Any], Any]) -> Data:
+        return {**data, **{key: function(key, data[key]) for key in self.apply_to if key in data}}
+
+
+class _Identity(VideoTransform):
+    """An augmentation: random in training, nothing at inference. Parameters are accepted and ignored."""
+
+    def __init__(self, apply_to: Iterable[str], *parameters: Any, backend: str = "torchvision", **named: Any):
+        super().__init__(apply_to, backend)
+
+
+class VideoColorJitter(_Identity):
+    """Random brightness, contrast, saturation and hue in training; nothing here."""
+
+
+class VideoRandomRotation(_Identity):
+    """Random rotation in training; nothing here."""
+
+
+class VideoHorizontalFlip(_Identity):
+    """Random flip in training; nothing here."""
+
+
+class VideoGrayscale(_Identity):
+    """Grayscale in training; nothing here."""
+
+
+class VideoRandomGrayscale(_Identity):
+    """Random grayscale in training; nothing here."""
+
+
+class VideoRandomPosterize(_Identity):
+    """Random posterisation in training; nothing here."""
+
+
+class VideoToTensor(VideoTransform):
+    """uint8 [..., T, H, W, C] to float32 [..., T, C, H, W] in [0, 1].
+
+    Raises: ObservationError for another dtype, rank or resolution than the metadata's.
+    """
+
+    def __init__(self, apply_to: Iterable[str], backend: str = "torchvision"):
+        super().__init__(apply_to, backend)
+        self._resolutions: dict[str, tuple[int, int]] = {}
+
+    def set_metadata(self, metadata: DatasetMetadata) -> None:
+        self._resolutions = {key: metadata.view(key).resolution for key in self.apply_to}
+
+    def apply(self, data: Data) -> Data:
+        return self._each(data, self._convert)
+
+    def _convert(self, key: str, frames: Any) -> Tensor:
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+            raise ObservationError(
+                f"{key} is {frames.dtype} of shape {frames.shape}", known="uint8 [T, H, W, 3] or [B, T, H, W, 3]"
+            )
+        size = (frames.shape[-2], frames.shape[-3])
+        if key in self._resolutions and size != self._resolutions[key]:
+            width, height = self._resolutions[key]
+            raise ObservationError(
+                f"{key} is {size[0]} x {size[1]} pixels (width x height)", known=f"{width} x {height} in the metadata"
+            )
+        # Channels first in memory as well: interpolation is several times faster on contiguous planes.
+        planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))
+        return planes.to(torch.float32).div_(255)
+
+
+class VideoCrop(VideoTransform):
+    """Centre crop to int(scale * size) on both axes, of float [..., C, H, W].
+
+    Args:
+        scale: Fraction of height and width that stays.
+        height, width: Size that `scale` refers to; the frame's own (which is the metadata's) when None.
+    """
+
+    def __init__(
+        self,
+        apply_to: Iterable[str],
+        scale: float,
+        height: int | None = None,
+        width: int | None = None,
+        backend: str = "torchvision",
+    ):
+        super().__init__(apply_to, backend)
+        if not 0 < scale <= 1:
+            raise PlanError(f"VideoCrop: scale {scale}", known="0 < scale <= 1")
+        self.scale, self.height, self.width = scale, height, width
+
+    def apply(self, data: Data) -> Data:
+        return self._each(data, self._crop)
+
+    def _crop(self, key: str, frames: Tensor) -> Tensor:
+        height, width = frames.shape[-2:]
+        new_height, new_width = int((self.height or height) * self.scale), int((self.width or width) * self.scale)
+        if new_height > height or new_width > width:
+            raise ObservationError(f"{key} is {width} x {height}, smaller than the crop {new_width} x {new_height}")
+        # round() halves to even, which decides the offset of odd margins.
+        top, left = round((height - new_height) / 2), round((width - new_width) / 2)
+        return frames[..., top : top + new_height, left : left + new_width]
+
+
+class VideoResize(VideoTransform):
+    """Resize float [..., C, H, W] to height x width; the aspect ratio is not kept."""
+
+    def __init__(
+        self,
+        apply_to: Iterable[str],
+        height: int,
+        width: int,
+        interpolation: str = "linear",
+        antialias: bool = True,
+        backend: str = "torchvision",
+    ):
+        super().__init__(apply_to, backend)
+        if interpolation not in INTERPOLATIONS:
+            raise unknown(PlanError, "VideoResize: interpolation", interpolation, INTERPOLATIONS)
+        self.height, self.width = height, width
+        self.interpolation, self.antialias = interpolation, antialias
+
+    def apply(self, data: Data) -> Data:
+        return self._each(data, self._resize)
+
+    def _resize(self, key: str, frames: Tensor) -> Tensor:
+        if tuple(frames.shape[-2:]) == (self.height, self.width):
+            return frames
+        smooth = self.interpolation in ("linear", "cubic")
+        resized = torch.nn.functional.interpolate(
+            frames.reshape(-1, *frames.shape[-3:]),
+            size=(self.height, self.width),
+            mode=INTERPOLATIONS[self.interpolation],
+            align_corners=False if smooth else None,
+            antialias=self.antialias and smooth,
+        )
+        return resized.reshape(*frames.shape[:-2], self.height, self.width)
+
+
+class VideoToNumpy(VideoTransform):
+    """float [..., T, C, H, W] in [0, 1] to uint8 [..., T, H, W, C], truncating x * 255."""
+
+    def apply(self, data: Data) -> Data:
+        return self._each(data, self._convert)
+
+    @staticmethod
+    def _convert(key: str, frames: Tensor) -> np.ndarray:
+        # Cubic interpolation overshoots; without the clamp the cast would wrap round.
+        return (frames.clamp(0, 1) * 255).to(torch.uint8).movedim(-3, -1).contiguous().numpy()

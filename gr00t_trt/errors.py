@@ -1,0 +1,90 @@
+"""Everything this package raises on purpose.
+
+    Gr00tError                 base; the command line prints it without a traceback and exits with 2
+    ├─ PlanError               a flag, a plan file or a combination of settings
+    ├─ CheckpointError         a model folder: missing, truncated, a tensor missing, unexpected or misshapen
+    ├─ TokenizerError          no tokenizer, or one that does not fit the model
+    ├─ DatasetError            a LeRobot dataset: missing, empty, corrupt, without a video, column or statistic
+    ├─ ObservationError        an observation or model input: missing key, wrong dtype, resolution, NaN
+    ├─ ShapeError              a tensor outside the range that a compiled submodule was built for
+    ├─ BackendError            a backend that is not installed, or a build that failed
+    └─ RecordError             a record or engine file that cannot be written or read
+
+Each message has up to three parts, one per line: what is wrong (with the value), what is known or was
+expected, and how to fix it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Gr00tError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        what: What is wrong, naming the offending value and where it stands.
+        known: What was expected: a list of the valid names, or one sentence.
+        fix: What to do about it: a command, a flag, a key.
+    """
+
+    def __init__(self, what: str, *, known: str | Iterable[str] | None = None, fix: str | None = None):
+        lines = [what]
+        if known is not None:
+            lines.append("  known: " + (known if isinstance(known, str) else ", ".join(known)))
+        if fix is not None:
+            lines.append("  " + fix)
+        super().__init__("\n".join(lines))
+
+
+class PlanError(Gr00tError):
+    """A flag, a plan key or a combination of settings that cannot work."""
+
+
+class CheckpointError(Gr00tError):
+    """A model folder that cannot be loaded strictly."""
+
+
+class TokenizerError(Gr00tError):
+    """No tokenizer was found, or its special tokens do not fit the model."""
+
+
+class DatasetError(Gr00tError):
+    """A dataset, or one row or frame of it, that cannot be read."""
+
+
+class ObservationError(Gr00tError):
+    """An observation or model input with a missing key, wrong dtype, shape or value."""
+
+
+class ShapeError(Gr00tError):
+    """A tensor outside the shape range that a submodule was compiled for."""
+
+
+class BackendError(Gr00tError):
+    """A backend that is not available here, or a build that failed."""
+
+
+class RecordError(Gr00tError):
+    """A record or engine file that cannot be written or read."""
+
+
+def nearest(value: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `value`, or None when nothing is close."""
+    match = difflib.get_close_matches(value.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    return next((k for k in known if k.lower() == match[0]), None) if match else None
+
+
+def unknown(error: type[Gr00tError], where: str, value: object, known: Iterable[str]) -> Gr00tError:
+    """An error for a name that is not in a closed list, with the nearest valid one offered.
+
+    Args:
+        error: The class to make.
+        where: What the value was meant to be, for example ``"--fn_name"`` or ``"plan.yaml: precision"``.
+        value: The value that was given.
+        known: All valid names.
+    """
+    names = list(known)
+    close = nearest(str(value), names)
+    return error(f"{where}: unknown value {value!r}", known=names, fix=f"did you mean {close}?" if close else None)

@@ -1,0 +1,178 @@
+"""The first layers of Qwen3 as an encoder of prompt and image features. There is no vocabulary head and no cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TextConfig
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square, computed in fp32: the square of a half precision 256 is already infinite."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> the same shape and dtype."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Routing:
+    """What all layers share: which key a query may see, and the rotations by position.
+
+    A query without any allowed key (left padding) gets the mean of all values. Such rows see every key here, and
+    their rotation is zero, which makes the query zero and every score equal: no infinite score in any dtype.
+
+    Args:
+        attention_mask: [B, S], nonzero marks real tokens.
+        dtype: Dtype of the activations.
+    """
+
+    def __init__(self, config: TextConfig, attention_mask: Tensor, dtype: torch.dtype):
+        device, half = attention_mask.device, config.head_dim // 2
+        position = torch.arange(attention_mask.shape[1], device=device)
+        allowed = (position[:, None] >= position[None, :]) & (attention_mask != 0)[:, None, :]
+        seeing = allowed.float().amax(-1, keepdim=True)
+        self.mask = (allowed | (seeing == 0))[:, None]
+
+        exponent = torch.arange(half, dtype=torch.float32, device=device) * 2 / config.head_dim
+        angle = position.float()[:, None] * (1.0 / config.rope_theta**exponent)[None, :]
+        angle = torch.cat((angle, angle), dim=-1)
+        self._cos, self._sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        row = seeing.to(dtype)[:, None]
+        self._query_cos, self._query_sin = self._cos * row, self._sin * row
+
+    def rotate_query(self, q: Tensor) -> Tensor:
+        """[B, heads, S, D] -> the same."""
+        return q * self._query_cos + _quarter_turn(q) * self._query_sin
+
+    def rotate_key(self, k: Tensor) -> Tensor:
+        """[B, heads, S, D] -> the same."""
+        return k * self._cos + _quarter_turn(k) * self._sin
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
+    """Pairs (i, i + D/2) turned by 90 degrees."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+class Qwen3Attention(nn.Module):
+    """Causal attention in which groups of consecutive query heads share one key and value head."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """[B, S, D] -> the same."""
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q = routing.rotate_query(self.q_norm(q).transpose(1, 2))
+        k = self._repeat(routing.rotate_key(self.k_norm(k).transpose(1, 2)))
+        v = self._repeat(v.transpose(1, 2))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=routing.mask)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """[B, key heads, S, D] -> [B, query heads, S, D]; TensorRT's attention wants equal head counts."""
+        return x.unsqueeze(2).expand(-1, -1, self.groups, -1, -1).flatten(1, 2)
+
+
+class Qwen3Mlp(nn.Module):
+    """Gated linear unit with SiLU."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> the same."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Qwen3Layer(nn.Module):
+    """Attention and MLP, each after an RMSNorm and added to its input."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Qwen3Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = Qwen3Mlp(config)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """[B, S, D] -> the same."""
+        x = x + self.self_attn(self.input_layernorm(x), routing)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen3Decoder(nn.Module):
+    """The layers and the last norm, without the embedding table: the compile target `language_model`.
+
+    Source: Qwen3, as in Hugging Face transformers, models/qwen3/modeling_qwen3.py, with eager attention.
+    """
+
+    def __init__(self, config: TextConfig, layers: nn.ModuleList, norm: RMSNorm):
+        super().__init__()
+        self.config = config
+        self.layers = layers
+        self.norm = norm
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """Features of every position, normalised by the last RMSNorm.
+
+        Args:
+            inputs_embeds: [B, S, 2048]; positions count from 0, padding included.
+            attention_mask: [B, S] int64, 1 marks real tokens.
+        Returns: [B, S, 2048]; padded positions carry values too, and they reach the actions.
+        """
+        routing = Routing(self.config, attention_mask, inputs_embeds.dtype)
+        x = inputs_embeds
+        for layer in self.layers:
+            x = layer(x, routing)
+        return self.norm(x)
+
+
+class Qwen3Model(Qwen3Decoder):
+    """The decoder and its embedding table, under the checkpoint's names."""
+
+    def __init__(self, config: TextConfig, num_layers: int):
+        super().__init__(
+            config,
+            nn.ModuleList(Qwen3Layer(config) for _ in range(num_layers)),
+            RMSNorm(config.hidden_size, config.rms_norm_eps),
+        )
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+
+
+class LanguageModel(nn.Module):
+    """Holds the model under the level `model` that the checkpoint's keys have."""
+
+    def __init__(self, config: TextConfig, num_layers: int):
+        super().__init__()
+        self.model = Qwen3Model(config, num_layers)
+
+    def decoder(self) -> Qwen3Decoder:
+        """A module without the embedding table that shares this one's layers and norm."""
+        return Qwen3Decoder(self.model.config, self.model.layers, self.model.norm)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """As `Qwen3Decoder.forward`."""
+        return self.model(inputs_embeds, attention_mask)

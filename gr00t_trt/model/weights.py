@@ -1,0 +1,191 @@
+"""Safetensors files into a module: one tensor at a time, every key accounted for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import CheckpointError
+from .config import Gr00tConfig
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
+VOCABULARY_HEAD = "backbone.eagle_model.language_model.lm_head.weight"
+_FLOATING = ("F64", "F32", "F16", "BF16")
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a checkpoint, known from its file's header."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def dead_tensors(config: Gr00tConfig) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of the 12 tensors that checkpoints store and that never reach an action."""
+    vision, text = config.eagle.vision, config.eagle.text
+    width, inner = vision.hidden_size, vision.intermediate_size
+    head = "backbone.eagle_model.vision_model.vision_model.head."
+    return {
+        VOCABULARY_HEAD: (text.vocab_size, text.hidden_size),
+        head + "probe": (1, 1, width),
+        head + "attention.in_proj_weight": (3 * width, width),
+        head + "attention.in_proj_bias": (3 * width,),
+        head + "attention.out_proj.weight": (width, width),
+        head + "attention.out_proj.bias": (width,),
+        head + "layernorm.weight": (width,),
+        head + "layernorm.bias": (width,),
+        head + "mlp.fc1.weight": (inner, width),
+        head + "mlp.fc1.bias": (inner,),
+        head + "mlp.fc2.weight": (width, inner),
+        head + "mlp.fc2.bias": (width,),
+    }
+
+
+def load_weights(
+    model: nn.Module, folder: Path, config: Gr00tConfig, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Give every parameter of `model`, which may be on the meta device, its stored value.
+
+    Tensors are read, cast and placed one by one; the peak is one copy of the model and one tensor.
+    Raises: CheckpointError for files that cannot be read, and one that names all missing, unexpected and misshapen
+        tensors.
+    """
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    stored = _strip_prefix(_headers(folder))
+    if EMBEDDING not in stored and VOCABULARY_HEAD in stored:
+        stored[EMBEDDING] = stored.pop(VOCABULARY_HEAD)
+    _check_strict(folder, wanted, dead_tensors(config), stored)
+    for name in wanted:
+        source = stored[name]
+        # The file is opened anew for each tensor, so that mapped pages do not pile up beside the copies.
+        with _opened(source.file) as file:
+            # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
+            value = torch.empty(source.shape, dtype=dtype, device=device).copy_(file.get_tensor(source.key))
+        set_parameter(model, name, value)
+
+
+def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replace one parameter, for inference: no gradient."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{file}: cannot be read: {e}", fix=_file_fix(file)) from e
+
+
+def _file_fix(file: Path) -> str:
+    try:
+        with file.open("rb") as f:
+            pointer = f.read(24).startswith(b"version https://git-lfs")
+    except OSError:
+        pointer = False
+    return (
+        "it is a git-lfs pointer: run `git lfs pull`"
+        if pointer
+        else "the file is damaged or cut short: download it again"
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    index = folder / INDEX
+    if not index.is_file():
+        found = sorted(p.name for p in folder.iterdir() if p.is_file())
+        raise CheckpointError(
+            f"{folder}: no weights",
+            known=f"{SINGLE}, or {INDEX} with its shards; found: {', '.join(found[:10]) or 'nothing'}",
+            fix="download the whole checkpoint folder",
+        )
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise CheckpointError(f"{index}: no weight map: {type(e).__name__}: {e}", fix="download it again") from e
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise CheckpointError(
+                f"{index}: names {shard!r}, which is not in {folder}", fix="download the missing file into the folder"
+            )
+    return [folder / shard for shard in shards]
+
+
+def _headers(folder: Path) -> dict[str, Stored]:
+    stored = {}
+    for path in _files(folder):
+        with _opened(path) as file:
+            for key in file.keys():  # noqa: SIM118  a file handle, not a dict
+                view = file.get_slice(key)
+                stored[key] = Stored(path, key, tuple(view.get_shape()), view.get_dtype())
+    return stored
+
+
+def _strip_prefix(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Without what re-saving inside another module put in front of every key, such as ``_groot_model.``."""
+    first = next(iter(stored), "")
+    starts = [i for i in (first.find("backbone."), first.find("action_head.")) if i > 0 and first[i - 1] == "."]
+    prefix = first[: min(starts)] if starts else ""
+    if not all(key.startswith(prefix) for key in stored):
+        prefix = ""
+    return {key[len(prefix) :]: value for key, value in stored.items()}
+
+
+def _check_strict(
+    folder: Path,
+    wanted: Mapping[str, tuple[int, ...]],
+    dead: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, Stored],
+) -> None:
+    expected = {**dead, **wanted}
+    problems = [
+        *_listing("missing", [key for key in wanted if key not in stored]),
+        *_listing("unexpected", [key for key in stored if key not in expected]),
+        *_listing(
+            "misshapen",
+            [
+                f"{key} has {list(found.shape)}, expected {list(expected[key])}"
+                for key, found in stored.items()
+                if key in expected and found.shape != expected[key]
+            ],
+        ),
+        *_listing(
+            "not floating point",
+            [
+                f"{key} is {found.dtype}"
+                for key, found in stored.items()
+                if key in wanted and found.dtype not in _FLOATING
+            ],
+        ),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder}: the tensors do not fit GR00T N1.5 as {folder / 'config.json'} describes it",
+            known="\n  ".join(["each tensor exactly once, in its shape", *problems]),
+            fix="check that config.json belongs to these weights, or download the checkpoint again",
+        )
+
+
+def _listing(what: str, items: Iterable[str]) -> list[str]:
+    names = sorted(items)
+    if not names:
+        return []
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return [f"{what} ({len(names)}): {'; '.join(names[:_LISTED])}{more}"]

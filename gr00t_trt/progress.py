@@ -1,0 +1,68 @@
+"""What is going on, for whoever waits: a live line on a terminal, one plain line per step in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+SLOW_S = 2.0
+"""Seconds from which a step's duration is worth a line of its own."""
+
+
+class Steps:
+    """Told of each step as it begins; see `progress`."""
+
+    def __init__(self, console: Console, live: Progress | None):
+        self._console = console
+        self._live = live
+        self._task: TaskID | None = None
+        self._text = ""
+        self._began = self._said = time.monotonic()
+
+    def step(self, text: str) -> None:
+        """A new step begins, and the one before is done."""
+        self._finish()
+        self._text = text
+        self._began = self._said = time.monotonic()
+        if self._live is None:
+            self._print(text)
+        else:
+            self._task = self._live.add_task(text, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        """`done` of `total` parts of the current step are finished; a log hears of it every few seconds at most."""
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=done, total=total)
+        elif self._live is None and time.monotonic() - self._said >= SLOW_S:
+            self._said = time.monotonic()
+            self._print(f"{self._text}: {done} of {total}")
+
+    def _finish(self) -> None:
+        elapsed = time.monotonic() - self._began
+        if self._text and elapsed >= SLOW_S:
+            self._print(f"{self._text}: {elapsed:.1f} s")
+        if self._live is not None and self._task is not None:
+            self._live.remove_task(self._task)
+        self._task, self._text = None, ""
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Steps]:
+    """Show steps while the block runs: spinner, text and elapsed time on a terminal, plain lines elsewhere."""
+    if not console.is_terminal:
+        steps = Steps(console, None)
+        yield steps
+        steps._finish()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as live:
+        steps = Steps(console, live)
+        yield steps
+        steps._finish()

@@ -1,0 +1,350 @@
+"""A record as a reader sees it: header, one table, the split of a request, footnotes, one verdict. Never imports torch.
+
+Everything shown comes from the record; null is shown as `-`. Pass a console that writes to stderr to keep stdout for
+the record's path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from .records import dumps
+
+ONE_LINE_WIDTH = 112
+"""Columns from which each submodule fits on one line; below, related cells are stacked in two."""
+
+NAMES = ("submodule", "backend", "type")
+NUMBERS = ("in engine", "MB", "build s", "eager ms", "compiled ms", "speed-up", "cosine", "max abs", "gate")
+STACKED = ("in engine\nMB", "build\ns", "eager\nms", "compiled\nms", "speed-up", "cosine\nmax abs", "gate")
+BAR_WIDTH = 20
+
+
+def render(record: Mapping[str, Any], console: Console) -> None:
+    """Print a record, finished or not, in the console's width; needs no colour to be understood.
+
+    Raises: RecordError for a record with values that its file could not hold either.
+    """
+    # What is shown is what the file says: samples and agreements become plain, NaN becomes null.
+    plain = json.loads(dumps(record))
+    notes = _Footnotes()
+    main = _main_table(plain, notes, console.width)
+    parts: list[Any] = [_header(plain, console.width), main]
+    stages = _stage_table(plain, "#" if console.options.ascii_only else "█")
+    if stages is not None:
+        parts.append(stages)
+    parts += [Text(line) for line in _action_lines(plain)]
+    parts += [Text(line) for line in notes.lines()]
+    parts += [Text(line) for line in _open_points(plain)]
+    good, line = summary(plain)
+    parts.append(Text("\n" + line, style="bold green" if good else "bold red" if good is False else "bold"))
+    console.print(Group(*parts))
+
+
+class _Footnotes:
+    """Numbers sentences as they come up; the same sentence keeps its number."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def mark(self, *texts: str) -> str:
+        self._texts += [text for text in dict.fromkeys(texts) if text not in self._texts]
+        return f"({','.join(str(self._texts.index(text) + 1) for text in texts)})" if texts else ""
+
+    def lines(self) -> list[str]:
+        return [f"({i}) {text}" for i, text in enumerate(self._texts, 1)]
+
+
+def _header(record: Mapping[str, Any], width: int) -> Panel:
+    rows = [
+        ("model", record["model"].get("path") or "-"),
+        ("device", _device(record)),
+        ("plan", _plan(record)),
+        ("inputs", _inputs(record["workload"])),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for key, value in rows:
+        grid.add_row(Text(key, style="bold"), Text(value, overflow="fold"))
+    return Panel(grid, title="GR00T N1.5", title_align="left", width=min(width, 120))
+
+
+def _device(record: Mapping[str, Any]) -> str:
+    env = record["environment"]
+    distributions = env.get("distributions") or {}
+    parts = []
+    if env.get("gpu") and not str(record.get("device") or "").startswith("cpu"):
+        parts.append(f"{env['gpu']}, driver {env.get('driver') or '-'}")
+    else:
+        parts.append(f"CPU: {env.get('cpu') or '-'}, {env.get('cpu_cores') or '-'} cores, no GPU used")
+    for name in ("torch", "torch-tensorrt", "torch-tensorrt-rtx"):
+        if distributions.get(name):
+            parts.append(f"{name} {distributions[name]}")
+    return "; ".join(parts)
+
+
+def _plan(record: Mapping[str, Any]) -> str:
+    plan = record.get("plan") or {}
+    parts = [record.get("plan_path") or "no file"]
+    parts += [str(plan[key]) for key in ("backend", "precision") if plan.get(key)]
+    if (plan.get("build") or {}).get("use_fp32_acc"):
+        parts.append("fp32 accumulation")
+    return ", ".join(parts)
+
+
+def _inputs(workload: Mapping[str, Any]) -> str:
+    named = (
+        ("views", "{} view" if workload.get("views") == 1 else "{} views"),
+        ("batch_size", "batch {}"),
+        ("sequence_length", "{} tokens"),
+        ("denoising_steps", "{} denoising steps"),
+        ("seed", "seed {}"),
+        ("dataset", "from {}"),
+    )
+    parts = [form.format(workload[key]) for key, form in named if workload.get(key) is not None]
+    if workload.get("instruction"):
+        parts.append(f'"{workload["instruction"]}"')
+    return ", ".join(parts) or "-"
+
+
+def _main_table(record: Mapping[str, Any], notes: _Footnotes, width: int) -> Table:
+    wide = width >= ONE_LINE_WIDTH
+    names, numbers = (NAMES, NUMBERS) if wide else (NAMES[:1], STACKED)
+    padding = (0, 0, 0, 1) if width >= 130 else (0, 0)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=padding,
+        header_style="bold",
+        title="\nEach submodule against eager fp32; latencies are medians (p50)",
+        title_justify="left",
+        title_style="",
+    )
+    for head in names:
+        table.add_column(head, no_wrap=True)
+    for head in numbers:
+        table.add_column(head, justify="right", no_wrap=True)
+    for entry in record["submodules"]:
+        table.add_row(*_arranged(_cells(entry, notes), wide))
+    table.add_section()
+    table.add_row(*_arranged(_request_cells(record, notes), wide))
+    return table
+
+
+def _arranged(cells: Mapping[str, str], wide: bool) -> list[Text]:
+    style = {"pass": "green", "FAIL": "bold red"}.get(cells["gate"], "")
+    if wide:
+        order = list(cells.values())
+    else:
+        under = " ".join(part for part in (cells["backend"], cells["precision"]) if part)
+        order = [
+            "\n".join(part for part in (cells["name"], under) if part),
+            f"{cells['covered']}\n{cells['mb']}",
+            cells["build"],
+            cells["eager"],
+            cells["compiled"],
+            cells["speedup"],
+            f"{cells['cosine']}\n{cells['max_abs']}",
+            cells["gate"],
+        ]
+    return [Text(cell, style=style if cell == cells["gate"] else "") for cell in order]
+
+
+def _cells(entry: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
+    name = entry["name"]
+    accuracy = entry.get("accuracy") or {}
+    remarks = list(entry.get("notes") or ())
+    if entry.get("unsupported"):
+        listed = ", ".join(f"{op} ({count})" for op, count in entry["unsupported"].items())
+        remarks.append(f"left to PyTorch: {listed}")
+    if (entry.get("engines") or 0) > 1:
+        remarks.append(f"{entry['engines']} engines instead of one")
+    return {
+        "name": f"{name} {notes.mark(*remarks)}".rstrip(),
+        "backend": entry.get("backend") or "-",
+        "precision": entry.get("precision") or "-",
+        "covered": _percent(entry.get("coverage_percent")),
+        "mb": _megabytes(entry.get("engine_bytes")),
+        "build": digits(entry.get("build_s")),
+        "eager": _p50(entry.get("eager_latency_ms")),
+        "compiled": _p50(entry.get("latency_ms")),
+        "speedup": _speedup(entry, notes),
+        "cosine": _cosine(accuracy),
+        "max_abs": _small(accuracy.get("max_abs")),
+        "gate": _gate(entry.get("passed")),
+    }
+
+
+def _request_cells(record: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
+    submodules = record["submodules"]
+    whole = record["end_to_end"]
+    accuracy = record["accuracy"].get("normalised") or {}
+    return {
+        "name": "whole request",
+        "backend": "",
+        "precision": "",
+        "covered": "",
+        "mb": _megabytes(_total(submodules, "engine_bytes")),
+        "build": digits(_total(submodules, "build_s")),
+        "eager": _p50(whole.get("eager_latency_ms")),
+        "compiled": _p50(whole.get("latency_ms")),
+        "speedup": _speedup(whole, notes),
+        "cosine": _cosine(accuracy),
+        "max_abs": _small(accuracy.get("max_abs")),
+        "gate": _gate(record["accuracy"].get("passed")),
+    }
+
+
+def _speedup(entry: Mapping[str, Any], notes: _Footnotes) -> str:
+    if entry.get("runs") is False:
+        return "- " + notes.mark("built, not run: what was built cannot run on this machine, so it has no latency")
+    judged = entry.get("verdict") or {}
+    ratio = judged.get("ratio")
+    if ratio is None:
+        return "-"
+    if judged.get("winner") is None:
+        return f"{ratio:.2f}x " + notes.mark("no winner: too few samples, or the spreads (p10 to p90) overlap")
+    return f"{ratio:.2f}x"
+
+
+def _stage_table(record: Mapping[str, Any], block: str) -> Table | None:
+    stages = record["stages"]
+    if not stages:
+        return None
+    column = "latency_ms" if any(row.get("latency_ms") for row in stages) else "eager_latency_ms"
+    both = column == "latency_ms" and any(row.get("eager_latency_ms") for row in stages)
+    parts = [row for row in stages if row["stage"] != "request" and not row.get("within")]
+    values = {id(row): (row.get(column) or {}).get("p50") for row in parts}
+    total = sum(value for value in values.values() if value is not None and value > 0)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        header_style="bold",
+        title="\nWhere a request spends its time (p50, all calls of a stage added up)",
+        title_justify="left",
+        title_style="",
+    )
+    table.add_column("stage", no_wrap=True)
+    for head in ("calls", *(("eager ms", "compiled ms") if both else ("ms",)), "share"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in parts:
+        value = values[id(row)]
+        share = max(value, 0.0) / total if total and value is not None else None
+        cells = [row["stage"], digits(row.get("calls_per_request"))]
+        if both:
+            cells.append(_p50(row.get("eager_latency_ms")))
+        cells.append(_p50(row.get(column)))
+        cells.append("-" if share is None else f"{100 * share:.0f} %")
+        cells.append("" if share is None else block * round(BAR_WIDTH * share))
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _action_lines(record: Mapping[str, Any]) -> list[str]:
+    per_key = record["accuracy"].get("per_key") or {}
+    if not per_key:
+        return []
+    listed = ", ".join(f"{key} {_small(value.get('max_abs'))}" for key, value in per_key.items())
+    return [
+        "",
+        f"Actions in the robot's own units, largest difference from {record['accuracy']['reference']}: {listed}",
+    ]
+
+
+def _open_points(record: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for entry in record["submodules"]:
+        name = f"{entry['name']}: "
+        lines += [f"FAIL {name}{text.removeprefix(name)}" for text in entry.get("failures") or ()]
+    lines += [f"FAIL actions: {text}" for text in record["accuracy"].get("failures") or ()]
+    lines += [f"not done: {entry['what']}: {entry.get('why') or '-'}" for entry in record["skipped"]]
+    latencies = [entry.get("latency_ms") or {} for entry in (*record["submodules"], record["end_to_end"])]
+    for text in dict.fromkeys(latency.get("note") for latency in latencies):
+        if text:
+            lines.append(f"timer: {text}")
+    return lines
+
+
+def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
+    """Whether all that was judged passed (None: nothing was judged), and the last line of the report."""
+    judged = [(entry["name"], entry["passed"]) for entry in record["submodules"] if entry.get("passed") is not None]
+    if record["accuracy"].get("passed") is not None:
+        judged.append(("the actions", record["accuracy"]["passed"]))
+    failed = [name for name, passed in judged if not passed]
+    if not judged:
+        good, text = None, "Nothing was checked against eager fp32."
+    elif failed:
+        good, text = (
+            False,
+            f"FAIL: outside the gate: {', '.join(failed)} ({len(judged) - len(failed)} of {len(judged)} pass).",
+        )
+    else:
+        good, text = True, f"PASS: {len(judged)} of {len(judged)} checks are within their gates."
+    speed = (record["end_to_end"].get("verdict") or {}).get("text")
+    if speed:
+        text += f" Whole request: {speed}."
+    elif any(entry.get("runs") is False for entry in record["submodules"]):
+        text += " Engines were built, not run: no latency is claimed for them."
+    else:
+        text += " No speed-up was measured for the whole request."
+    reason = record.get("exit_reason")
+    if reason not in (None, "done", "gate failed"):
+        good, text = None if good else good, f"Ended early ({reason}). {text}"
+    return good, text
+
+
+def digits(value: float | None) -> str:
+    """Three significant digits without an exponent where that is readable: 0.152, 2.77, 47.9, 1210."""
+    if value is None:
+        return "-"
+    if value == 0 or float(value).is_integer():
+        return f"{value:.0f}"
+    if abs(value) < 0.001:
+        return f"{value:.1e}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 3)}f}"
+
+
+def _p50(latency: Mapping[str, Any] | None) -> str:
+    return digits((latency or {}).get("p50"))
+
+
+def _megabytes(size: float | None) -> str:
+    return "-" if size is None else digits(size / 1e6)
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "-"
+    # Rounded down: 99.97 % must not read as everything.
+    return "100 %" if value >= 100 else f"{math.floor(value * 10) / 10:.1f} %"
+
+
+def _cosine(accuracy: Mapping[str, Any]) -> str:
+    value = accuracy.get("cosine")
+    if value is None:
+        return "-"
+    return "1" if accuracy.get("exact") else f"{math.floor(value * 1e6) / 1e6:.6f}"
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def _gate(passed: bool | None) -> str:
+    return "-" if passed is None else "pass" if passed else "FAIL"
+
+
+def _total(entries: Sequence[Mapping[str, Any]], field: str) -> float | None:
+    known = [entry[field] for entry in entries if entry.get(field) is not None]
+    return sum(known) if known else None
