@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     """All flags; one that was not given stays None, so that a plan file can be told from the command line."""
     p = _Parser(
         prog="run_groot_torchtrt.py",
-        description="Compile GR00T N1.5 submodule by submodule, check each against eager fp32, time it, show the result.",
+        description="Compile GR00T N1.5 submodule by submodule, check each against eager fp32, time it, and show it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -178,8 +178,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and what to tell the user about published flags that do nothing here.
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The flags, and (flag, sentence) for published flags that do nothing here.
 
     Raises: PlanError for an unknown flag (the nearest one is offered), a value of the wrong kind, or a flag that
         cannot be honoured.
@@ -202,11 +202,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if args.attn_implementation not in ATTENTION:
             raise unknown(PlanError, "--attn_implementation", args.attn_implementation, ATTENTION)
         notes.append(
-            f"--attn_implementation {args.attn_implementation} has no effect: attention is torch's "
-            "scaled_dot_product_attention everywhere, in the eager baseline too"
+            (
+                f"--attn_implementation {args.attn_implementation}",
+                "no effect: attention is torch's scaled_dot_product_attention everywhere, in the eager baseline too",
+            )
         )
     if args.eval:
-        notes.append("--eval adds nothing: every submodule is compared with eager fp32 on recorded inputs anyway")
+        notes.append(("--eval", "adds nothing: every submodule is compared with eager fp32 on real inputs anyway"))
     for flag in ("episode", "step"):
         if getattr(args, flag) < 0:
             raise PlanError(f"--{flag}: {getattr(args, flag)} is out of range", known="0 or more")

@@ -77,7 +77,7 @@ def judge(name: str, agreement: accuracy.Agreement, gate: Gate) -> list[str]:
     return [f"{name}: {failure}" for failure in accuracy.check(agreement, gate)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def agreement_with(
     call: Callable[..., torch.Tensor], calls: Sequence[Call], dtype: torch.dtype, device: torch.device
 ) -> accuracy.Agreement:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,15 +280,17 @@ def _is_complete(folder: Path) -> bool:
 
 def _move_into_place(building: Path, folder: Path) -> None:
     building.chmod(0o755)
-    try:
-        os.rename(building, folder)
-        return
-    except OSError:
-        if _is_complete(folder):  # another process was first
+    while True:
+        try:
+            os.rename(building, folder)
             return
-    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.old.", dir=folder.parent))
-    os.rename(folder, aside / "damaged")
-    try:
-        os.rename(building, folder)
-    finally:
+        except OSError:
+            if _is_complete(folder):  # another process was first
+                return
+            if not folder.exists():
+                raise
+        aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.old.", dir=folder.parent))
+        # Of several processes that find the same damaged folder, one moves it away and the others find it gone.
+        with suppress(FileNotFoundError):
+            os.rename(folder, aside / "damaged")
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The tokenizer of the model: found on disk or on the hub, checked against the model, or made up for tests.
 
-transformers is imported here only, and tokenizers only for the synthetic one.
+transformers and huggingface_hub are imported here only, and tokenizers only for the synthetic one.
 """
 
 from __future__ import annotations
@@ -170,12 +170,16 @@ def _from_path(path: Path) -> Any:
 
 
 def _from_hub(name: str) -> Any:
+    import huggingface_hub
     import transformers
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     reason: Exception | None = None
     for local_only in (True,) if offline else (True, False):
         try:
+            if not local_only:
+                # Downloads retry for a minute when there is no network; this asks once.
+                huggingface_hub.HfApi().model_info(name, timeout=10)
             return transformers.AutoTokenizer.from_pretrained(name, local_files_only=local_only)
         except Exception as error:  # not cached, no network, no such repository: all mean "not to be had here"
             reason = error

@@ -84,10 +84,10 @@ def test_prompt_lengths(inputs):
 def test_lookup_rules_differ_by_one_frame(demo, decord):
     by_row = LeRobotDataset(demo, MODALITIES)
     on_screen = LeRobotDataset(demo, MODALITIES, frame_lookup="on_screen")
-    frames = {name: d for name, d in (("nearest", decord), ("index", by_row), ("on_screen", on_screen))}
+    datasets = {"nearest": decord, "index": by_row, "on_screen": on_screen}
 
     def frame(name, row):
-        return frames[name].step(1, row)["video.ego_view"][0]
+        return datasets[name].step(1, row)["video.ego_view"][0]
 
     for row in (0, 1, 57, 300, 468):
         np.testing.assert_array_equal(frame("index", row), frame("on_screen", row))

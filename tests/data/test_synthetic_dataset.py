@@ -58,8 +58,11 @@ def test_reused_when_complete_and_repaired_when_not(tmp_path):
     assert list(tmp_path.iterdir()) == [folder], "nothing is left beside it"
 
 
-def test_several_at_once(tmp_path):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_several_at_once(tmp_path, damaged):
     results = []
+    if damaged:
+        next(synthetic_dataset(tmp_path, data_config="so100", **SMALL).rglob("*.parquet")).unlink()
     threads = [
         threading.Thread(target=lambda: results.append(synthetic_dataset(tmp_path, data_config="so100", **SMALL)))
         for _ in range(4)

@@ -1,0 +1,245 @@
+"""One observation, followed through: eager fp32 as the reference, then every submodule built, checked and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import accuracy, records
+from .benchmark import Samples, drain, measure_alternating, verdict
+from .compile import Compiled, compile_submodule, judge, set_precision
+from .plans import resolve_action_gate
+from .policy import Gr00tPolicy
+from .progress import Steps
+from .settings import Plan
+from .stages import StageTimer
+from .submodules import dimension_ranges, record
+
+
+class Trial:
+    """Runs a plan on one observation and fills a record with what it finds.
+
+    The order matters: `reference` wants the model in fp32, `compile` casts it in place and swaps submodules in, the
+    rest measures what is there then.
+
+    Args:
+        policy: In fp32, nothing compiled.
+        observation: What the dataset or a robot sent.
+        result: The record to fill.
+        steps: Told of each step.
+    """
+
+    def __init__(
+        self, policy: Gr00tPolicy, plan: Plan, observation: Mapping[str, Any], result: dict[str, Any], steps: Steps
+    ):
+        self.policy, self.model, self.plan = policy, policy.model, plan
+        self.observation, self.result, self.steps = observation, result, steps
+        self.device = policy.model.device
+        self.eager = dict(policy.model.stages)
+        self.compiled: dict[str, Compiled] = {}
+
+    def reference(self, seed: int) -> None:
+        """Run the request in eager fp32 and keep what every stage was given and gave.
+
+        Args:
+            seed: Of the initial noise, which the candidates start from too.
+        """
+        self.steps.step("running eager fp32, the reference")
+        self.inputs, self.batched = self.policy.preprocess(self.observation)
+        shape = (
+            self.inputs["embodiment_id"].shape[0],
+            self.model.action_horizon,
+            self.model.config.action_head.action_dim,
+        )
+        # Drawn on the host: a GPU's generator would give other numbers for the same seed.
+        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        with full_fp32():
+            self.recording, self.actions = record(self.model, self.inputs, self.noise)
+        self.dims = dimension_ranges(self.model.config, self.plan.ranges, self.recording)
+        batch, length = self.recording["language_model"][0].inputs[0].shape[:2]
+        self.result["workload"].update(
+            views=self.recording["vision_model"][0].inputs[0].shape[0] // batch,
+            batch_size=batch,
+            sequence_length=length,
+            denoising_steps=self.policy.denoising_steps,
+            seed=seed,
+            instruction=_instruction(self.observation),
+        )
+
+    def compile(self, names: tuple[str, ...], engine_dir: Path | None) -> None:
+        """Cast the model to the planned precisions, then build, swap in and check each named submodule."""
+        set_precision(self.model, self.plan)
+        for number, name in enumerate(names, 1):
+
+            def told(phase: str, prefix: str = f"{name} ({number} of {len(names)})") -> None:
+                self.steps.step(f"{prefix}: {phase}")
+
+            self.compiled[name] = done = compile_submodule(
+                self.model, name, self.plan, self.recording, self.dims, engine_dir=engine_dir, progress=told
+            )
+            self.result["submodules"].append(_submodule_entry(name, done))
+
+    @property
+    def runs(self) -> bool:
+        """Whether everything that was built can run on this machine."""
+        return all(done.built.runs for done in self.compiled.values())
+
+    @torch.no_grad()
+    def check_actions(self) -> None:
+        """Hold the actions of the whole request against eager fp32, normalised and in physical units."""
+        self.steps.step("comparing the actions with eager fp32")
+        start = time.perf_counter()
+        candidate = self.model.get_action(self.inputs, noise=self.noise)["action_pred"]
+        drain(self.device)
+        if self.runs:
+            self.result["end_to_end"]["first_call_ms"] = (time.perf_counter() - start) * 1e3
+        gate = resolve_action_gate(self.plan)
+        agreement = accuracy.compare(candidate, self.actions)
+        complaints = judge("actions", agreement, gate)
+        physical = accuracy.compare_each(
+            self.policy.postprocess(candidate, batched=self.batched),
+            self.policy.postprocess(self.actions, batched=self.batched),
+        )
+        self.result["accuracy"].update(
+            normalised=agreement.to_dict(),
+            per_key={key: each.to_dict() for key, each in physical.items()},
+            gate=asdict(gate),
+            passed=not complaints,
+            failures=complaints,
+        )
+
+    def time_submodules(self) -> None:
+        """Eager against compiled, in turn, on the recorded inputs and in the same precision."""
+        for entry in self.result["submodules"]:
+            done = self.compiled[entry["name"]]
+            rivals: dict[str, Callable[..., torch.Tensor]] = {}
+            if not self._offloaded(done):
+                rivals["eager"] = done.target.module
+            if done.built.runs and done.resolved.backend != "eager":
+                rivals["compiled"] = done.built.call
+            self.steps.step(f"timing {entry['name']}: {' against '.join(rivals)}")
+            taken = self._measure({name: _bound(call, done.target.inputs) for name, call in rivals.items()})
+            _fill_latencies(entry, taken)
+
+    def time_requests(self) -> None:
+        """The whole request, observation to actions, and where its time goes; eager and compiled in turn."""
+        tables = {}
+        if not any(self._offloaded(done) for done in self.compiled.values()):
+            tables["eager"] = self.eager
+        else:
+            records.skip(self.result, "eager latency", "cpu_offload moved the PyTorch weights off the GPU")
+        if self.runs and any(done.resolved.backend != "eager" for done in self.compiled.values()):
+            tables["compiled"] = dict(self.model.stages)
+        self.steps.step(f"timing the whole request: {' against '.join(tables)}")
+
+        def request(table: Mapping[str, Callable[..., torch.Tensor]]) -> Callable[[], object]:
+            def call() -> object:
+                self.model.stages.update(table)
+                return self.policy.get_action(self.observation, noise=self.noise)
+
+            return call
+
+        before = dict(self.model.stages)
+        try:
+            taken = self._measure({name: request(table) for name, table in tables.items()})
+            _fill_latencies(self.result["end_to_end"], taken)
+            self.steps.step("timing the stages of a request")
+            self._time_stages(tables, {name: len(samples.samples) for name, samples in taken.items()})
+        finally:
+            self.model.stages.update(before)
+
+    def _time_stages(self, tables: Mapping[str, Mapping[str, Any]], requests: Mapping[str, int]) -> None:
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for name, table in tables.items():
+            self.model.stages.update(table)
+            with StageTimer((self.policy.stages, self.model.stages), self.device) as timer:
+                for _ in range(requests[name]):
+                    with timer.request():
+                        self.policy.get_action(self.observation, noise=self.noise)
+            for row in timer.rows():
+                found.setdefault(row["stage"], {})[name] = row
+        for stage, by_name in found.items():
+            any_row = next(iter(by_name.values()))
+            self.result["stages"].append(
+                records.stage_entry(
+                    stage,
+                    within=any_row["within"],
+                    calls_per_request=any_row["calls_per_request"],
+                    latency_ms=by_name["compiled"]["latency_ms"].to_dict() if "compiled" in by_name else None,
+                    eager_latency_ms=by_name["eager"]["latency_ms"].to_dict() if "eager" in by_name else None,
+                )
+            )
+
+    def _offloaded(self, done: Compiled) -> bool:
+        return (
+            done.resolved.build.cpu_offload and done.resolved.backend == "torch_tensorrt" and self.device.type == "cuda"
+        )
+
+    @torch.no_grad()
+    def _measure(self, fns: Mapping[str, Callable[[], object]]) -> dict[str, Samples]:
+        options = self.plan.benchmark
+        return measure_alternating(
+            fns,
+            timer=options.timer,
+            warmup=options.warmup,
+            iterations=options.iterations,
+            max_seconds=options.max_seconds,
+            device=self.device,
+        )
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """No TF32 in products and convolutions: the reference must be better than anything held against it."""
+    product, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = product, convolution
+
+
+def _instruction(observation: Mapping[str, Any]) -> str | None:
+    texts = next((value for key, value in observation.items() if key.startswith("annotation.")), None)
+    return None if texts is None else texts if isinstance(texts, str) else str(texts[0])
+
+
+def _bound(call: Callable[..., object], inputs: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+    return lambda: call(*inputs)
+
+
+def _fill_latencies(entry: dict[str, Any], taken: Mapping[str, Samples]) -> None:
+    if "eager" in taken:
+        entry["eager_latency_ms"] = taken["eager"].to_dict()
+    if "compiled" in taken:
+        entry["latency_ms"] = taken["compiled"].to_dict()
+    if len(taken) == 2:
+        entry["verdict"] = verdict(taken["eager"], taken["compiled"]).to_dict()
+
+
+def _submodule_entry(name: str, done: Compiled) -> dict[str, Any]:
+    shapes = {}
+    arguments = zip(done.target.argument_names, done.target.inputs, done.target.ranges, strict=True)
+    for argument, tensor, ranges in arguments:
+        shapes[argument] = {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "ranges": {str(axis): f"{dim.name} {dim.minimum} to {dim.maximum}" for axis, dim in ranges.items()},
+        }
+    return records.submodule_entry(
+        name,
+        done.resolved.backend,
+        done.resolved.precision,
+        shapes=shapes,
+        accuracy=done.agreement.to_dict(),
+        gate=asdict(done.resolved.gate),
+        passed=not done.failures,
+        failures=done.failures,
+        **records.built_fields(done.built),
+    )
