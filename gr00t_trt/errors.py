@@ -71,9 +71,12 @@ class RecordError(Gr00tError):
 
 
 def nearest(value: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `value`, or None when nothing is close."""
-    match = difflib.get_close_matches(value.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
-    return next((k for k in known if k.lower() == match[0]), None) if match else None
+    """The known name closest to `value`, or None when nothing is close; a beginning of a name counts as close."""
+    folded = {name.lower(): name for name in known}
+    wanted = value.lower()
+    begun = [name for name in folded if len(wanted) > 1 and name.startswith(wanted)]
+    match = begun or difflib.get_close_matches(wanted, folded, n=1, cutoff=0.5)
+    return folded[match[0]] if match else None
 
 
 def unknown(error: type[Gr00tError], where: str, value: object, known: Iterable[str]) -> Gr00tError:

@@ -267,7 +267,7 @@ def _open_points(record: Mapping[str, Any]) -> list[str]:
         name = f"{entry['name']}: "
         lines += [f"FAIL {name}{text.removeprefix(name)}" for text in entry.get("failures") or ()]
     lines += [f"FAIL actions: {text}" for text in record["accuracy"].get("failures") or ()]
-    lines += [f"not done: {entry['what']}: {entry.get('why') or '-'}" for entry in record["skipped"]]
+    lines += [f"note: {entry['what']}: {entry.get('why') or '-'}" for entry in record["skipped"]]
     latencies = [entry.get("latency_ms") or {} for entry in (*record["submodules"], record["end_to_end"])]
     for text in dict.fromkeys(latency.get("note") for latency in latencies):
         if text:

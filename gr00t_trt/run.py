@@ -17,7 +17,7 @@ from .backends import get_backend
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
 from .data import LeRobotDataset, data_config, synthetic_dataset
-from .errors import BackendError, PlanError
+from .errors import BackendError, DatasetError, PlanError
 from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import load_policy
@@ -76,7 +76,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     with PeakMemory(device) as memory, progress(console) as steps, side_stream(device):
         steps.step(f"reading the observation: {job.dataset_path}")
         dataset = open_dataset(job)
-        observation = dataset.step(job.episode, job.step)
+        observation = recorded_step(dataset, job.episode, job.step)
         steps.step(f"loading the model: {job.model_path}")
         synthetic = resolve_checkpoint(job.model_path) is None
         policy = load_policy(
@@ -166,6 +166,14 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
             users = ", ".join(name for name, used in resolved.items() if used == backend)
             raise BackendError(f"backend {backend} ({users}) is not available here: {found.reason}")
     return plan, notes
+
+
+def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str, Any]:
+    """One row of a dataset as an observation. Raises: DatasetError for a row that the episode does not have."""
+    length = next((e.length for e in dataset.episodes if e.index == episode), None)
+    if length is not None and step >= length:
+        raise DatasetError(f"--step: episode {episode} has no row {step}", known=f"0 to {length - 1}")
+    return dataset.step(episode, step)
 
 
 def open_dataset(job: Job) -> LeRobotDataset:

@@ -186,6 +186,11 @@ def test_slow_calls_stop_at_the_time_limit_and_the_note_says_what_was_left_out()
 
 def test_one_round_is_timed_however_little_time_there_is() -> None:
     taken = measure_alternating(
-        {"a": lambda: None, "b": lambda: None}, timer="python_timer", warmup=3, iterations=9, max_seconds=0, device="cpu"
+        {"a": lambda: None, "b": lambda: None},
+        timer="python_timer",
+        warmup=3,
+        iterations=9,
+        max_seconds=0,
+        device="cpu",
     )
     assert [(len(s.samples), s.warmup) for s in taken.values()] == [(1, 0), (1, 0)]

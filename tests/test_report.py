@@ -160,7 +160,7 @@ def test_what_was_skipped_and_the_robot_units_are_told(record):
     note = Samples((1.0,), note="cuda_event needs a CUDA device; cpu was timed with python_timer")
     record["end_to_end"]["latency_ms"] = note
     text = shown(record)
-    assert "not done: GPU latency: no CUDA device" in text
+    assert "note: GPU latency: no CUDA device" in text
     assert "largest difference from eager fp32: action.left_arm 1.0e-04" in text
     assert "FAIL actions: max_abs 2 is above the gate 1" in text
     assert text.count("timer: cuda_event needs a CUDA device") == 1

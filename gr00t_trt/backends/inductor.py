@@ -67,7 +67,7 @@ class InductorBackend:
                     actual = result
         except Exception as e:
             raise build_failed(target, "compiling with torch.compile", e, _compile_error(e)) from e
-        with torch.inference_mode():
+        with torch.no_grad():
             difference = same_form(target.module(*target.inputs), actual)
         if difference is not None:
             raise BackendError(f"{target.name}: the compiled submodule returns {difference}")
@@ -82,7 +82,7 @@ class InductorBackend:
 
 
 class _Announced:
-    """Runs in inference mode, as at build time, and warns when a call compiled again."""
+    """Runs without gradients, as at build time, and warns when a call compiled again."""
 
     def __init__(self, name: str, compiled: Callable[..., Any]):
         self.name = name
@@ -91,7 +91,7 @@ class _Announced:
 
     def __call__(self, *args: torch.Tensor) -> Any:
         before = _frames_compiled()
-        with torch.inference_mode():
+        with torch.no_grad():
             result = self.compiled(*args)
         if self.announce and _frames_compiled() != before:
             warnings.warn(

@@ -192,7 +192,7 @@ class _Job:
             self.notes.append(why)
 
     def warm(self, call: GuardedModule, part: trt_build.Partition) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             call(*self.target.inputs)
         torch.cuda.synchronize()
         if part.module.gm is not part.graph:

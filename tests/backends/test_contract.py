@@ -107,6 +107,15 @@ class TestGuard:
             assert result.call.compiled.gm is before
 
 
+@pytest.mark.parametrize("built", ["inductor"], indirect=True)
+def test_inductor_announces_a_compilation_in_the_middle_of_a_run(built):
+    _, _, result = built
+    hidden, _ = tensors("attention", 1, 20)
+    _, keep = tensors("attention", 3, 20)  # broadcasts, and only the guard, passed by here, would refuse it
+    with pytest.warns(RuntimeWarning, match=r"attention: torch.compile compiled again for float16\[1, 20, 32\], bool"):
+        result.call.compiled(hidden, keep)
+
+
 def test_names():
     assert tuple(BACKENDS) == NAMES
     assert all(get_backend(name).name == name for name in NAMES)

@@ -1,8 +1,7 @@
-"""A small synthetic dataset shared by all tests here, copies of it to damage, and the demo data where present."""
+"""A small synthetic dataset shared by all tests here, and copies of it to damage."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -46,13 +45,3 @@ def dataset(synthetic: Path, config) -> LeRobotDataset:
 @pytest.fixture(scope="session")
 def metadata(dataset: LeRobotDataset):
     return dataset.metadata("gr1")
-
-
-@pytest.fixture(scope="session")
-def demo() -> Path:
-    """GR00T's demo dataset; only its first three episodes are needed."""
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("GR00T_TRT_SHARED_DATA", default)) / "robot_sim.PickNPlace"
-    if not (folder / "meta" / "info.json").is_file():
-        pytest.skip(f"demo dataset not found at {folder}; set GR00T_TRT_SHARED_DATA")
-    return folder

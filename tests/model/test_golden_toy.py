@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def inputs_of(case: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def observed_modules(model: Gr00tN1d5) -> Iterator[tuple[str, nn.Module]]:
     eagle, head = model.backbone.eagle_model, model.action_head
+    vl_blocks: Any = head.vl_self_attention.transformer_blocks
     vision = eagle.vision_model.vision_model
     yield "vit.embeddings", vision.embeddings
     yield from ((f"vit.layer{i}", layer) for i, layer in enumerate(vision.encoder.layers))
@@ -41,7 +43,7 @@ def observed_modules(model: Gr00tN1d5) -> Iterator[tuple[str, nn.Module]]:
     yield from ((f"llm.hidden{i + 1}", x) for i, x in enumerate(eagle.language_model.model.layers[:-1]))
     yield "llm.hidden3", eagle.language_model.model.norm
     yield "vlln", head.vlln
-    yield from ((f"vl_self_attention.block{i}", b) for i, b in enumerate(head.vl_self_attention.transformer_blocks))
+    yield from ((f"vl_self_attention.block{i}", b) for i, b in enumerate(vl_blocks))
     yield "vl_self_attention", head.vl_self_attention
     yield "state_features", head.state_encoder
     yield "step.action_features", head.action_encoder
@@ -74,9 +76,7 @@ def observe(model: Gr00tN1d5, run: Callable[[], object]) -> dict[str, Tensor]:
         seen["llm.hidden0"] = [inputs_embeds]
         return language(inputs_embeds, attention_mask)
 
-    model.stages.update(
-        action_encoder=encode_and_note, dit_model=dit_and_note, language_model=language_and_note
-    )
+    model.stages.update(action_encoder=encode_and_note, dit_model=dit_and_note, language_model=language_and_note)
     try:
         run()
     finally:

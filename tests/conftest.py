@@ -1,0 +1,29 @@
+"""What several folders of tests share: the demonstration data, where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}; set GR00T_TRT_SHARED_DATA to the folder that holds {name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """GR00T's demonstration dataset; only its first three episodes are needed."""
+    return _shared("robot_sim.PickNPlace")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """A toy checkpoint with what the original implementation computed from it."""
+    return _shared("golden_toy")

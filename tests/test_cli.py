@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gr00t_trt import run as run_module
+from gr00t_trt.cli import main, overrides, parse, underscored
+from gr00t_trt.errors import PlanError
+from gr00t_trt.records import read_record
+from gr00t_trt.settings import SUBMODULES
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["--model_path", "synthetic", "--dataset_path", "synthetic", "--benchmark", "python_timer",
+         "--num_iterations", "2", "--warmup_iterations", "0"]  # fmt: skip
+EAGER = [*QUICK, "--backend", "eager"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_both_spellings_are_one() -> None:
+    assert underscored(["--fn-name=dit_model", "--use-fp32-acc", "a-b", "-x-y"]) == [
+        "--fn_name=dit_model",
+        "--use_fp32_acc",
+        "a-b",
+        "-x-y",
+    ]
+
+
+def test_the_published_command_parses_as_printed() -> None:
+    line = "--precision FP16 --use_fp32_acc --use_explicit_typing --fn_name all --benchmark cuda_event"
+    args, notes = parse(line.split())
+    given = {key: value for key, value in overrides(args).items() if value is not None}
+    assert given == {
+        "precision": "FP16",
+        "build.use_fp32_acc": True,
+        "build.use_explicit_typing": True,
+        "benchmark.timer": "cuda_event",
+    }
+    assert (args.fn_name, args.model_path, args.dataset_path) == (
+        "all",
+        "nvidia/GR00T-N1.5-3B",
+        "./demo_data/robot_sim.PickNPlace",
+    )
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--fn_nam", "all"], "no such flag: unknown value '--fn_nam'"),
+        (["extra"], "'extra' belongs to no flag"),
+        (["--seed", "x"], "invalid int value: 'x'"),
+        (["--step", "-3"], "--step: -3 is out of range"),
+        (["--use_onnx_llm"], "the ONNX route is not part of this release"),
+        (["--attn_implementation", "flash"], "did you mean flash_attention_2?"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(argv: list[str], words: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse(argv)
+    assert words in str(caught.value)
+
+
+def test_published_flags_without_effect_say_so() -> None:
+    _, notes = parse(["--eval", "--attn_implementation", "eager"])
+    assert [what for what, _ in notes] == ["--attn_implementation eager", "--eval"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--fn_name", "dit"], "did you mean dit_model?"),
+        (["--precision", "fp17"], "did you mean fp16?"),
+        (["--vit_dtype", "fp8"], "quantisation is not available yet"),
+        (["--backend", "tensort"], "did you mean torch_tensorrt?"),
+        (["--data_config", "fourier_gr1"], "did you mean fourier_gr1_"),
+        (["--embodiment_tag", "gr2"], "did you mean gr1?"),
+        (["--frame_lookup", "nearst"], "did you mean nearest?"),
+        (["--benchmark", "cuda"], "did you mean cuda_event?"),
+        (["--num_iterations", "0"], "out of range"),
+        (["--device", "gpu"], "'gpu' is not a device"),
+        (["--device", "cuda:99"], "'cuda:99'"),
+        (["--model_path", "/no/such/folder"], "/no/such/folder: no such folder"),
+        (["--model_path", "synthetic:huge"], "did you mean synthetic:full?"),
+        (["--dataset_path", "/no/such/dataset"], "/no/such/dataset"),
+        (["--episode", "9"], "episode 9"),
+        (["--step", "999"], "episode 0 has no row 999"),
+        (["--config", "nothing.yaml"], "no such plan file"),
+        (["--tokenizer", "/no/tokenizer"], "no such file or folder"),
+        (["--denoising_steps", "0"], "denoising_steps"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_clear_error(argv: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*EAGER, *argv]) == 2
+    out, err = capsys.readouterr()
+    assert words in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not list(Path("records").glob("*")) if Path("records").exists() else True
+
+
+def test_an_unwritable_record_is_found_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the run began")
+
+    monkeypatch.setattr(run_module, "run", never)
+    Path("file").write_text("")
+    assert main([*EAGER, "--record", "file/record.json"]) == 2
+    assert "file/record.json: the record cannot be written" in capsys.readouterr().err
+
+
+def test_a_run_in_fp32_agrees_with_itself_and_leaves_a_whole_record(capsys: pytest.CaptureFixture) -> None:
+    assert main([*EAGER, "--precision", "fp32", "--record", "out/run.json"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "out/run.json\n"
+    assert "PASS" in err
+    record = read_record("out/run.json")
+    assert record["exit_reason"] == "done"
+    assert [s["name"] for s in record["submodules"]] == list(SUBMODULES)
+    assert all(s["accuracy"]["exact"] and s["eager_latency_ms"]["iterations"] == 2 for s in record["submodules"])
+    assert record["workload"]["sequence_length"] == 294
+    assert record["workload"]["views"] == 1
+    assert record["accuracy"]["normalised"]["exact"]
+    assert set(record["accuracy"]["per_key"]) == {
+        "action.left_arm",
+        "action.right_arm",
+        "action.left_hand",
+        "action.right_hand",
+    }
+    stages = {s["stage"]: s["calls_per_request"] for s in record["stages"]}
+    assert stages["preprocess"] == stages["postprocess"] == stages["vl_components"] == 1
+    assert stages["dit_model"] == 4
+    assert [p.name for p in Path("out").iterdir()] == ["run.json"]
+
+
+def test_json_prints_the_record_alone_on_stdout(capsys: pytest.CaptureFixture) -> None:
+    assert main([*EAGER, "--fn_name", "action_decoder", "--json", "--record", "r.json"]) == 0
+    assert json.loads(capsys.readouterr().out) == read_record("r.json")
+
+
+def test_a_failed_gate_ends_with_1_and_names_the_submodule(capsys: pytest.CaptureFixture) -> None:
+    Path("strict.yaml").write_text(
+        "backend: eager\nprecision: fp16\nsubmodules:\n  action_decoder: {gate: {max_abs: 0.0}}\n"
+    )
+    assert main([*QUICK, "--config", "strict.yaml", "--fn_name", "action_decoder", "--record", "r.json"]) == 1
+    assert "FAIL" in capsys.readouterr().err
+    record = read_record("r.json")
+    assert record["exit_reason"] == "gate failed"
+    assert record["submodules"][0]["failures"][0].startswith("action_decoder: max_abs ")
+    assert record["plan_path"] == "strict.yaml"
+
+
+def test_an_interrupted_run_ends_with_130_and_leaves_no_record(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "run", interrupted)
+    assert main([*EAGER, "--record", "r.json"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not Path("r.json").exists()
+
+
+def test_help_explains_every_flag_without_importing_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run_groot_torchtrt.py"), "--help"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "examples:" in done.stdout
+    for flag in ("--fn_name", "--precision", "--engine_dir", "--use_eagle_backbone_joint", "--cpu_offload"):
+        assert flag in done.stdout
+    assert " torch\n" not in done.stderr
