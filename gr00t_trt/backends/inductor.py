@@ -90,10 +90,11 @@ class _Announced:
         self.announce = False
 
     def __call__(self, *args: torch.Tensor) -> Any:
-        before = _frames_compiled()
-        with torch.no_grad():
-            result = self.compiled(*args)
-        if self.announce and _frames_compiled() != before:
+        before = _graphs_compiled()
+        with torch.inference_mode(False), torch.no_grad():
+            # A tensor made in inference mode fails the guards of a graph that was traced with a normal one.
+            result = self.compiled(*(x.clone() if x.is_inference() else x for x in args))
+        if self.announce and _graphs_compiled() != before:
             warnings.warn(
                 f"{self.name}: torch.compile compiled again for {describe(args)}; this call's time is not a latency",
                 RuntimeWarning,
@@ -102,8 +103,8 @@ class _Announced:
         return result
 
 
-def _frames_compiled() -> int:
-    return int(torch._dynamo.utils.counters["frames"]["total"])
+def _graphs_compiled() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from .config import Gr00tConfig, read_config
+from .config import Gr00tConfig
+from .config_files import read_config
 from .gr00t import Gr00tN1d5
 from .synthetic import fill_synthetic, is_synthetic, synthetic_config
 from .weights import load_weights
