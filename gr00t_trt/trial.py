@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from .progress import Steps
 from .settings import Plan
 from .stages import StageTimer
 from .submodules import dimension_ranges, record
+
+LONE_SHARE = 0.1
+"""Share of the time limit that a submodule's eager latency gets where nothing is compared with it."""
 
 
 class Trial:
@@ -124,8 +127,10 @@ class Trial:
             if done.built.runs and done.resolved.backend != "eager":
                 rivals["compiled"] = done.built.call
             self.steps.step(f"timing {entry['name']}: {' against '.join(rivals)}")
-            taken = self._measure({name: _bound(call, done.target.inputs) for name, call in rivals.items()})
-            _fill_latencies(entry, taken)
+            # Nothing is decided by an eager latency that stands alone, so little time is spent on it.
+            limit = self.plan.benchmark.max_seconds * (1.0 if len(rivals) > 1 else LONE_SHARE)
+            calls = {name: _bound(call, done.target.inputs) for name, call in rivals.items()}
+            _fill_latencies(entry, self._measure(calls, limit))
 
     def time_requests(self) -> None:
         """The whole request, observation to actions, and where its time goes; eager and compiled in turn."""
@@ -137,44 +142,43 @@ class Trial:
         if self.runs and any(done.resolved.backend != "eager" for done in self.compiled.values()):
             tables["compiled"] = dict(self.model.stages)
         self.steps.step(f"timing the whole request: {' against '.join(tables)}")
-
-        def request(table: Mapping[str, Callable[..., torch.Tensor]]) -> Callable[[], object]:
-            def call() -> object:
-                self.model.stages.update(table)
-                return self.policy.get_action(self.observation, noise=self.noise)
-
-            return call
-
-        before = dict(self.model.stages)
-        try:
-            taken = self._measure({name: request(table) for name, table in tables.items()})
-            _fill_latencies(self.result["end_to_end"], taken)
+        # Reading the clock is nothing beside a request on a CPU, but events between its kernels delay a GPU: there
+        # the split gets requests of its own.
+        on_cpu = self.device.type == "cpu"
+        taken, rows = self._time_requests(tables, split=on_cpu)
+        _fill_latencies(self.result["end_to_end"], taken)
+        if not on_cpu:
             self.steps.step("timing the stages of a request")
-            self._time_stages(tables, {name: len(samples.samples) for name, samples in taken.items()})
+            _, rows = self._time_requests(tables, split=True)
+        self.result["stages"] = _stage_entries(rows)
+
+    def _time_requests(
+        self, tables: Mapping[str, Mapping[str, Any]], *, split: bool
+    ) -> tuple[dict[str, Samples], dict[str, list[dict[str, Any]]]]:
+        """Latencies of whole requests by rival and, where asked for, the rows of their stages."""
+        before = dict(self.model.stages)
+        calls: dict[str, Callable[[], object]] = {}
+        timers: dict[str, StageTimer] = {}
+        try:
+            with ExitStack() as stack:
+                for name, original in tables.items():
+                    table = dict(original)
+                    if split:
+                        timers[name] = StageTimer((self.policy.stages, table), self.device)
+                        stack.enter_context(timers[name])
+                    calls[name] = self._request(table, timers.get(name))
+                taken = self._measure(calls, self.plan.benchmark.max_seconds)
         finally:
             self.model.stages.update(before)
+        return taken, {name: timer.rows(warmup=taken[name].warmup) for name, timer in timers.items()}
 
-    def _time_stages(self, tables: Mapping[str, Mapping[str, Any]], requests: Mapping[str, int]) -> None:
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for name, table in tables.items():
+    def _request(self, table: Mapping[str, Any], timer: StageTimer | None) -> Callable[[], object]:
+        def call() -> object:
             self.model.stages.update(table)
-            with StageTimer((self.policy.stages, self.model.stages), self.device) as timer:
-                for _ in range(requests[name]):
-                    with timer.request():
-                        self.policy.get_action(self.observation, noise=self.noise)
-            for row in timer.rows():
-                found.setdefault(row["stage"], {})[name] = row
-        for stage, by_name in found.items():
-            any_row = next(iter(by_name.values()))
-            self.result["stages"].append(
-                records.stage_entry(
-                    stage,
-                    within=any_row["within"],
-                    calls_per_request=any_row["calls_per_request"],
-                    latency_ms=by_name["compiled"]["latency_ms"].to_dict() if "compiled" in by_name else None,
-                    eager_latency_ms=by_name["eager"]["latency_ms"].to_dict() if "eager" in by_name else None,
-                )
-            )
+            with timer.request() if timer else nullcontext():
+                return self.policy.get_action(self.observation, noise=self.noise)
+
+        return call
 
     def _offloaded(self, done: Compiled) -> bool:
         return (
@@ -182,14 +186,14 @@ class Trial:
         )
 
     @torch.no_grad()
-    def _measure(self, fns: Mapping[str, Callable[[], object]]) -> dict[str, Samples]:
+    def _measure(self, fns: Mapping[str, Callable[[], object]], max_seconds: float) -> dict[str, Samples]:
         options = self.plan.benchmark
         return measure_alternating(
             fns,
             timer=options.timer,
             warmup=options.warmup,
             iterations=options.iterations,
-            max_seconds=options.max_seconds,
+            max_seconds=max_seconds,
             device=self.device,
         )
 
@@ -203,6 +207,24 @@ def full_fp32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = product, convolution
+
+
+def _stage_entries(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    by_stage: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, own in rows.items():
+        for row in own:
+            by_stage.setdefault(row["stage"], {})[name] = row
+    entries = []
+    for stage, by_name in by_stage.items():
+        known = {
+            field: by_name[name]["latency_ms"].to_dict() if name in by_name else None
+            for name, field in (("eager", "eager_latency_ms"), ("compiled", "latency_ms"))
+        }
+        one = next(iter(by_name.values()))
+        entries.append(
+            records.stage_entry(stage, within=one["within"], calls_per_request=one["calls_per_request"], **known)
+        )
+    return entries
 
 
 def _instruction(observation: Mapping[str, Any]) -> str | None:

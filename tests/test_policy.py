@@ -138,8 +138,8 @@ def test_a_data_config_of_wider_actions_than_the_models_is_refused(demo: Path) -
             "action.right_leg",
         )
 
+    wide = LeRobotDataset(demo, TooWide().modality_config())
     with pytest.raises(PlanError, match="actions are 44 wide"):
-        wide = LeRobotDataset(demo, TooWide().modality_config())
         gr00t_trt.load_policy("synthetic", data_config=TooWide(), metadata=wide.metadata("gr1"))
 
 

@@ -71,10 +71,28 @@ class EagleBackbone(nn.Module):
         Returns: [B, S, D] in the dtype of `embeds`.
         """
         is_image = input_ids == self.image_token_index
-        # A boolean index would have a shape that depends on the data; the running count gives each token its row.
-        row = (is_image.flatten().long().cumsum(0) - 1).clamp(min=0)
+        row = (running_count(is_image) - 1).clamp(min=0).flatten()
         placed = image_features.flatten(0, 1).index_select(0, row).view_as(embeds)
         return torch.where(is_image.unsqueeze(-1), placed.to(embeds.dtype), embeds)
+
+
+def running_count(marked: Tensor) -> Tensor:
+    """How many entries are marked up to and including each, counted through all samples in turn.
+
+    A boolean index would have a shape that depends on the data, and TensorRT-RTX has no cumulative sum; comparisons
+    of positions do without either. Counts in fp32 are exact far beyond any prompt.
+
+    Args:
+        marked: bool [B, S].
+    Returns: int64 [B, S].
+    """
+    sample = torch.arange(marked.shape[0], device=marked.device)
+    position = torch.arange(marked.shape[1], device=marked.device)
+    upto = position[None, :] <= position[:, None]
+    within = (marked[:, None, :] & upto).float().sum(-1)
+    earlier = (sample[None, :] < sample[:, None]).float()
+    before = (earlier * within[None, :, -1]).sum(-1, keepdim=True)
+    return (within + before).long()
 
 
 def _apply(linear: nn.Module, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Gr00tN1d5(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parts that belong to no stage of the action head; model inputs are cast to it."""
+        """Dtype of the parts that belong to no stage of the action head."""
         return self.action_head.future_tokens.weight.dtype
 
     @property
@@ -124,7 +124,10 @@ class Gr00tN1d5(nn.Module):
         return self.stages[name](*(a.to(dtype) if a.is_floating_point() else a for a in args))
 
     def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Check model inputs and move them to the model's device, floats cast to the model's dtype.
+        """Check model inputs and move them to the model's device.
+
+        Floats become fp32, not the model's dtype: each stage casts what it gets, and a stage kept in fp32 should see
+        pixels and state that have not been rounded before.
 
         Args:
             inputs: ``eagle_pixel_values`` float [N, 3, 224, 224] in [-1, 1], ``eagle_input_ids`` int64 [B, S],
@@ -136,7 +139,7 @@ class Gr00tN1d5(nn.Module):
         """
         checked = check_inputs(inputs, self.config)
         return {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else torch.int64, non_blocking=True)
+            key: value.to(self.device, torch.float32 if value.is_floating_point() else torch.int64, non_blocking=True)
             for key, value in checked.items()
         }
 
