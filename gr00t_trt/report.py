@@ -222,14 +222,16 @@ def _stage_table(record: Mapping[str, Any], block: str) -> Table | None:
     column = "latency_ms" if any(row.get("latency_ms") for row in stages) else "eager_latency_ms"
     both = column == "latency_ms" and any(row.get("eager_latency_ms") for row in stages)
     parts = [row for row in stages if row["stage"] != "request" and not row.get("within")]
-    values = {id(row): (row.get(column) or {}).get("p50") for row in parts}
-    total = sum(value for value in values.values() if value is not None and value > 0)
+    shown = [row for part in parts for row in (part, *(r for r in stages if r.get("within") == part["stage"]))]
+    values = {id(row): (row.get(column) or {}).get("p50") for row in shown}
+    total = sum(max(values[id(row)] or 0.0, 0.0) for row in parts)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         header_style="bold",
-        title="\nWhere a request spends its time (p50, all calls of a stage added up)",
+        title=f"\nWhere {'a compiled' if column == 'latency_ms' else 'an eager'} request spends its time (p50, all calls "
+        "of a stage added up)",
         title_justify="left",
         title_style="",
     )
@@ -237,15 +239,17 @@ def _stage_table(record: Mapping[str, Any], block: str) -> Table | None:
     for head in ("calls", *(("eager ms", "compiled ms") if both else ("ms",)), "share"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for row in parts:
+    for row in shown:
         value = values[id(row)]
         share = max(value, 0.0) / total if total and value is not None else None
-        cells = [row["stage"], digits(row.get("calls_per_request"))]
+        indent = "  " if row.get("within") else ""
+        cells = [indent + row["stage"], digits(row.get("calls_per_request"))]
         if both:
             cells.append(_p50(row.get("eager_latency_ms")))
         cells.append(_p50(row.get(column)))
         cells.append("-" if share is None else f"{100 * share:.0f} %")
-        cells.append("" if share is None else block * round(BAR_WIDTH * share))
+        # Bars add up to the request, so a stage inside another has none.
+        cells.append("" if share is None or indent else block * round(BAR_WIDTH * share))
         table.add_row(*(Text(cell) for cell in cells))
     return table
 

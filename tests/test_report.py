@@ -146,11 +146,12 @@ def test_the_split_of_a_request(record):
         stage("between stages", 0.5),
         stage("request", 4.0, calls_per_request=1),
     ]
-    text = shown(record).split("Where a request spends its time")[1]
+    text = shown(record).split("Where a compiled request spends its time")[1]
     assert row(text, "vision_model") == "vision_model 1 1 25 % " + "█" * 5
     assert row(text, "dit_model") == "dit_model 4 2.50 62 % " + "█" * 12
     assert row(text, "between stages") == "between stages - 0.500 12 % " + "█" * 2
-    assert "inner" not in text
+    assert row(text, "  inner") == "inner 4 2 50 %"
+    assert text.index("dit_model") < text.index("inner") < text.index("between stages")
     assert "\nrequest" not in text
 
 
