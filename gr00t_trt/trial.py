@@ -21,9 +21,6 @@ from .settings import Plan
 from .stages import StageTimer
 from .submodules import dimension_ranges, record
 
-LONE_SHARE = 0.1
-"""Share of the time limit that a submodule's eager latency gets where nothing is compared with it."""
-
 
 class Trial:
     """Runs a plan on one observation and fills a record with what it finds.
@@ -118,19 +115,25 @@ class Trial:
         )
 
     def time_submodules(self) -> None:
-        """Eager against compiled, in turn, on the recorded inputs and in the same precision."""
+        """Eager against compiled, in turn, on the recorded inputs and in the same precision.
+
+        A submodule that was built and cannot run here has no rival, and its eager latency alone decides nothing: the
+        split of the request tells it without further calls.
+        """
         for entry in self.result["submodules"]:
             done = self.compiled[entry["name"]]
+            if not done.built.runs:
+                continue
             rivals: dict[str, Callable[..., torch.Tensor]] = {}
             if not self._offloaded(done):
                 rivals["eager"] = done.target.module
-            if done.built.runs and done.resolved.backend != "eager":
+            if done.resolved.backend != "eager":
                 rivals["compiled"] = done.built.call
             self.steps.step(f"timing {entry['name']}: {' against '.join(rivals)}")
-            # Nothing is decided by an eager latency that stands alone, so little time is spent on it.
-            limit = self.plan.benchmark.max_seconds * (1.0 if len(rivals) > 1 else LONE_SHARE)
-            calls = {name: _bound(call, done.target.inputs) for name, call in rivals.items()}
-            _fill_latencies(entry, self._measure(calls, limit))
+            taken = self._measure(
+                {name: _bound(call, done.target.inputs) for name, call in rivals.items()},
+            )
+            _fill_latencies(entry, taken)
 
     def time_requests(self) -> None:
         """The whole request, observation to actions, and where its time goes; eager and compiled in turn."""
@@ -167,7 +170,7 @@ class Trial:
                         timers[name] = StageTimer((self.policy.stages, table), self.device)
                         stack.enter_context(timers[name])
                     calls[name] = self._request(table, timers.get(name))
-                taken = self._measure(calls, self.plan.benchmark.max_seconds)
+                taken = self._measure(calls)
         finally:
             self.model.stages.update(before)
         return taken, {name: timer.rows(warmup=taken[name].warmup) for name, timer in timers.items()}
@@ -186,14 +189,14 @@ class Trial:
         )
 
     @torch.no_grad()
-    def _measure(self, fns: Mapping[str, Callable[[], object]], max_seconds: float) -> dict[str, Samples]:
+    def _measure(self, fns: Mapping[str, Callable[[], object]]) -> dict[str, Samples]:
         options = self.plan.benchmark
         return measure_alternating(
             fns,
             timer=options.timer,
             warmup=options.warmup,
             iterations=options.iterations,
-            max_seconds=max_seconds,
+            max_seconds=options.max_seconds,
             device=self.device,
         )
 
