@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 run: $(STAMP)
-	$(BIN)/python run_groot_torchtrt.py --model_path synthetic --dataset_path synthetic --use_fp32_acc
+	$(BIN)/python run_groot_torchtrt.py --model_path synthetic --dataset_path synthetic --use_fp32_acc \
+	    --num_iterations 5 --warmup_iterations 2
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
