@@ -29,6 +29,24 @@ QUANTISED = ("fp8", "int8", "nvfp4")
 
 TIMERS = ("cuda_event", "python_timer")
 
+OPTIMISATIONS: Mapping[str, str] = {
+    "embodiment_weights": "weights of the embodiments in a batch are taken out of the 32 slots once, not every step",
+    "cross_attention_kv": "keys and values of the cross-attention blocks are computed once per observation",
+    "future_tokens": "state and future tokens are joined once; position rows go into the action encoder's last bias",
+    "timestep_tables": "everything that follows from the timestep alone is tabulated for the steps in use",
+    "action_rows": "past the last self-attention, only the rows of the actions are computed",
+    "fused_projections": "query, key and value are one matrix product, and so are gate and up",
+    "action_encoder_fold": "the action encoder's first layer is multiplied into its second",
+    "prompt_cache": "prompt embeddings, image positions, rotations and masks are kept per prompt",
+    "unpadded_mask": "a prompt without padding uses causal attention without a mask tensor",
+}
+"""Steps from the plain model to the restructured one: name -> what it does, in the order of the waterfall.
+
+Three more steps of the same kind are missing because the plain model already takes them: the state token is computed
+once per observation, all views go through the vision tower in one call, and neither pooling head nor vocabulary head
+exists.
+"""
+
 
 @dataclass(frozen=True)
 class BuildOptions:

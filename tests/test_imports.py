@@ -19,6 +19,7 @@ ORDER = [
     {"report", "benchmark", "accuracy", "model", "data"},
     {"stages", "backends"},
     {"policy", "submodules"},
+    {"fast"},
     {"compile"},
     {"trial"},
     {"run"},

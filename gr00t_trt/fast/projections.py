@@ -1,0 +1,91 @@
+"""Several linear layers over the same input as one matrix product, without a second copy of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Projections(nn.Module):
+    """Linear layers that read the same input.
+
+    Fused, their weights lie one after the other in one tensor, and the layers' own parameters become views of its
+    rows: the layers go on working, nothing is stored twice, and a value written in place into either is seen by both.
+    A cast or a move ends that, so whoever casts the layers calls `join` afterwards.
+
+    Args:
+        linears: All with a bias or all without.
+        fused: One product instead of one per layer.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, linears: Sequence[nn.Linear], *, fused: bool):
+        super().__init__()
+        self.fused = fused
+        self.widths = [linear.out_features for linear in linears]
+        if fused:
+            # A tuple is not registered, so that the fused weight is this module's only parameter.
+            self._sources = tuple(linears)
+            self.join()
+        else:
+            self.linears = nn.ModuleList(linears)
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Make the layers share one weight again; nothing happens where they still do."""
+        if not self.fused:
+            return
+        weights: list[nn.Parameter] = [linear.weight for linear in self._sources]  # type: ignore[misc]
+        self.weight = _shared(weights)
+        biases: list[nn.Parameter | None] = [linear.bias for linear in self._sources]
+        present = [bias for bias in biases if bias is not None]
+        self.bias = _shared(present) if present else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[..., D] -> one [..., width] per layer."""
+        if not self.fused:
+            return tuple(linear(x) for linear in self.linears)
+        return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+
+    def heads(self, x: Tensor, head_dim: int) -> tuple[Tensor, ...]:
+        """[B, T, D] -> one [B, heads, T, head_dim] per layer; the layers are equally wide."""
+        if not self.fused:
+            return tuple(y.unflatten(-1, (-1, head_dim)).transpose(1, 2) for y in self(x))
+        y = F.linear(x, self.weight, self.bias).unflatten(-1, (len(self.widths), -1, head_dim))
+        return y.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_all(module: nn.Module) -> None:
+    """Call `join` on every `Projections` inside `module`."""
+    for part in module.modules():
+        if isinstance(part, Projections):
+            part.join()
+
+
+def _shared(parts: Sequence[nn.Parameter]) -> nn.Parameter:
+    """One tensor of which all parts are consecutive row blocks, each part turned into a view of it."""
+    first = parts[0]
+    rows = sum(part.shape[0] for part in parts)
+    if _adjacent(parts):
+        joined = first.data.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
+    else:
+        joined = torch.cat([part.data for part in parts])
+        for part, block in zip(parts, joined.split([part.shape[0] for part in parts]), strict=True):
+            part.data = block
+    return nn.Parameter(joined, requires_grad=False)
+
+
+def _adjacent(parts: Sequence[Tensor]) -> bool:
+    first = parts[0]
+    start, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == start and part.dtype == first.dtype and part.device == first.device
+        if not (same and part.storage_offset() == offset and part.is_contiguous()):
+            return False
+        offset += part.numel()
+    return True
