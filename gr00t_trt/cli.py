@@ -1,21 +1,24 @@
 """The command line of `run_groot_torchtrt.py`: flags -> plan and request -> one run -> exit status.
 
-Exit status: 0 done, 1 an accuracy gate failed, 2 bad input or something missing, 130 interrupted.
+Exit status: 0 done, 1 an accuracy gate failed, 2 bad input or something missing, 130 interrupted (Ctrl-C, SIGTERM),
+141 nobody reads the messages any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
-from .errors import Gr00tError, PlanError, unknown
+from .errors import Gr00tError, PlanError, RecordError, unknown
+from .progress import interruptible
 from .settings import BACKENDS, GROUPS, PRECISIONS, SUBMODULES, TIMERS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
@@ -209,18 +212,36 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
         )
     if args.eval:
         notes.append(("--eval", "adds nothing: every submodule is compared with eager fp32 on real inputs anyway"))
-    for flag in ("episode", "step"):
-        if getattr(args, flag) < 0:
-            raise PlanError(f"--{flag}: {getattr(args, flag)} is out of range", known="0 or more")
+    for flag in ("episode", "step", "seed"):
+        if not 0 <= getattr(args, flag) < 2**63:
+            raise PlanError(f"--{flag}: {getattr(args, flag)} is out of range", known="0 to 2^63 - 1")
+    for flag, value in vars(args).items():
+        # Most often a shell variable that is not set; Path("") would be the working directory.
+        if isinstance(value, str) and not value.strip():
+            raise PlanError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
     return args, notes
+
+
+class _Console(Console):
+    """Where rich would end a run whose messages nobody reads with 1, which means a failed gate here."""
+
+    def on_broken_pipe(self) -> None:
+        _discard(sys.stderr)
+        raise BrokenPipeError
+
+
+def _discard(stream: TextIO) -> None:
+    # Python flushes at exit and would complain once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    console = Console(stderr=True)
+    console = _Console(stderr=True, emoji=False)
     try:
-        return _main(argv, console)
+        with interruptible():
+            return _main(argv, console)
     except Gr00tError as error:
         console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -228,9 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("interrupted; finished engines are whole, nothing else was written", style="yellow")
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left; Python would complain once more while flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 141  # as if SIGPIPE had ended us
 
 
 def _main(argv: Sequence[str], console: Console) -> int:
@@ -266,8 +285,15 @@ def _main(argv: Sequence[str], console: Console) -> int:
         command=shlex.join(["run_groot_torchtrt.py", *argv]),
         notes=tuple(notes),
     )
-    record = run(job, plan, console)
+    # Compilers print, and what reads our stdout expects a path or JSON there.
+    with contextlib.redirect_stdout(sys.stderr):
+        record = run(job, plan, console)
     render(record, console)
     write_record(record, record_path)
-    print(dumps(record) if args.json else record_path)
+    try:
+        print(dumps(record) if args.json else record_path, flush=True)
+    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
+        _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {record_path}") from error
     return 1 if failures(record) else 0

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
-from . import accuracy
+from . import accuracy, fast
 from .backends import get_backend
 from .backends.base import Built, Target
+from .fast import FastGr00tN1d5
 from .model import Gr00tN1d5
 from .plans import ResolvedSubmodule, resolve
 from .settings import SUBMODULES, Gate, Plan
 from .shapes import DimRange
-from .submodules import Call, Recording, target
+from .submodules import Call, Recording, cast_inputs, target
+
+Model = Gr00tN1d5 | FastGr00tN1d5
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -36,7 +39,7 @@ class Compiled:
     failures: list[str]
 
 
-def set_precision(model: Gr00tN1d5, plan: Plan) -> None:
+def set_precision(model: Model, plan: Plan) -> None:
     """Cast every submodule to its planned dtype, and what lies between them to the plan's own.
 
     In place, tensor by tensor: a model in fp32 becomes smaller and is never held twice.
@@ -44,13 +47,13 @@ def set_precision(model: Gr00tN1d5, plan: Plan) -> None:
     model.cast_glue(DTYPES[plan.precision])
     for name in SUBMODULES:
         model.cast_stage(name, DTYPES[resolve(plan, name).precision])
-    if plan.joint_backbone:
+    if plan.joint_backbone and isinstance(model, Gr00tN1d5):
         # One graph has one dtype, connector and embedding table included.
         model.cast_stage("eagle_backbone", DTYPES[resolve(plan, "eagle_backbone").precision])
 
 
 def compile_submodule(
-    model: Gr00tN1d5,
+    model: Model,
     name: str,
     plan: Plan,
     recording: Recording,
@@ -64,10 +67,13 @@ def compile_submodule(
     Raises: BackendError, PlanError or RecordError from the backend.
     """
     resolved = resolve(plan, name)
-    wanted = target(model, name, recording, dims)
+    if isinstance(model, FastGr00tN1d5):
+        wanted = fast.target(model, name, recording, dims)
+    else:
+        wanted = target(model, name, recording, dims)
     built = get_backend(resolved.backend).build(wanted, resolved.build, engine_dir=engine_dir, progress=progress)
     progress("comparing with eager fp32")
-    agreement = agreement_with(built.call, recording[name], model.stage_dtypes[name], model.device)
+    agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), model.device)
     model.stages[name] = built.call
     return Compiled(wanted, resolved, built, agreement, judge(name, agreement, resolved.gate))
 
@@ -79,15 +85,12 @@ def judge(name: str, agreement: accuracy.Agreement, gate: Gate) -> list[str]:
 
 @torch.no_grad()
 def agreement_with(
-    call: Callable[..., torch.Tensor], calls: Sequence[Call], dtype: torch.dtype, device: torch.device
+    call: Callable[..., torch.Tensor], calls: Sequence[Call], dtypes: Sequence[torch.dtype], device: torch.device
 ) -> accuracy.Agreement:
     """The worst agreement of `call` with recorded fp32 calls, given the same inputs.
 
     Args:
-        dtype, device: What floating inputs are cast to and where all inputs go, as in a request.
+        dtypes, device: What each floating input is cast to and where all go, as in a request.
     """
-    outputs = []
-    for recorded in calls:
-        inputs = (x.to(device, dtype if x.is_floating_point() else x.dtype) for x in recorded.inputs)
-        outputs.append(call(*inputs))
-    return accuracy.compare(outputs, [c.output for c in calls])
+    outputs = [call(*cast_inputs(recorded, dtypes, device)) for recorded in calls]
+    return accuracy.compare(outputs, [recorded.output for recorded in calls])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class Gr00tError(Exception):
@@ -32,7 +33,7 @@ class Gr00tError(Exception):
     def __init__(self, what: str, *, known: str | Iterable[str] | None = None, fix: str | None = None):
         lines = [what]
         if known is not None:
-            lines.append("  known: " + (known if isinstance(known, str) else ", ".join(known)))
+            lines.append("  known: " + (known if isinstance(known, str) else ", ".join(known) or "none"))
         if fix is not None:
             lines.append("  " + fix)
         super().__init__("\n".join(lines))
@@ -68,6 +69,18 @@ class BackendError(Gr00tError):
 
 class RecordError(Gr00tError):
     """A record or engine file that cannot be written or read."""
+
+
+def refetch(file: Path) -> str:
+    """How to fix a file that cannot be read: most often it is git-lfs's stand-in for the real one."""
+    try:
+        with file.open("rb") as f:
+            pointer = f.read(24).startswith(b"version https://git-lfs")
+    except OSError:
+        pointer = False
+    if pointer:
+        return "it is a git-lfs pointer: run `git lfs pull`"
+    return "the file is damaged or cut short: download it again"
 
 
 def nearest(value: str, known: Iterable[str]) -> str | None:

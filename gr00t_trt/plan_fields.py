@@ -10,6 +10,8 @@ from .errors import PlanError, nearest, unknown
 from .settings import (
     BACKENDS,
     GROUPS,
+    LOOPS,
+    OPTIMISATIONS,
     PRECISIONS,
     QUANTISED,
     SUBMODULES,
@@ -156,6 +158,24 @@ def compute_capabilities(value: object, at: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def optimisations(value: object, at: str) -> tuple[str, ...]:
+    """``all``, ``none``, a list of names, or a mapping that switches some off: names in the order of the waterfall."""
+    if isinstance(value, str) and value.strip().lower() in ("all", "none"):
+        return tuple(OPTIMISATIONS) if value.strip().lower() == "all" else ()
+    if isinstance(value, Mapping):
+        switches = section(value, at, dict.fromkeys(OPTIMISATIONS, boolean))
+        return tuple(key for key in OPTIMISATIONS if switches.get(key, True))
+    given = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        raise PlanError(
+            f"{at}: {shown(value)} is not a choice of optimisations",
+            known="all, none, a list of names, or a mapping such as {prompt_cache: false}",
+        )
+    one = name(OPTIMISATIONS)
+    chosen = {one(item, f"{at}[{i}]") for i, item in enumerate(given)}
+    return tuple(key for key in OPTIMISATIONS if key in chosen)
+
+
 def section(value: object, at: str, schema: Mapping[str, Check]) -> dict[str, Any]:
     """Check a mapping key by key. A section left empty in YAML (null) is an empty mapping.
 
@@ -256,6 +276,8 @@ PLAN: Mapping[str, Check] = {
     "action_gate": gate,
     "benchmark": lambda value, at: BenchmarkOptions(**section(value, at, BENCHMARK)),
     "joint_backbone": boolean,
+    "optimisations": optimisations,
+    "loop": name(LOOPS),
     # The denoising timestep is a bucket in [0, 1000): more steps than that would repeat buckets.
     "denoising_steps": integer(1, 1000),
 }

@@ -40,6 +40,14 @@ Errors of seven submodules add up over the denoising steps, hence looser than on
 sides start from the same noise, which helps them agree: bf16 gets no such discount. The plan's least exact
 precision picks the row."""
 
+PART_OF: Mapping[str, str] = {
+    "context": "dit_model",
+    "denoise_step": "dit_model",
+    "denoise_loop": "dit_model",
+    "language_model_padded": "language_model",
+}
+"""Stage of the restructured model -> the submodule whose settings it gets."""
+
 EXACTNESS = ("bf16", "fp16", "fp32")
 ATTENTION = ("vision_model", "language_model", "vl_components", "dit_model")
 IMAGE_TOKENS = 256
@@ -159,11 +167,14 @@ def resolve(plan: Plan, submodule: str) -> ResolvedSubmodule:
     """What one submodule gets: its own settings, else the plan's, else the precision's default gate.
 
     Args:
-        submodule: A name of `SUBMODULES`; ``eagle_backbone`` too for a plan that builds the backbone as one.
+        submodule: A name of `SUBMODULES`; ``eagle_backbone`` too for a plan that builds the backbone as one, and the
+            further stages of the restructured model for a plan with optimisations.
     Raises: PlanError for another name.
     """
     if submodule == "eagle_backbone" and plan.joint_backbone:
         submodule = "vision_model"  # a joint plan gives both halves the same settings
+    if plan.optimisations:
+        submodule = PART_OF.get(submodule, submodule)
     if submodule not in SUBMODULES:
         raise unknown(PlanError, "submodule", submodule, SUBMODULES)
     own = plan.submodules.get(submodule, SubmodulePlan())
@@ -208,6 +219,23 @@ def _refuse_impossible(plan: Plan, where: str) -> None:
             raise PlanError(
                 f"{where}: joint_backbone: decompose_attention differs between vision_model and language_model",
                 fix="give both the same value, or set `joint_backbone: false`",
+            )
+    if plan.joint_backbone and plan.optimisations:
+        raise PlanError(
+            f"{where}: joint_backbone: the restructured model keeps its two towers apart",
+            fix="set `optimisations: none`, or `joint_backbone: false`",
+        )
+    if plan.loop != "submodules":
+        if not plan.optimisations:
+            raise PlanError(
+                f"{where}: loop: {plan.loop} exists in the restructured model only", fix="add `optimisations: all`"
+            )
+        parts = ("action_encoder", "dit_model", "action_decoder")
+        if len({resolved[part].backend for part in parts}) > 1:
+            backends = ", ".join(f"{part} {resolved[part].backend}" for part in parts)
+            raise PlanError(
+                f"{where}: loop: {plan.loop} is one build, but the plan gives {backends}",
+                fix="give the three the same backend, or set `loop: submodules`",
             )
     if plan.build.cpu_offload and not any(r.backend == "torch_tensorrt" for r in resolved.values()):
         raise PlanError(

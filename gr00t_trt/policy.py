@@ -14,6 +14,7 @@ from .data import (
     LeRobotDataset,
     Prompter,
     Tokenizer,
+    embodiment_index,
     load_tokenizer,
     read_metadata,
     synthetic_dataset,
@@ -21,6 +22,7 @@ from .data import (
     validate_observation,
 )
 from .data import data_config as data_config_from_name
+from .data.device import Courier
 from .errors import PlanError
 from .model import Gr00tConfig, Gr00tN1d5, load_config, load_model, resolve_checkpoint
 
@@ -60,6 +62,7 @@ class Gr00tPolicy:
         self.modality_transform.set_metadata(metadata)
         self.modality_transform.set_prompter(prompter)
         self.bracketed_instruction = bracketed_instruction
+        self._courier: Courier | None = None
         self.stages: dict[str, Callable[..., Any]] = {
             "preprocess": self._preprocess,
             "postprocess": self._postprocess,
@@ -118,13 +121,29 @@ class Gr00tPolicy:
         checked, batched = validate_observation(
             observation, self.modality_config, self.metadata, bracketed_text=self.bracketed_instruction
         )
-        return self.modality_transform.apply(checked), batched
+        check = getattr(self.modality_transform, "check", None)
+        if check is not None:
+            check(checked)
+        courier = self._device_courier()
+        return self.modality_transform.apply(courier.send(checked) if courier else checked), batched
 
     def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
-        parts = self.modality_transform.unapply({"action": action_pred.float().cpu()})
-        return {
-            key: np.asarray(value if batched else value[0]) for key, value in parts.items() if key.startswith("action.")
-        }
+        courier = self._device_courier()
+        parts = self.modality_transform.unapply(
+            {"action": action_pred.float().to(courier.device if courier else "cpu")}
+        )
+        action = {key: value if batched else value[0] for key, value in parts.items() if key.startswith("action.")}
+        # Copies: a part that passes unchanged is a view of the model's output.
+        return courier.fetch(action) if courier else {key: np.array(value) for key, value in action.items()}
+
+    def _device_courier(self) -> Courier | None:
+        """The way to the model's GPU and back; None where the transforms run on the host."""
+        device = self.model.device
+        if device.type != "cuda" or not getattr(self.modality_transform, "device_generic", False):
+            return None
+        if self._courier is None or self._courier.device != device:
+            self._courier = Courier(device)
+        return self._courier
 
 
 def load_policy(
@@ -154,14 +173,16 @@ def load_policy(
         device: Where the model goes.
     Raises: CheckpointError, TokenizerError or PlanError saying what is missing and how to supply it.
     """
-    config = data_config_from_name(data_config) if isinstance(data_config, str) else data_config
     # Everything small first: nobody should wait for weights to learn of a wrong name.
+    embodiment_index(embodiment_tag)
+    config = data_config_from_name(data_config) if isinstance(data_config, str) else data_config
     folder = resolve_checkpoint(model_path)
     found = _metadata(metadata, folder, data_config, config, embodiment_tag)
     geometry = load_config(folder or model_path)
+    words = _tokenizer(tokenizer, folder, geometry)
     prompter = Prompter(
-        _tokenizer(tokenizer, folder, geometry),
-        geometry.special_tokens,
+        words,
+        words.special_tokens,
         image_size=geometry.image_size,
         tokens_per_image=geometry.tokens_per_image,
     )
@@ -188,4 +209,4 @@ def _metadata(
 def _tokenizer(where: str | Path | None, folder: Path | None, geometry: Gr00tConfig) -> Tokenizer:
     if where is None and folder is None:
         return synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
-    return load_tokenizer(where, folder, geometry.special_tokens)
+    return load_tokenizer(where, folder, geometry.special_tokens, geometry.vocab_size)

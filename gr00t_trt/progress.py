@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,32 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 SLOW_S = 2.0
 """Seconds from which a step's duration is worth a line of its own."""
+
+
+_interrupted = threading.Event()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, and again at the next step if the first one was swallowed.
+
+    It is when it arrives inside a compiler's callback or a destructor: Python cannot raise out of those.
+    """
+
+    def interrupt(*_: object) -> None:
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    _interrupted.clear()
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be handled
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _interrupted.clear()
 
 
 class Steps:
@@ -24,7 +52,9 @@ class Steps:
         self._began = self._said = time.monotonic()
 
     def step(self, text: str) -> None:
-        """A new step begins, and the one before is done."""
+        """A new step begins, and the one before is done. Raises: KeyboardInterrupt after a swallowed one."""
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         self._finish()
         self._text = text
         self._began = self._said = time.monotonic()

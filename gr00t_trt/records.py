@@ -218,19 +218,30 @@ def prepare_record(path: str | Path) -> None:
     Raises: RecordError for a path that cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise RecordError(f"{path}: a folder, not a file", fix="add a file name, such as result.json")
+    _refuse_other_than_file(path)
     probe = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> RecordError:
-    return RecordError(f"{path}: the record cannot be written: {error.strerror or error}", fix="name another path")
+def _refuse_other_than_file(path: Path) -> None:
+    # Renaming a file to /dev/null or /dev/stdout, as root, would take them away from the whole machine.
+    if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
+        raise RecordError(f"{path}: a folder, not a file", fix="add a file name, such as result.json")
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        raise RecordError(
+            f"{path}: a link or a device, and a record replaces what it is written to",
+            fix="name a file; --json prints the record on stdout",
+        )
+
+
+def _unwritable(path: Path, error: Exception) -> RecordError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RecordError(f"{path}: the record cannot be written: {reason}", fix="name another path with --record")
 
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
@@ -243,8 +254,7 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
     """
     path = Path(path)
     text = dumps(record)
-    if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
-        raise RecordError(f"{path}: a folder, not a file", fix="add a file name, such as result.json")
+    _refuse_other_than_file(path)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,8 +268,7 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
             temporary.unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecordError(f"{path}: the record cannot be written: {reason}", fix="name another path") from error
+        raise _unwritable(path, error) from error
     return path
 
 

@@ -230,8 +230,8 @@ def _stage_table(record: Mapping[str, Any], block: str) -> Table | None:
         show_edge=False,
         pad_edge=False,
         header_style="bold",
-        title=f"\nWhere {'a compiled' if column == 'latency_ms' else 'an eager'} request spends its time (p50, all calls "
-        "of a stage added up)",
+        title=f"\nWhere {'a compiled' if column == 'latency_ms' else 'an eager'} request spends its time "
+        "(p50, all calls of a stage added up)",
         title_justify="left",
         title_style="",
     )

@@ -16,7 +16,14 @@ from . import records
 from .backends import get_backend
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
-from .data import LeRobotDataset, data_config, synthetic_dataset
+from .data import (
+    LeRobotDataset,
+    data_config,
+    embodiment_index,
+    read_metadata,
+    synthetic_dataset,
+    validate_observation,
+)
 from .errors import BackendError, DatasetError, PlanError
 from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
@@ -62,7 +69,8 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     Raises: Gr00tError for anything that cannot work; engines that were finished before it stay, whole.
     """
     began = time.monotonic()
-    names = select(job.fn_name, joint_backbone=plan.joint_backbone)
+    names = select(job.fn_name, plan)
+    embodiment_index(job.embodiment_tag)
     device = choose_device(job.device)
     plan, found = available(plan, names, chosen=job.backend_chosen)
     notes = [*job.notes, *found, *(("plan", text) for text in plan_warnings(plan))]
@@ -70,20 +78,29 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     if timer_note:
         notes.append((f"--benchmark {plan.benchmark.timer}", timer_note))
         plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
-    if job.engine_dir is not None:
-        prepare_engine_dir(job.engine_dir)
+    engine_dir = job.engine_dir
+    if engine_dir is not None and all(resolve(plan, name).backend != "torch_tensorrt" for name in names):
+        notes.append(
+            (f"--engine_dir {engine_dir}", "nothing is written: only the torch_tensorrt backend makes engines")
+        )
+        engine_dir = None
+    if engine_dir is not None:
+        prepare_engine_dir(engine_dir)
 
     with PeakMemory(device) as memory, progress(console) as steps, side_stream(device):
         steps.step(f"reading the observation: {job.dataset_path}")
         dataset = open_dataset(job)
         observation = recorded_step(dataset, job.episode, job.step)
         steps.step(f"loading the model: {job.model_path}")
-        synthetic = resolve_checkpoint(job.model_path) is None
+        folder = resolve_checkpoint(job.model_path)
+        metadata = dataset.metadata(job.embodiment_tag) if folder is None else read_metadata(folder, job.embodiment_tag)
+        # The policy checks it too, but only once it has its weights, which takes a while.
+        validate_observation(observation, dataset.modality_config, metadata)
         policy = load_policy(
             job.model_path,
             data_config=job.data_config,
             embodiment_tag=job.embodiment_tag,
-            metadata=dataset.metadata(job.embodiment_tag) if synthetic else None,
+            metadata=metadata,
             tokenizer=job.tokenizer,
             denoising_steps=plan.denoising_steps,
             bracketed_instruction=job.bracketed_instruction,
@@ -102,7 +119,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             records.skip(result, what, why)
         trial = Trial(policy, plan, observation, result, steps)
         trial.reference(job.seed)
-        trial.compile(names, job.engine_dir)
+        trial.compile(names, engine_dir)
         trial.check_actions()
         trial.time_submodules()
         trial.time_requests()
@@ -132,7 +149,7 @@ def choose_device(wanted: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise PlanError(f"--device: {wanted!r}, but PyTorch sees {found} here", fix="leave --device out, or use cpu")
-    return torch.device("cuda:0") if wanted == "cuda" else device
+    return torch.device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
 
 
 @contextmanager
@@ -171,7 +188,7 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
 def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str, Any]:
     """One row of a dataset as an observation. Raises: DatasetError for a row that the episode does not have."""
     length = next((e.length for e in dataset.episodes if e.index == episode), None)
-    if length is not None and step >= length:
+    if length and step >= length:
         raise DatasetError(f"--step: episode {episode} has no row {step}", known=f"0 to {length - 1}")
     return dataset.step(episode, step)
 

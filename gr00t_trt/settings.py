@@ -22,6 +22,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "all": SUBMODULES,
 }
 
+LOOPS = ("submodules", "denoise_step", "denoise_loop")
+"""How the denoising loop is cut: three submodules and Euler in PyTorch, one graph per step, or one for all steps.
+The last two exist in the restructured model only, and are compile targets of their own."""
+
 BACKENDS = ("eager", "inductor", "torch_tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("fp8", "int8", "nvfp4")
@@ -136,7 +140,13 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compile plan: which backend and precision each submodule gets, and what must hold afterwards."""
+    """A compile plan: which backend and precision each submodule gets, and what must hold afterwards.
+
+    Attributes:
+        optimisations: Names from `OPTIMISATIONS`; with any, the restructured model is compiled instead of the plain
+            one.
+        loop: One of `LOOPS`.
+    """
 
     backend: str = "torch_tensorrt"
     precision: str = "fp16"
@@ -147,4 +157,6 @@ class Plan:
     action_gate: Gate = field(default_factory=Gate)
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     joint_backbone: bool = False
+    optimisations: tuple[str, ...] = ()
+    loop: str = "submodules"
     denoising_steps: int = 4

@@ -6,7 +6,8 @@ checking, exporting) is written once and reads this table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from .backends.base import Target
 from .errors import PlanError, unknown
 from .model import Gr00tConfig, Gr00tN1d5
-from .settings import GROUPS, SUBMODULES, Ranges
+from .settings import GROUPS, LOOPS, SUBMODULES, Plan, Ranges
 from .shapes import DimRange
 
 BATCH, IMAGES, LENGTH = "batch", "images", "length"
@@ -63,28 +64,48 @@ REGISTRY: Mapping[str, Submodule] = {
 }
 
 
-def select(fn_name: str, *, joint_backbone: bool = False) -> tuple[str, ...]:
+STEP = ("action_encoder", "dit_model", "action_decoder")
+"""What one denoising step consists of, and what `denoise_step` and `denoise_loop` take the place of."""
+
+
+def select(fn_name: str, plan: Plan) -> tuple[str, ...]:
     """Names of the compile targets that a `--fn_name` value stands for, in the order of a request.
 
     Args:
-        fn_name: A submodule, or one of the groups ``eagle_backbone``, ``action_head``, ``all``.
-        joint_backbone: The backbone is one target instead of two.
-    Raises: PlanError for an unknown name, with the nearest valid one.
+        fn_name: A submodule, one of the groups ``eagle_backbone``, ``action_head``, ``all``, or, of the restructured
+            model, ``context``, ``denoise_step``, ``denoise_loop``.
+        plan: Whether the backbone is one target, and which model and loop there are.
+    Raises: PlanError for an unknown name, with the nearest valid one, and for a target that the plan rules out.
     """
-    if fn_name not in GROUPS and fn_name not in SUBMODULES:
-        raise unknown(PlanError, "--fn_name", fn_name, (*SUBMODULES, *GROUPS))
-    names = GROUPS.get(fn_name, (fn_name,))
-    if not joint_backbone:
-        return names
+    further = ("context", *LOOPS[1:])
+    if fn_name not in (*GROUPS, *SUBMODULES, *further):
+        raise unknown(PlanError, "--fn_name", fn_name, (*SUBMODULES, *GROUPS, *further))
+    if fn_name in further and not plan.optimisations:
+        raise PlanError(f"--fn_name {fn_name}: a part of the restructured model only", fix="add --optimisations all")
+    if fn_name in LOOPS and fn_name != plan.loop:
+        raise PlanError(f"--fn_name {fn_name}: the plan's loop is {plan.loop}", fix=f"add --loop {fn_name}")
+    if fn_name == "context" and "cross_attention_kv" not in plan.optimisations:
+        raise PlanError("--fn_name context: cross_attention_kv is switched off", fix="switch it on")
+    if fn_name in STEP and plan.loop != "submodules":
+        raise PlanError(
+            f"--fn_name {fn_name}: the plan's loop is {plan.loop}, which contains it", fix="use --loop submodules"
+        )
+    names = list(GROUPS.get(fn_name, (fn_name,)))
     backbone = GROUPS["eagle_backbone"]
-    if fn_name in backbone:
+    if plan.joint_backbone and fn_name in backbone:
         raise PlanError(
             f"--use_eagle_backbone_joint compiles {' and '.join(backbone)} as one graph, so --fn_name {fn_name} "
             "alone has nothing to compile",
             fix="use --fn_name eagle_backbone, or leave --use_eagle_backbone_joint out",
         )
-    rest = tuple(n for n in names if n not in backbone)
-    return ("eagle_backbone", *rest) if rest != names else names
+    if plan.joint_backbone and backbone[0] in names:
+        names = ["eagle_backbone", *(n for n in names if n not in backbone)]
+    if fn_name in GROUPS and "vl_components" in names:
+        if "cross_attention_kv" in plan.optimisations:
+            names.insert(names.index("vl_components") + 1, "context")
+        if plan.loop != "submodules":
+            names = [*(n for n in names if n not in STEP), plan.loop]
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -99,15 +120,15 @@ Recording = Mapping[str, tuple[Call, ...]]
 """Stage name -> its calls within one request, in order; the loop's stages have one per denoising step."""
 
 
-def record(model: Gr00tN1d5, inputs: Mapping[str, Any], noise: torch.Tensor) -> tuple[Recording, torch.Tensor]:
-    """Run one request and keep what every stage was called with and what it returned.
+@contextmanager
+def recording_calls(stages: MutableMapping[str, Callable[..., torch.Tensor]]) -> Iterator[dict[str, list[Call]]]:
+    """Keep every call of every stage while the block runs; the stages are put back afterwards.
 
     Args:
-        inputs: Model inputs of a real observation, as `Gr00tPolicy.preprocess` makes them.
-        noise: [B, T, action_dim] initial noise.
-    Returns: The recording, and `action_pred` [B, T, action_dim] of the same request.
+        stages: A model's table; entries that are taken out of the recording again may be put back earlier.
     """
-    calls: dict[str, list[Call]] = {name: [] for name in REGISTRY}
+    original = dict(stages)
+    calls: dict[str, list[Call]] = {name: [] for name in original}
 
     def recorder(name: str, stage: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*args: torch.Tensor) -> torch.Tensor:
@@ -117,14 +138,24 @@ def record(model: Gr00tN1d5, inputs: Mapping[str, Any], noise: torch.Tensor) -> 
 
         return call
 
-    original = dict(model.stages)
     try:
-        for name, stage in original.items():
-            model.stages[name] = recorder(name, stage)
-        actions = model.get_action(inputs, noise=noise)["action_pred"]
+        stages.update({name: recorder(name, stage) for name, stage in original.items()})
+        yield calls
     finally:
-        model.stages.update(original)
-    return {name: tuple(c) for name, c in calls.items()}, actions
+        stages.update(original)
+
+
+def record(model: Gr00tN1d5, inputs: Mapping[str, Any], noise: torch.Tensor) -> tuple[Recording, torch.Tensor]:
+    """Run one request and keep what every stage was called with and what it returned.
+
+    Args:
+        inputs: Model inputs of a real observation, as `Gr00tPolicy.preprocess` makes them.
+        noise: [B, T, action_dim] initial noise.
+    Returns: The recording, and `action_pred` [B, T, action_dim] of the same request.
+    """
+    with recording_calls(model.stages) as calls:
+        actions = model.get_action(inputs, noise=noise)["action_pred"]
+    return {name: tuple(own) for name, own in calls.items()}, actions
 
 
 def dimension_ranges(config: Gr00tConfig, ranges: Ranges, recording: Recording) -> dict[str, DimRange]:
@@ -157,13 +188,35 @@ def target(model: Gr00tN1d5, name: str, recording: Recording, dims: Mapping[str,
 
     Floating inputs are given in the stage's own dtype, on the model's device.
     """
-    spec = REGISTRY[name]
-    dtype = model.stage_dtypes[name]
-    inputs = tuple((x.to(dtype) if x.is_floating_point() else x).to(model.device) for x in recording[name][0].inputs)
+    dtypes = model.argument_dtypes(name)
+    return make_target(REGISTRY[name], model.eager_stage(name), recording[name][0], dtypes, model.device, dims)
+
+
+def make_target(
+    spec: Submodule,
+    module: torch.nn.Module,
+    call: Call,
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+    dims: Mapping[str, DimRange],
+) -> Target:
+    """A target from a recorded call.
+
+    Args:
+        dtypes: What each argument is cast to if it is floating.
+        dims: The declared range of every dimension that `spec` names.
+    """
     return Target(
-        name=name,
-        module=model.eager_stage(name),
-        inputs=inputs,
+        name=spec.name,
+        module=module,
+        inputs=cast_inputs(call, dtypes, device),
         argument_names=tuple(spec.arguments),
         ranges=tuple({axis: dims[dim] for axis, dim in axes.items()} for axes in spec.arguments.values()),
+    )
+
+
+def cast_inputs(call: Call, dtypes: Sequence[torch.dtype], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The inputs of a recorded call as the model hands them to a stage: floats in the stage's dtypes."""
+    return tuple(
+        x.to(device, dtype if x.is_floating_point() else x.dtype) for x, dtype in zip(call.inputs, dtypes, strict=True)
     )

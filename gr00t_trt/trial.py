@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from . import accuracy, records
+from . import accuracy, fast, records
 from .benchmark import Samples, drain, measure_alternating, verdict
-from .compile import Compiled, compile_submodule, judge, set_precision
+from .compile import Compiled, Model, compile_submodule, judge, set_precision
+from .model import Gr00tN1d5
 from .plans import resolve_action_gate
 from .policy import Gr00tPolicy
 from .progress import Steps
 from .settings import Plan
-from .stages import StageTimer
+from .stages import REST, TOTAL, StageTimer
 from .submodules import dimension_ranges, record
 
 
@@ -38,10 +39,12 @@ class Trial:
     def __init__(
         self, policy: Gr00tPolicy, plan: Plan, observation: Mapping[str, Any], result: dict[str, Any], steps: Steps
     ):
-        self.policy, self.model, self.plan = policy, policy.model, plan
+        self.policy, self.plan = policy, plan
+        self.plain = policy.model
+        self.model: Model = policy.model
         self.observation, self.result, self.steps = observation, result, steps
         self.device = policy.model.device
-        self.eager = dict(policy.model.stages)
+        self.eager = dict(self.plain.stages)
         self.compiled: dict[str, Compiled] = {}
 
     def reference(self, seed: int) -> None:
@@ -52,16 +55,13 @@ class Trial:
         """
         self.steps.step("running eager fp32, the reference")
         self.inputs, self.batched = self.policy.preprocess(self.observation)
-        shape = (
-            self.inputs["embodiment_id"].shape[0],
-            self.model.action_horizon,
-            self.model.config.action_head.action_dim,
-        )
+        plain = self.plain
+        shape = (self.inputs["embodiment_id"].shape[0], plain.action_horizon, plain.config.action_head.action_dim)
         # Drawn on the host: a GPU's generator would give other numbers for the same seed.
         self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         with full_fp32():
-            self.recording, self.actions = record(self.model, self.inputs, self.noise)
-        self.dims = dimension_ranges(self.model.config, self.plan.ranges, self.recording)
+            self.recording, self.actions = record(plain, self.inputs, self.noise)
+        self.dims = dimension_ranges(plain.config, self.plan.ranges, self.recording)
         batch, length = self.recording["language_model"][0].inputs[0].shape[:2]
         self.result["workload"].update(
             views=self.recording["vision_model"][0].inputs[0].shape[0] // batch,
@@ -71,6 +71,20 @@ class Trial:
             seed=seed,
             instruction=_instruction(self.observation),
         )
+        if self.plan.optimisations:
+            self._restructure()
+
+    def _restructure(self) -> None:
+        """Put the restructured model in the plain one's place; it shares the weights, and so the plain one stays."""
+        self.steps.step("restructuring the model and recording its stages")
+        self.model = fast.restructure(self.plain, optimisations=self.plan.optimisations)
+        self.model.loop = self.plan.loop
+        with full_fp32():
+            self.recording, _ = fast.record(self.model, self.inputs, self.noise)
+        if "unpadded_mask" in self.plan.optimisations:
+            records.skip(
+                self.result, "language_model_padded", "not compiled: batches with padding run it in eager PyTorch"
+            )
 
     def compile(self, names: tuple[str, ...], engine_dir: Path | None) -> None:
         """Cast the model to the planned precisions, then build, swap in and check each named submodule."""
@@ -142,7 +156,8 @@ class Trial:
             tables["eager"] = self.eager
         else:
             records.skip(self.result, "eager latency", "cpu_offload moved the PyTorch weights off the GPU")
-        if self.runs and any(done.resolved.backend != "eager" for done in self.compiled.values()):
+        changed = self.model is not self.plain or any(d.resolved.backend != "eager" for d in self.compiled.values())
+        if self.runs and changed:
             tables["compiled"] = dict(self.model.stages)
         self.steps.step(f"timing the whole request: {' against '.join(tables)}")
         # Reading the clock is nothing beside a request on a CPU, but events between its kernels delay a GPU: there
@@ -160,6 +175,7 @@ class Trial:
     ) -> tuple[dict[str, Samples], dict[str, list[dict[str, Any]]]]:
         """Latencies of whole requests by rival and, where asked for, the rows of their stages."""
         before = dict(self.model.stages)
+        models = {"eager": self.plain, "compiled": self.model}
         calls: dict[str, Callable[[], object]] = {}
         timers: dict[str, StageTimer] = {}
         try:
@@ -169,19 +185,25 @@ class Trial:
                     if split:
                         timers[name] = StageTimer((self.policy.stages, table), self.device)
                         stack.enter_context(timers[name])
-                    calls[name] = self._request(table, timers.get(name))
+                    calls[name] = self._request(models[name], table, timers.get(name))
                 taken = self._measure(calls)
         finally:
+            self._give_policy(self.model)
             self.model.stages.update(before)
         return taken, {name: timer.rows(warmup=taken[name].warmup) for name, timer in timers.items()}
 
-    def _request(self, table: Mapping[str, Any], timer: StageTimer | None) -> Callable[[], object]:
+    def _request(self, model: Model, table: Mapping[str, Any], timer: StageTimer | None) -> Callable[[], object]:
         def call() -> object:
-            self.model.stages.update(table)
+            self._give_policy(model)
+            model.stages.update(table)
             with timer.request() if timer else nullcontext():
                 return self.policy.get_action(self.observation, noise=self.noise)
 
         return call
+
+    def _give_policy(self, model: Model) -> None:
+        # The restructured model has the plain one's surface without being one.
+        self.policy.model = cast(Gr00tN1d5, model)
 
     def _offloaded(self, done: Compiled) -> bool:
         return (
@@ -217,6 +239,8 @@ def _stage_entries(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, A
     for name, own in rows.items():
         for row in own:
             by_stage.setdefault(row["stage"], {})[name] = row
+    for last in (REST, TOTAL):
+        by_stage[last] = by_stage.pop(last)
     entries = []
     for stage, by_name in by_stage.items():
         known = {

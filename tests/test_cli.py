@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 
 from gr00t_trt import run as run_module
 from gr00t_trt.cli import main, overrides, parse, underscored
+from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
 from gr00t_trt.records import read_record
 from gr00t_trt.settings import SUBMODULES
@@ -59,6 +63,9 @@ def test_the_published_command_parses_as_printed() -> None:
         (["extra"], "'extra' belongs to no flag"),
         (["--seed", "x"], "invalid int value: 'x'"),
         (["--step", "-3"], "--step: -3 is out of range"),
+        (["--seed", str(2**63)], "--seed: 9223372036854775808 is out of range"),
+        (["--engine_dir", ""], "--engine_dir: '' is empty"),
+        (["--model_path= "], "--model_path: ' ' is empty"),
         (["--use_onnx_llm"], "the ONNX route is not part of this release"),
         (["--attn_implementation", "flash"], "did you mean flash_attention_2?"),
     ],
@@ -88,6 +95,8 @@ def test_published_flags_without_effect_say_so() -> None:
         (["--num_iterations", "0"], "out of range"),
         (["--device", "gpu"], "'gpu' is not a device"),
         (["--device", "cuda:99"], "'cuda:99'"),
+        (["--record", "/dev/null"], "/dev/null: a link or a device"),
+        (["--data_config", "no:X:"], "--data_config no:X:"),
         (["--model_path", "/no/such/folder"], "/no/such/folder: no such folder"),
         (["--model_path", "synthetic:huge"], "did you mean synthetic:full?"),
         (["--dataset_path", "/no/such/dataset"], "/no/such/dataset"),
@@ -170,6 +179,77 @@ def test_an_interrupted_run_ends_with_130_and_leaves_no_record(
     assert main([*EAGER, "--record", "r.json"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not Path("r.json").exists()
+
+
+def test_bad_names_are_found_before_the_weights_are_loaded(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("gr00t_trt.policy.load_model", never)
+    assert main([*EAGER, "--embodiment_tag", "gr2"]) == 2
+    dataset = synthetic_dataset("data", resolution=(64, 48))
+    stats = dataset / "meta" / "stats.json"
+    stats.write_text(stats.read_text().replace('"observation.state"', '"state"'))
+    assert main([*EAGER, "--dataset_path", str(dataset)]) == 2
+    assert "no statistics for column 'observation.state'" in capsys.readouterr().err
+
+
+def test_a_backend_without_engines_says_that_none_are_written() -> None:
+    assert main([*EAGER, "--fn_name", "action_decoder", "--engine_dir", "engines", "--record", "r.json"]) == 0
+    skipped = {entry["what"]: entry["why"] for entry in read_record("r.json")["skipped"]}
+    assert "only the torch_tensorrt backend makes engines" in skipped["--engine_dir engines"]
+    assert not Path("engines").exists()
+
+
+class _Gone(io.StringIO):
+    """A stream that nobody reads, or that has no room."""
+
+    def __init__(self, error: OSError):
+        super().__init__()
+        self.error = error
+        self.descriptor = os.open(os.devnull, os.O_WRONLY)
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(BrokenPipeError(), 0), (OSError(errno.ENOSPC, "No space left on device"), 2)]
+)
+def test_the_record_outlives_a_broken_stdout(
+    error: OSError, status: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", _Gone(error))
+    assert main([*EAGER, "--fn_name", "action_decoder", "--record", "r.json"]) == status
+    assert read_record("r.json")["exit_reason"] == "done"
+    assert ("stdout cannot be written" in capsys.readouterr().err) == (status == 2)
+
+
+def test_a_run_whose_messages_nobody_reads_ends_as_after_sigpipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", _Gone(BrokenPipeError()))
+    assert main([*EAGER, "--record", "r.json"]) == 141
+    assert not Path("r.json").exists()
+
+
+def test_what_others_print_does_not_reach_stdout(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run_module.load_policy
+
+    def noisy(*args: object, **kwargs: object) -> object:
+        print("a compiler's banner")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "load_policy", noisy)
+    assert main([*EAGER, "--fn_name", "action_decoder", "--record", "r.json"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "r.json\n"
+    assert "a compiler's banner" in err
 
 
 def test_help_explains_every_flag_without_importing_torch() -> None:

@@ -1,12 +1,15 @@
 """Progress: plain lines in a log, a live line on a terminal."""
 
+import contextlib
 import io
+import os
+import signal
 
 import pytest
 from rich.console import Console
 
 from gr00t_trt import progress as module
-from gr00t_trt.progress import progress
+from gr00t_trt.progress import interruptible, progress
 
 
 @pytest.fixture
@@ -63,3 +66,23 @@ def test_a_terminal_gets_the_live_line_and_survives_errors():
         fail()
     assert "building [engine]" in out.getvalue()
     assert "\x1b[?25h" in out.getvalue()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_was_swallowed_comes_back_at_the_next_step(number):
+    before = signal.getsignal(number)
+    console, out = log()
+
+    def run():
+        with interruptible(), progress(console) as steps:
+            steps.step("exporting")
+            with contextlib.suppress(KeyboardInterrupt):  # as a compiler's callback does
+                os.kill(os.getpid(), number)
+            steps.step("building")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert out.getvalue() == "exporting\n"
+    assert signal.getsignal(number) is before
+    with progress(console) as steps:
+        steps.step("the next run")

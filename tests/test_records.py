@@ -232,6 +232,21 @@ def test_paths_that_cannot_be_written(tmp_path):
     with pytest.raises(RecordError, match="the record cannot be written"):
         records.write_record(sample(), tmp_path / ("x" * 300))
     assert leftovers(tmp_path) == ["file"]
+    with pytest.raises(RecordError, match="the record cannot be written"):
+        records.prepare_record(f"{tmp_path}/a\0b")
+
+
+@pytest.mark.parametrize("write", [records.prepare_record, lambda path: records.write_record(sample(), path)])
+def test_devices_and_links_are_not_replaced(tmp_path, write):
+    link = tmp_path / "latest.json"
+    link.symlink_to("/dev/null")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (link, pipe):
+        with pytest.raises(RecordError, match=r"a link or a device[\s\S]*--json"):
+            write(path)
+    assert link.is_symlink()
+    assert leftovers(tmp_path) == ["latest.json", "pipe"]
 
 
 def test_default_path_names_time_and_subject_and_is_free(tmp_path, monkeypatch):

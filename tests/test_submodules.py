@@ -6,7 +6,7 @@ import torch
 import gr00t_trt
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
 from gr00t_trt.errors import PlanError
-from gr00t_trt.settings import GROUPS, SUBMODULES, Ranges
+from gr00t_trt.settings import GROUPS, OPTIMISATIONS, SUBMODULES, Plan, Ranges
 from gr00t_trt.submodules import REGISTRY, dimension_ranges, record, select, target
 
 
@@ -22,23 +22,37 @@ def recorded():
 
 
 def test_every_name_and_group_selects_its_submodules_in_the_order_of_a_request() -> None:
-    assert select("all") == SUBMODULES
-    assert select("dit_model") == ("dit_model",)
+    assert select("all", Plan()) == SUBMODULES
+    assert select("dit_model", Plan()) == ("dit_model",)
     for group, members in GROUPS.items():
-        assert select(group) == members
+        assert select(group, Plan()) == members
 
 
 def test_the_joint_backbone_replaces_both_towers() -> None:
-    assert select("all", joint_backbone=True) == ("eagle_backbone", *GROUPS["action_head"])
-    assert select("eagle_backbone", joint_backbone=True) == ("eagle_backbone",)
-    assert select("action_head", joint_backbone=True) == GROUPS["action_head"]
+    assert select("all", Plan(joint_backbone=True)) == ("eagle_backbone", *GROUPS["action_head"])
+    assert select("eagle_backbone", Plan(joint_backbone=True)) == ("eagle_backbone",)
+    assert select("action_head", Plan(joint_backbone=True)) == GROUPS["action_head"]
     with pytest.raises(PlanError, match="--fn_name vision_model alone has nothing to compile"):
-        select("vision_model", joint_backbone=True)
+        select("vision_model", Plan(joint_backbone=True))
+
+
+def test_the_restructured_model_adds_its_context_and_may_join_the_loop() -> None:
+    names = tuple(OPTIMISATIONS)
+    assert select("all", Plan(optimisations=names)) == (*SUBMODULES[:3], "context", *SUBMODULES[3:])
+    joined = Plan(optimisations=names, loop="denoise_loop")
+    assert select("action_head", joined) == ("vl_components", "context", "state_encoder", "denoise_loop")
+    assert select("denoise_loop", joined) == ("denoise_loop",)
+    with pytest.raises(PlanError, match="add --optimisations all"):
+        select("denoise_loop", Plan())
+    with pytest.raises(PlanError, match="add --loop denoise_step"):
+        select("denoise_step", joined)
+    with pytest.raises(PlanError, match="which contains it"):
+        select("dit_model", joined)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(PlanError, match=r"--fn_name: unknown value 'dit'[\s\S]*did you mean dit_model\?"):
-        select("dit")
+        select("dit", Plan())
 
 
 def test_the_registrys_arguments_are_the_forwards_own(recorded) -> None:

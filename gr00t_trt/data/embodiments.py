@@ -246,7 +246,7 @@ def _external(name: str) -> Any:
     try:
         with _working_directory_first():
             module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's: anything can happen while it runs
+    except (Exception, SystemExit) as error:  # the module is the user's: anything can happen while it runs
         raise PlanError(
             f"{where}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}",
             known=f"searched in {Path.cwd()}, then in Python's path",
@@ -262,14 +262,30 @@ def _external(name: str) -> Any:
             f"{where}: {class_name} has no {' and no '.join(missing)}",
             known="a data config has modality_config() and transform()",
         )
+    step = f"{class_name}()"
     try:
-        return cls()
+        config = cls()
+        step = "modality_config()"
+        keys = {name: list(each.modality_keys) for name, each in config.modality_config().items()}
+        step = "transform()"
+        transform = config.transform()
     except Gr00tError:
         raise
     except Exception as error:
         raise PlanError(
-            f"{where}: {class_name}() failed: {type(error).__name__}: {error}", known="made without arguments"
+            f"{where}: {step} failed: {type(error).__name__}: {error}",
+            known="a class made without arguments, whose modality_config() maps modalities to ModalityConfig",
         ) from error
+    if not {"video", "action"} <= set(keys):
+        raise PlanError(f"{where}: modality_config() lacks video or action", known=list(keys))
+    for name, own in keys.items():
+        start = "annotation." if name == "language" else f"{name}."
+        for key in own:
+            if not str(key).startswith(start):
+                raise PlanError(f"{where}: {name} key {key!r}", known=f"keys that start with {start!r}")
+    if not isinstance(transform, ComposedModalityTransform):
+        raise PlanError(f"{where}: transform() gives {type(transform).__name__}", known="ComposedModalityTransform")
+    return config
 
 
 @contextmanager

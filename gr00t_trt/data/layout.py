@@ -67,7 +67,7 @@ class DatasetInfo:
     def _file(self, field: str, template: str, episode: int, **names: str) -> Path:
         try:
             relative = template.format(episode_chunk=episode // self.chunks_size, episode_index=episode, **names)
-        except (KeyError, IndexError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise DatasetError(
                 f"{self.path}: {field} {template!r} cannot be filled in: {error!r}",
                 known="a template with episode_chunk, episode_index" + (" and video_key" if names else ""),
@@ -87,7 +87,7 @@ class DatasetInfo:
                 channels, fps = int(shape[names.index("channel")]), float(entry["video_info"]["video.fps"])
             else:
                 channels, fps = int(entry["info"]["video.channels"]), float(entry["info"]["video.fps"])
-        except (KeyError, ValueError, TypeError, IndexError) as error:
+        except (LookupError, ValueError, TypeError, OverflowError, AttributeError) as error:
             raise DatasetError(
                 f"{self.path}: features.{feature} does not describe a video: {error!r}",
                 known='"shape" and "names" with height, width, channel; "video_info" (or "info") with video.fps',
@@ -106,16 +106,20 @@ def read_info(root: Path) -> DatasetInfo:
     size = info["chunks_size"]
     if not isinstance(size, int) or size < 1:
         raise DatasetError(f"{path}: chunks_size is {size!r}", known="a positive integer, usually 1000")
+    for name in ("data_path", "video_path"):
+        if not isinstance(info[name], str):
+            raise DatasetError(f"{path}: {name} is {info[name]!r}", known="a template, such as data/{episode_index}")
     if not isinstance(info["features"], dict):
         raise DatasetError(f"{path}: features is {type(info['features']).__name__}", known="an object")
-    return DatasetInfo(path, str(info["data_path"]), str(info["video_path"]), size, info["features"])
+    return DatasetInfo(path, info["data_path"], info["video_path"], size, info["features"])
 
 
 def read_modality(root: Path) -> ModalityLayout:
     """Read meta/modality.json. Raises: DatasetError."""
     path = root / "meta" / "modality.json"
     content = _read_object(path)
-    for section in ("state", "action", "video"):
+    content.setdefault("annotation", {})
+    for section in ("state", "action", "video", "annotation"):
         if not isinstance(content.get(section), dict):
             raise DatasetError(
                 f"{path}: section {section!r} is missing or not an object",
@@ -125,8 +129,7 @@ def read_modality(root: Path) -> ModalityLayout:
     parts = {s: {n: _part(path, s, n, e) for n, e in content[s].items()} for s in ("state", "action")}
     video = {name: str(_original_key(entry) or name) for name, entry in content["video"].items()}
     annotation = {
-        name: str(_original_key(entry) or f"annotation.{name}")
-        for name, entry in (content.get("annotation") or {}).items()
+        name: str(_original_key(entry) or f"annotation.{name}") for name, entry in content["annotation"].items()
     }
     return ModalityLayout(parts["state"], parts["action"], video, annotation)
 
@@ -140,7 +143,7 @@ def _part(path: Path, section: str, name: str, entry: Any) -> PartLayout:
     try:
         start, end = int(entry["start"]), int(entry["end"])
         continuous = bool(np.issubdtype(np.dtype(entry.get("dtype", "float64")), np.floating))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatasetError(
             f"{where} is malformed: {entry!r}",
             known='{"start": 0, "end": 7}, optionally original_key, absolute, rotation_type and a numpy dtype',
@@ -157,24 +160,26 @@ def _part(path: Path, section: str, name: str, entry: Any) -> PartLayout:
 def read_episodes(root: Path) -> list[Episode]:
     """Read meta/episodes.jsonl, in file order. Raises: DatasetError, also for no episode or no frame at all."""
     path = root / "meta" / "episodes.jsonl"
-    episodes = []
+    episodes: dict[int, Episode] = {}
     for number, line in _read_lines(path):
         try:
             episode = Episode(int(line["episode_index"]), int(line["length"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
                 f"{path}, line {number}: {error!r}", known='{"episode_index": 0, "length": 416, "tasks": [...]}'
             ) from error
         if episode.index < 0 or episode.length < 0:
             raise DatasetError(f"{path}, line {number}: negative episode_index or length in {line}")
-        episodes.append(episode)
-    if not sum(episode.length for episode in episodes):
+        if episode.index in episodes:
+            raise DatasetError(f"{path}, line {number}: episode {episode.index} is listed twice", fix="remove one line")
+        episodes[episode.index] = episode
+    if not sum(episode.length for episode in episodes.values()):
         raise DatasetError(
             f"{path}: {len(episodes)} episodes with 0 frames",
             known="at least one episode with a length of at least 1",
             fix="record or download an episode; the dataset is empty",
         )
-    return episodes
+    return list(episodes.values())
 
 
 def read_tasks(root: Path) -> dict[int, str]:
@@ -183,9 +188,12 @@ def read_tasks(root: Path) -> dict[int, str]:
     tasks = {}
     for number, line in _read_lines(path):
         try:
-            tasks[int(line["task_index"])] = str(line["task"])
-        except (KeyError, TypeError, ValueError) as error:
+            index, task = int(line["task_index"]), line["task"]
+            if not isinstance(task, str):
+                raise TypeError(f"task is {task!r}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(f"{path}, line {number}: {error!r}", known='{"task_index": 0, "task": "..."}') from error
+        tasks[index] = task
     return tasks
 
 

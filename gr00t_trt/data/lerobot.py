@@ -73,8 +73,11 @@ class LeRobotDataset:
             section = "annotation" if modality == "language" else modality
             for key in config.modality_keys:
                 if key not in self.layout.keys(section) and key != TASK_PROGRESS:
-                    known = self.layout.keys(section)
-                    raise unknown(DatasetError, f"{self.path}/meta/modality.json: {modality} key", key, known)
+                    raise DatasetError(
+                        f"{self.path}/meta/modality.json: no {modality} key {key!r}, which the data config asks for",
+                        known=self.layout.keys(section),
+                        fix="choose the --data_config that was made for this robot, or add the key",
+                    )
                 if modality == "video":
                     self.info.view(self.layout.video[key.partition(".")[2]])
 
@@ -253,4 +256,6 @@ class LeRobotDataset:
 
 
 def _summary(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers)) if len(numbers) <= 8 else f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
+    if len(numbers) > 8:
+        return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
+    return ", ".join(map(str, numbers)) or "none"

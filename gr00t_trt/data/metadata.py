@@ -171,7 +171,7 @@ class DatasetMetadata:
             try:
                 width, height = (int(v) for v in info["resolution"])
                 video[name] = VideoInfo((width, height), int(info.get("channels", 3)), float(info.get("fps", 0.0)))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise CheckpointError(
                     f"{source}: {tag}.modalities.video.{name} is malformed: {info!r}",
                     known='{"resolution": [width, height], "channels": 3, "fps": 20.0}',
@@ -289,7 +289,7 @@ def _part_from_dict(info: Any, where: str) -> PartInfo:
     try:
         (width,) = info["shape"]
         part = PartInfo(int(width), bool(info["absolute"]), info.get("rotation_type"), bool(info["continuous"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{where} is malformed: {info!r}",
             known='{"absolute": true, "rotation_type": null, "shape": [7], "continuous": true}',

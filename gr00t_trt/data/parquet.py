@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, refetch
 from .metadata import Statistics
 
 
@@ -25,16 +25,17 @@ class Table:
         import pyarrow.parquet
 
         self.path = path
-        try:
-            self._table = pyarrow.parquet.read_table(path)
-        except FileNotFoundError as error:
+        if not path.is_file():  # pyarrow would take a folder for a table in many files
             raise DatasetError(
                 f"{path}: no such file",
                 known="meta/episodes.jsonl lists this episode",
                 fix="download the episode, or choose one that is present",
-            ) from error
+            )
+        try:
+            self._table = pyarrow.parquet.read_table(path)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DatasetError(f"{path}: not a readable parquet file: {error}", fix="fetch the file again") from error
+            reason = str(error).strip().splitlines()[0]  # further lines may hold the file's own bytes
+            raise DatasetError(f"{path}: not a readable parquet file: {reason}", fix=refetch(path)) from error
         self._arrays: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import ObservationError, TokenizerError
+from .device import unit_interval
 from .tokenizer import SPECIAL_TOKENS, Tokenizer
 
 MAX_TILES = 12
@@ -123,49 +124,65 @@ class Prompter:
         self.image_size = image_size
         self.tokens_per_image = tokens_per_image
         self._forbidden = sorted({*special_tokens, *tokenizer.special_strings}, key=len, reverse=True)
-        x = torch.arange(256, dtype=torch.float32)
-        self._levels = ((x / 255 - 0.5) / 0.5).numpy()
         # The same instruction arrives at every step of an episode.
         self._cached_ids = lru_cache(maxsize=CACHED_PROMPTS)(self._encode)
 
     def __call__(
-        self, images: np.ndarray | Sequence[Any], texts: Sequence[str], *, bracketed_text: bool = False
+        self, images: np.ndarray | torch.Tensor | Sequence[Any], texts: Sequence[str], *, bracketed_text: bool = False
     ) -> dict[str, torch.Tensor]:
         """Prepare a batch.
 
         Args:
-            images: uint8 [B, T, V, H, W, 3], or a list with one array [..., H, W, 3] or list of images per sample.
+            images: uint8 [B, T, V, H, W, 3], an array or a tensor on any device; or a list with one array
+                [..., H, W, 3] or list of images per sample.
             texts: B instructions, put into the prompt verbatim. One that spells out a special token is refused:
                 it would be read as the end of the turn, or as an image.
             bracketed_text: Wrap each text as ``['text']``, as the original does for unbatched requests.
         Returns: ``eagle_input_ids`` and ``eagle_attention_mask`` int64 [B, L], padded on the left;
-            ``eagle_pixel_values`` float32 [N, 3, S, S] in [-1, 1], N tiles of all samples in order, and
-            ``eagle_image_sizes`` int64 [M, 2], height and width of all M images.
+            ``eagle_pixel_values`` float32 [N, 3, S, S] in [-1, 1], N tiles of all samples in order, on the device
+            of the images; and ``eagle_image_sizes`` int64 [M, 2], height and width of all M images.
         Raises: ObservationError.
         """
         if len(images) != len(texts) or not len(texts):
             raise ObservationError(f"{len(texts)} instructions for {len(images)} samples", known="one per sample")
-        pixels, sizes, rows = [], [], []
-        for sample, text in zip(images, texts, strict=True):
+        for text in texts:
             self._check(text)
-            views = self._views(sample)
-            tiles = [split_tiles(view, self.image_size) for view in views]
-            pixels += tiles
-            sizes += [view.shape[:2] for view in views]
-            rows.append(self._cached_ids(bracketed(text) if bracketed_text else text, tuple(len(t) for t in tiles)))
+        pixels, counts, sizes = self._tiles(images)
+        rows = [
+            self._cached_ids(bracketed(text) if bracketed_text else text, count)
+            for text, count in zip(texts, counts, strict=True)
+        ]
         length = max(len(row) for row in rows)
         ids = np.full((len(rows), length), self.special_tokens["<|endoftext|>"], dtype=np.int64)
         mask = np.zeros_like(ids)
         for index, row in enumerate(rows):
             ids[index, length - len(row) :] = row
             mask[index, length - len(row) :] = 1
-        stacked = np.concatenate(pixels).transpose(0, 3, 1, 2)
         return {
             "eagle_input_ids": torch.from_numpy(ids),
             "eagle_attention_mask": torch.from_numpy(mask),
-            "eagle_pixel_values": torch.from_numpy(np.ascontiguousarray(self._levels[stacked])),
+            "eagle_pixel_values": unit_interval(pixels).sub_(0.5).div_(0.5),
             "eagle_image_sizes": torch.tensor(sizes, dtype=torch.int64),
         }
+
+    def _tiles(self, images: Any) -> tuple[torch.Tensor, list[tuple[int, ...]], list[tuple[int, int]]]:
+        """All tiles uint8 [N, 3, S, S]; per sample, how many of them each image has; sizes of all images."""
+        side = self.image_size
+        uniform = isinstance(images, np.ndarray | torch.Tensor)
+        if uniform and images.ndim == 6 and tuple(images.shape[3:]) == (side, side, 3) and _is_bytes(images):
+            planes = torch.as_tensor(images).movedim(-1, -3).reshape(-1, 3, side, side).contiguous()
+            views = images.shape[1] * images.shape[2]
+            return planes, [(1,) * views] * len(images), [(side, side)] * len(planes)
+        device = images.device if isinstance(images, torch.Tensor) else None
+        pixels, counts, sizes = [], [], []
+        for sample in images.cpu().numpy() if isinstance(images, torch.Tensor) else images:
+            found = self._views(sample)
+            tiles = [split_tiles(view, side) for view in found]
+            pixels += tiles
+            counts.append(tuple(len(t) for t in tiles))
+            sizes += [(view.shape[0], view.shape[1]) for view in found]
+        stacked = np.ascontiguousarray(np.concatenate(pixels).transpose(0, 3, 1, 2))
+        return torch.from_numpy(stacked).to(device), counts, sizes
 
     def _views(self, sample: Any) -> list[np.ndarray]:
         views: list[np.ndarray] = []
@@ -202,3 +219,7 @@ class Prompter:
             else:
                 ids += [self.special_tokens[segment[0]]] * segment[1]
         return np.array(ids, dtype=np.int64)
+
+
+def _is_bytes(images: np.ndarray | torch.Tensor) -> bool:
+    return images.dtype in (np.uint8, torch.uint8)

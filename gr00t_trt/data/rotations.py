@@ -2,7 +2,8 @@
 
 quaternion: (w, x, y, z), any length but zero; results have w >= 0. rotation_6d: the first two rows of the matrix.
 axis_angle: rotation vector in radians. euler_angles_abc: r, p and y turn about X, Y and Z, and the matrix is
-R_a R_b R_c in the given order, so `rpy` is Rx(r) Ry(p) Rz(y). Angles are in radians.
+R_a R_b R_c in the given order, so `rpy` is Rx(r) Ry(p) Rz(y). Angles are in radians. Everything runs where its input
+lives; functions of angles may differ between a GPU and the host in the last bits of their dtype.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def to_matrix(values: Tensor, source: str) -> Tensor:
         second = torch.nn.functional.normalize(second, dim=-1)
         return torch.stack([first, second, torch.linalg.cross(first, second, dim=-1)], dim=-2)
     matrices = [_about_axis("rpy".index(letter), values[..., i]) for i, letter in enumerate(source[-3:])]
-    return matrices[0] @ matrices[1] @ matrices[2]
+    return _product(_product(matrices[0], matrices[1]), matrices[2])
 
 
 def from_matrix(matrix: Tensor, target: str) -> Tensor:
@@ -79,8 +80,14 @@ def from_matrix(matrix: Tensor, target: str) -> Tensor:
     return imaginary / (torch.sinc(half / np.pi) * 0.5)
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[..., 3, 3] times [..., 3, 3], term by term: a matrix product might be computed in TF32 on a GPU."""
+    terms = [a[..., :, i, None] * b[..., i, None, :] for i in range(3)]
+    return terms[0] + terms[1] + terms[2]
+
+
 def _about_axis(axis: int, angle: Tensor) -> Tensor:
-    out = torch.eye(3, dtype=angle.dtype).expand(*angle.shape, 3, 3).clone()
+    out = torch.eye(3, dtype=angle.dtype, device=angle.device).expand(*angle.shape, 3, 3).clone()
     j, k = (axis + 1) % 3, (axis + 2) % 3
     out[..., j, j] = out[..., k, k] = angle.cos()
     out[..., k, j] = angle.sin()

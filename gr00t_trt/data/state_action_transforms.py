@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ObservationError, PlanError, unknown
+from .device import on_host
 from .metadata import ROTATIONS, DatasetMetadata, Statistics
 from .rotations import BOUNDS, WIDTHS, convert
 from .transforms import Data, ModalityTransform
@@ -34,22 +35,22 @@ class Normalizer:
             raise unknown(PlanError, "normalization mode", mode, MODES)
         self.mode = mode
         self._statistics = {name: torch.from_numpy(getattr(statistics, name)) for name in vars(statistics)}
+        self._tables: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] physical to normalised. Only ``q99`` clamps; constant columns give 0 (min_max, scale) or x."""
         if self.mode == "binary":
             return (x > 0.5).to(x.dtype)
+        table = self._table(x)
+        divided = (x - table["offset"]) / table["divisor"]
         if self.mode == "mean_std":
-            mean, std = self._cast(x, "mean", "std")
-            return torch.where(std != 0, (x - mean) / _nonzero(std), x)
-        low, high = self._bounds(x)
+            return torch.where(table["varies"], divided, x)
         if self.mode == "scale":
-            largest = torch.maximum(low.abs(), high.abs())
-            return torch.where(largest != 0, x / _nonzero(largest), torch.zeros_like(x))
-        scaled = 2 * ((x - low) / _nonzero(high - low)) - 1
+            return torch.where(table["varies"], divided, torch.zeros_like(x))
+        scaled = 2 * divided - 1
         if self.mode == "min_max":
-            return torch.where(high != low, scaled, torch.zeros_like(x))
-        return torch.where(high != low, scaled, x).clamp(-1, 1)
+            return torch.where(table["varies"], scaled, torch.zeros_like(x))
+        return torch.where(table["varies"], scaled, x).clamp(-1, 1)
 
     def inverse(self, y: Tensor) -> Tensor:
         """[..., D] normalised to physical, without clamping; constant columns give their value."""
@@ -57,23 +58,36 @@ class Normalizer:
             return (y > 0.5).to(y.dtype)
         if self.mode == "scale":
             raise PlanError("normalization mode scale has no inverse", known="min_max, q99, mean_std, binary")
+        table = self._table(y)
         if self.mode == "mean_std":
-            mean, std = self._cast(y, "mean", "std")
-            return y * std + mean
-        low, high = self._bounds(y)
-        return (y + 1) / 2 * (high - low) + low
+            return y * table["span"] + table["offset"]
+        return (y + 1) / 2 * table["span"] + table["offset"]
 
-    def _bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        names = ("q01", "q99") if self.mode == "q99" else ("min", "max")
-        low, high = self._cast(x, *names)
-        return low, high
+    def _table(self, x: Tensor) -> dict[str, Tensor]:
+        """In the dtype and on the device of `x`: offset, span, which columns vary, and span as a divisor.
 
-    def _cast(self, x: Tensor, *names: str) -> list[Tensor]:
-        return [self._statistics[name].to(x.dtype) for name in names]
+        Kept, so that a device gets its copy once.
+        """
+        key = (x.dtype, x.device)
+        if key not in self._tables:
+            get = {name: value.to(x.dtype) for name, value in self._statistics.items()}
+            if self.mode == "mean_std":
+                offset, span = get["mean"], get["std"]
+            elif self.mode == "scale":
+                span = torch.maximum(get["min"].abs(), get["max"].abs())
+                offset = torch.zeros_like(span)
+            else:
+                low, high = ("q01", "q99") if self.mode == "q99" else ("min", "max")
+                offset, span = get[low], get[high] - get[low]
+            varies = span != 0
+            # Where a column does not vary the quotient is not used.
+            table = {"offset": offset, "span": span, "varies": varies, "divisor": torch.where(varies, span, 1.0)}
+            self._tables[key] = {name: value.to(x.device) for name, value in table.items()}
+        return self._tables[key]
 
 
 class StateActionToTensor(ModalityTransform):
-    """numpy to torch and back, keeping the dtype unless told otherwise.
+    """numpy to torch and back, keeping the dtype unless told otherwise; tensors on an accelerator stay there.
 
     Args:
         apply_to: Full keys.
@@ -94,18 +108,21 @@ class StateActionToTensor(ModalityTransform):
         out = dict(data)
         for key in self.apply_to:
             if key in data:
-                value = np.asarray(data[key])
+                value = data[key]
+                value = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
                 wanted = self.input_dtypes.get(key)
-                if wanted is not None and value.dtype != np.dtype(wanted):
-                    raise ObservationError(f"{key} is {value.dtype}", known=f"{np.dtype(wanted)} by the data config")
-                out[key] = torch.tensor(value, dtype=self.output_dtypes.get(key))
+                given = str(value.dtype).removeprefix("torch.")
+                if wanted is not None and given != np.dtype(wanted).name:
+                    raise ObservationError(f"{key} is {given}", known=f"{np.dtype(wanted)} by the data config")
+                out[key] = value.to(self.output_dtypes.get(key, value.dtype))
         return out
 
     def unapply(self, data: Data) -> Data:
         out = dict(data)
         for key in self.apply_to:
-            if isinstance(data.get(key), Tensor):
-                out[key] = data[key].detach().cpu().numpy()
+            value = data.get(key)
+            if isinstance(value, Tensor) and on_host(value):
+                out[key] = value.detach().numpy()
         return out
 
 
@@ -182,6 +199,14 @@ class StateActionTransform(ModalityTransform):
         zero, one = np.zeros_like(bound), np.ones_like(bound)
         return Statistics(max=bound, min=-bound, mean=zero, std=one, q01=-bound, q99=bound)
 
+    def check(self, data: Data) -> None:
+        for key, (source, _) in self._rotations.items():
+            # Dividing by its length would give NaN, which a device could only report by stalling.
+            if source == "quaternion" and key in data and not np.any(data[key], axis=-1).all():
+                raise ObservationError(
+                    f"{key} holds a quaternion of length 0", known="(w, x, y, z), (1, 0, 0, 0) for no rotation"
+                )
+
     def apply(self, data: Data) -> Data:
         out = dict(data)
         for key in self.apply_to:
@@ -209,7 +234,10 @@ class StateActionTransform(ModalityTransform):
 
 
 class StateActionSinCosTransform(ModalityTransform):
-    """[..., D] angles in radians to [..., 2 D]: all sines, then all cosines. There is no inverse."""
+    """[..., D] angles in radians to [..., 2 D]: all sines, then all cosines. There is no inverse.
+
+    A GPU's sines may differ from the host's in the last bits of their dtype; normalising gives the same bits.
+    """
 
     def apply(self, data: Data) -> Data:
         out = dict(data)
@@ -235,8 +263,3 @@ class StateActionDropout(ModalityTransform):
 
     def __init__(self, apply_to: Iterable[str], dropout_prob: float = 0.0):
         super().__init__(apply_to)
-
-
-def _nonzero(x: Tensor) -> Tensor:
-    """`x` with zeros replaced by one, for divisions whose result is not used there."""
-    return torch.where(x == 0, torch.ones_like(x), x)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -66,8 +67,12 @@ def synthetic_dataset(
         user = os.getuid() if hasattr(os, "getuid") else "user"
         cache = Path(tempfile.gettempdir()) / f"gr00t_trt-{user}"
     width, height = resolution
-    # A class of one's own is named module:Class, which is no folder name everywhere.
-    label = data_config.replace(":", "-")
+    label = data_config
+    if ":" in data_config:
+        # A class of one's own, module:Class, which is no folder name everywhere; its keys may change between runs.
+        modalities = _config(data_config).modality_config()
+        keys = json.dumps({name: list(each.modality_keys) for name, each in modalities.items()})
+        label = f"{data_config.replace(':', '-')}-{zlib.crc32(keys.encode()):08x}"
     folder = Path(cache) / f"synthetic-{label}-{episodes}x{length}-{width}x{height}-seed{seed}-v{VERSION}"
     if _is_complete(folder):
         return folder
@@ -115,10 +120,13 @@ def write_synthetic_dataset(
         )
     folder = Path(folder)
     keys = {name: [k.partition(".")[2] for k in c.modality_keys] for name, c in config.modality_config().items()}
+    missing = [name for name in ("video", "state", "action") if not keys.get(name)]
+    if missing:
+        raise PlanError(f"synthetic dataset: data config {data_config} has no {missing[0]} key to make up", known=keys)
     random = np.random.default_rng(seed)
     # One set of curves per part and episode, shared by state and action, makes actions track the state.
     curves = {name: random.uniform(0.2, 1.0, size=(3, 8)) for name in sorted({*keys["state"], *keys["action"]})}
-    annotations = keys["language"] or ["human.task_description"]
+    annotations = keys.get("language") or ["human.task_description"]
     files = []
     for episode in range(episodes):
         name = f"chunk-000/episode_{episode:06d}"

@@ -34,7 +34,12 @@ QWEN2_PATTERN = (
 
 
 class Tokenizer(Protocol):
-    """What a prompt needs. `special_strings` are all texts that would become a single special token."""
+    """What a prompt needs. `special_strings` are all texts that would become a single special token.
+
+    `special_tokens` maps the six names of `SPECIAL_TOKENS` to their ids in this tokenizer.
+    """
+
+    special_tokens: Mapping[str, int]
 
     @property
     def name(self) -> str: ...
@@ -54,10 +59,11 @@ class Tokenizer(Protocol):
 class HuggingFaceTokenizer:
     """A tokenizer of transformers; `name` says where it came from."""
 
-    def __init__(self, tokenizer: Any, name: str, pad_id: int):
+    def __init__(self, tokenizer: Any, name: str, special_tokens: Mapping[str, int]):
         self._tokenizer = tokenizer
         self.name = name
-        self.pad_id = pad_id
+        self.special_tokens = special_tokens
+        self.pad_id = special_tokens["<|endoftext|>"]
         self.special_strings = frozenset(tokenizer.get_added_vocab())
 
     @property
@@ -76,6 +82,7 @@ class SyntheticTokenizer:
     def __init__(self, tokenizer: Any, special_tokens: Mapping[str, int]):
         self._tokenizer = tokenizer
         self.name = "synthetic"
+        self.special_tokens = special_tokens
         self.pad_id = special_tokens["<|endoftext|>"]
         self.special_strings = frozenset(special_tokens)
 
@@ -93,6 +100,7 @@ def load_tokenizer(
     where: str | Path | None = None,
     checkpoint: Path | None = None,
     special_tokens: Mapping[str, int] = SPECIAL_TOKENS,
+    vocab_size: int | None = None,
 ) -> HuggingFaceTokenizer:
     """The tokenizer of the model.
 
@@ -102,8 +110,11 @@ def load_tokenizer(
     Args:
         where: A folder, a tokenizer.json file, or a hub id; when given, nothing else is tried.
         checkpoint: The model folder.
-        special_tokens: Name -> id in the model.
-    Raises: TokenizerError when none is found, or when a special token has another id than in the model.
+        special_tokens: Name -> id in the model, as far as known: only the image token's for a checkpoint with a
+            vision-language configuration of its own. The tokenizer then says what the others are.
+        vocab_size: Rows of the model's embedding table; None leaves it unchecked.
+    Raises: TokenizerError when none is found, when a special token has no id or another one than in the model, or
+        when there are more ids than the model has rows.
     """
     if where is not None:
         tokenizer, name = _load_explicit(str(where)), str(where)
@@ -114,15 +125,22 @@ def load_tokenizer(
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([t for t in IMAGE_TOKENS if t in special_tokens and t not in known], special_tokens=True)
     known = tokenizer.get_vocab()
-    for token, wanted in special_tokens.items():
-        if known.get(token) != wanted:
+    for token in {**SPECIAL_TOKENS, **special_tokens}:
+        if token not in known or known[token] != special_tokens.get(token, known[token]):
             found = f"id {known[token]}" if token in known else "no id"
             raise TokenizerError(
                 f"{name}: special token {token} has {found} in the tokenizer",
-                known=f"id {wanted} in the model",
+                known=f"id {special_tokens[token]} in the model" if token in special_tokens else SPECIAL_TOKENS,
                 fix=f"this tokenizer belongs to another model; {HINT}",
             )
-    return HuggingFaceTokenizer(tokenizer, name, special_tokens["<|endoftext|>"])
+    out = HuggingFaceTokenizer(tokenizer, name, {token: known[token] for token in SPECIAL_TOKENS})
+    if vocab_size is not None and out.vocab_size > vocab_size:
+        raise TokenizerError(
+            f"{name}: the tokenizer has {out.vocab_size} ids",
+            known=f"{vocab_size} in the model",
+            fix=f"this tokenizer belongs to another model; {HINT}",
+        )
+    return out
 
 
 def _load_explicit(where: str) -> Any:

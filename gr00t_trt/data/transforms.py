@@ -38,6 +38,9 @@ class ModalityTransform:
     def set_metadata(self, metadata: DatasetMetadata) -> None:
         """Take statistics and layout before the first `apply`. Raises: PlanError when they do not fit."""
 
+    def check(self, data: Data) -> None:
+        """Refuse values, still on the host, that `apply` could not work with. Raises: ObservationError."""
+
     def apply(self, data: Data) -> Data:
         """Data after this step; the dict that was given is not changed."""
         return dict(data)
@@ -73,6 +76,21 @@ class ComposedModalityTransform(ModalityTransform):
         for transform in self.transforms:
             if isinstance(transform, GR00TTransform | ComposedModalityTransform):
                 transform.set_prompter(prompter)
+
+    @property
+    def device_generic(self) -> bool:
+        """Whether the chain also takes tensors on an accelerator and computes there.
+
+        Every transform of this package does. One from elsewhere, a subclass included, may expect arrays on the host.
+        """
+        return type(self).__module__ == __name__ and all(
+            t.device_generic if isinstance(t, ComposedModalityTransform) else _ours(t) for t in self.transforms
+        )
+
+    def check(self, data: Data) -> None:
+        for transform in self.transforms:
+            if isinstance(transform, ModalityTransform):
+                transform.check(data)
 
     def apply(self, data: Data) -> Data:
         for position, transform in enumerate(self.transforms):
@@ -130,11 +148,12 @@ class ConcatTransform(ModalityTransform):
         metadata = _require(self._metadata, self)
         out = {k: v for k, v in data.items() if not k.startswith(("video.", "state.", "action."))}
         if self.video_concat_order:
-            views = [np.asarray(_get(data, key)) for key in self.video_concat_order]
-            if len({view.shape for view in views}) > 1:
-                shapes = {key: view.shape for key, view in zip(self.video_concat_order, views, strict=True)}
+            views = [_get(data, key) for key in self.video_concat_order]
+            views = [view if isinstance(view, torch.Tensor) else np.asarray(view) for view in views]
+            if len({tuple(view.shape) for view in views}) > 1:
+                shapes = {key: tuple(view.shape) for key, view in zip(self.video_concat_order, views, strict=True)}
                 raise ObservationError(f"views differ in shape: {shapes}", known="all views share [T, H, W, C]")
-            out["video"] = np.stack(views, axis=-4)
+            out["video"] = _stack(views)
         if any(k.startswith("state.") for k in data):
             for key in self.state_concat_order:
                 info = metadata.part(key)
@@ -183,7 +202,7 @@ class GR00TTransform(ModalityTransform):
     Result of `apply`, always with a batch axis (1 for unbatched data): ``state`` float64 [B, T, max_state_dim],
     ``state_mask`` bool likewise, ``embodiment_id`` int64 [B]; with a prompter its ``eagle_*`` tensors, without one
     ``images`` uint8 [B, T, V, H, W, 3] and ``texts``, a list of B instructions, to hand to one. Actions are dropped:
-    the model predicts them.
+    the model predicts them. State and pixels stay on the device of what came in, all else is on the host.
 
     Args:
         state_horizon: Rows of state, T; other lengths are refused.
@@ -224,9 +243,13 @@ class GR00TTransform(ModalityTransform):
 
     def apply(self, data: Data) -> Data:
         embodiment = _require(self._embodiment, self)
-        images = np.asarray(_get(data, "video"))
+        images = _get(data, "video")
+        if not isinstance(images, torch.Tensor):
+            images = np.asarray(images)
         if images.ndim not in (5, 6):
-            raise ObservationError(f"video has shape {images.shape}", known="[T, V, H, W, C] or [B, T, V, H, W, C]")
+            raise ObservationError(
+                f"video has shape {tuple(images.shape)}", known="[T, V, H, W, C] or [B, T, V, H, W, C]"
+            )
         batched = images.ndim == 6
         if not batched:
             images = images[None]
@@ -241,12 +264,13 @@ class GR00TTransform(ModalityTransform):
         }
 
     def _state(self, state: Any, batched: bool, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        out = torch.zeros(batch, self.state_horizon, self.max_state_dim, dtype=torch.float64)
-        mask = torch.zeros(out.shape, dtype=torch.bool)
+        shape = (batch, self.state_horizon, self.max_state_dim)
+        state = None if state is None else torch.as_tensor(state)
+        out = torch.zeros(shape, dtype=torch.float64, device=None if state is None else state.device)
+        mask = torch.zeros(shape, dtype=torch.bool)
         if state is not None:
-            state = torch.as_tensor(state)
             state = state if batched else state[None]
-            if state.ndim != 3 or state.shape[:2] != out.shape[:2]:
+            if state.ndim != 3 or tuple(state.shape[:2]) != shape[:2]:
                 raise ObservationError(
                     f"state has shape {tuple(state.shape)}",
                     known=f"[{batch}, {self.state_horizon}, D]: batch and number of observation rows",
@@ -269,6 +293,20 @@ class GR00TTransform(ModalityTransform):
         if len(items) != batch:
             raise ObservationError(f"{keys[0]}: {len(items)} instructions", known=f"a batch of {batch}")
         return items
+
+
+def _ours(transform: Any) -> bool:
+    return type(transform).__module__.startswith(f"{__package__}.")
+
+
+def _stack(views: Sequence[Any]) -> Any:
+    """[..., T, H, W, C] each to [..., T, V, H, W, C]; one view alone is not copied."""
+    if len(views) == 1:
+        return views[0][..., None, :, :, :]
+    stack: Any = torch.stack if isinstance(views[0], torch.Tensor) else np.stack
+    move: Any = torch.movedim if isinstance(views[0], torch.Tensor) else np.moveaxis
+    # Planes stay contiguous in memory, as the resized frames are; interleaving them is several times slower.
+    return move(stack([move(view, -1, -3) for view in views], -4), -3, -1)
 
 
 def _join(values: Sequence[Any]) -> Any:

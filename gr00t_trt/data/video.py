@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, refetch
 
 CACHE_BYTES = 64 * 2**20
 """Decoded frames that one reader keeps, in bytes."""
@@ -45,7 +45,8 @@ class VideoReader:
                 (p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None and p.size
             ]
         except (av.FFmpegError, IndexError) as error:
-            raise DatasetError(f"{path}: not a readable video: {error}", fix="fetch the file again") from error
+            reason = getattr(error, "strerror", None) or error
+            raise DatasetError(f"{path}: not a readable video: {reason}", fix=refetch(path)) from error
         packets.sort()
         self._pts = np.array([pts for pts, _ in packets], dtype=np.int64)
         self._keys = np.flatnonzero([key for _, key in packets])

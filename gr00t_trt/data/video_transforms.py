@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ObservationError, PlanError, unknown
+from .device import on_host, unit_interval
 from .metadata import DatasetMetadata
+from .resampling import Taps, resample
 from .transforms import Data, ModalityTransform
 
 INTERPOLATIONS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic", "nearest_exact": "nearest-exact"}
@@ -89,10 +91,12 @@ class VideoToTensor(VideoTransform):
         return self._each(data, self._convert)
 
     def _convert(self, key: str, frames: Any) -> Tensor:
-        frames = np.asarray(frames)
-        if frames.dtype != np.uint8 or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
+        if not isinstance(frames, Tensor):
+            frames = np.asarray(frames)
+        dtype = str(frames.dtype).removeprefix("torch.")
+        if dtype != "uint8" or frames.ndim not in (4, 5) or frames.shape[-1] != 3:
             raise ObservationError(
-                f"{key} is {frames.dtype} of shape {frames.shape}", known="uint8 [T, H, W, 3] or [B, T, H, W, 3]"
+                f"{key} is {dtype} of shape {tuple(frames.shape)}", known="uint8 [T, H, W, 3] or [B, T, H, W, 3]"
             )
         size = (frames.shape[-2], frames.shape[-3])
         if key in self._resolutions and size != self._resolutions[key]:
@@ -101,8 +105,9 @@ class VideoToTensor(VideoTransform):
                 f"{key} is {size[0]} x {size[1]} pixels (width x height)", known=f"{width} x {height} in the metadata"
             )
         # Channels first in memory as well: interpolation is several times faster on contiguous planes.
-        planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))
-        return planes.to(torch.float32).div_(255)
+        if isinstance(frames, Tensor):
+            return unit_interval(frames.movedim(-1, -3).contiguous())
+        return unit_interval(torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3))))
 
 
 class VideoCrop(VideoTransform):
@@ -140,7 +145,10 @@ class VideoCrop(VideoTransform):
 
 
 class VideoResize(VideoTransform):
-    """Resize float [..., C, H, W] to height x width; the aspect ratio is not kept."""
+    """Resize float [..., C, H, W] to height x width; the aspect ratio is not kept.
+
+    Antialiased float32 frames get the same bits on an accelerator as on a CPU, see `resampling`.
+    """
 
     def __init__(
         self,
@@ -156,6 +164,7 @@ class VideoResize(VideoTransform):
             raise unknown(PlanError, "VideoResize: interpolation", interpolation, INTERPOLATIONS)
         self.height, self.width = height, width
         self.interpolation, self.antialias = interpolation, antialias
+        self._taps: dict[tuple[int, int, torch.device], Taps] = {}
 
     def apply(self, data: Data) -> Data:
         return self._each(data, self._resize)
@@ -164,23 +173,39 @@ class VideoResize(VideoTransform):
         if tuple(frames.shape[-2:]) == (self.height, self.width):
             return frames
         smooth = self.interpolation in ("linear", "cubic")
-        resized = torch.nn.functional.interpolate(
-            frames.reshape(-1, *frames.shape[-3:]),
-            size=(self.height, self.width),
-            mode=INTERPOLATIONS[self.interpolation],
-            align_corners=False if smooth else None,
-            antialias=self.antialias and smooth,
-        )
+        flat = frames.reshape(-1, *frames.shape[-3:])
+        if smooth and self.antialias and frames.dtype == torch.float32 and not on_host(frames):
+            columns = self._taps_of(frames.shape[-1], self.width, frames.device)
+            resized = resample(flat, columns, self._taps_of(frames.shape[-2], self.height, frames.device))
+        else:
+            resized = torch.nn.functional.interpolate(
+                flat,
+                size=(self.height, self.width),
+                mode=INTERPOLATIONS[self.interpolation],
+                align_corners=False if smooth else None,
+                antialias=self.antialias and smooth,
+            )
         return resized.reshape(*frames.shape[:-2], self.height, self.width)
+
+    def _taps_of(self, size: int, out: int, device: torch.device) -> Taps:
+        key = (size, out, device)
+        if key not in self._taps:
+            self._taps[key] = Taps.of(size, out, INTERPOLATIONS[self.interpolation], device)
+        return self._taps[key]
 
 
 class VideoToNumpy(VideoTransform):
-    """float [..., T, C, H, W] in [0, 1] to uint8 [..., T, H, W, C], truncating x * 255."""
+    """float [..., T, C, H, W] in [0, 1] to uint8 [..., T, H, W, C], truncating x * 255.
+
+    Frames on an accelerator stay there, as a tensor.
+    """
 
     def apply(self, data: Data) -> Data:
         return self._each(data, self._convert)
 
     @staticmethod
-    def _convert(key: str, frames: Tensor) -> np.ndarray:
+    def _convert(key: str, frames: Tensor) -> np.ndarray | Tensor:
         # Cubic interpolation overshoots; without the clamp the cast would wrap round.
-        return (frames.clamp(0, 1) * 255).to(torch.uint8).movedim(-3, -1).contiguous().numpy()
+        # By way of int16, which truncates as well: the cast from float to uint8 is not vectorised on a CPU.
+        levels = frames.clamp(0, 1).mul_(255).to(torch.int16).to(torch.uint8).movedim(-3, -1)
+        return levels.numpy() if on_host(levels) else levels

@@ -1,7 +1,7 @@
 """GR00T N1.5 restructured for speed without loss, from the plain model's own parameters."""
 
-from .model import LOOPS, FastGr00tN1d5, Prepared, restructure
-from .optimisations import OPTIMISATIONS
+from ..settings import LOOPS, OPTIMISATIONS
+from .model import FastGr00tN1d5, Prepared, restructure
 from .stages import registry
 from .targets import record, target
 

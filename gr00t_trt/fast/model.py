@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..errors import ObservationError, PlanError, unknown
 from ..model import Gr00tN1d5
 from ..model.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
+from ..settings import LOOPS
 from .conditions import Conditions, Embodiments
 from .optimisations import OPTIMISATIONS, check_names
 from .projections import join_all
 from .prompts import Prompt, Prompts
 from .stages import COVERED, argument_dtypes, make_stages
 
-LOOPS = ("submodules", "denoise_step", "denoise_loop")
 Stage = Callable[..., Tensor]
 
 
@@ -146,6 +146,10 @@ class FastGr00tN1d5(nn.Module):
         """Cast in place what belongs to no stage: connector, token embedding, position and future token tables."""
         self._plain[0].cast_glue(dtype)
         self.refresh()
+
+    def argument_dtypes(self, name: str) -> tuple[torch.dtype, ...]:
+        """What each floating argument of a stage is cast to."""
+        return self._argument_dtypes[name]
 
     def run_stage(self, name: str, *args: Tensor) -> Tensor:
         """Call a stage, its floating inputs cast to the stage's dtypes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -118,6 +119,10 @@ class Gr00tN1d5(nn.Module):
             if module is not None:
                 module.to(dtype)
 
+    def argument_dtypes(self, name: str) -> tuple[torch.dtype, ...]:
+        """What each floating argument of a stage is cast to."""
+        return (self.stage_dtypes[name],) * len(inspect.signature(self._eager[name].forward).parameters)
+
     def run_stage(self, name: str, *args: Tensor) -> Tensor:
         """Call a stage, its floating inputs cast to the stage's dtype."""
         dtype = self.stage_dtypes[name]
@@ -157,6 +162,8 @@ class Gr00tN1d5(nn.Module):
         shape = (x["state"].shape[0], self.action_horizon, self.config.action_head.action_dim)
         if noise is None:
             noise = torch.randn(shape, device=self.device, dtype=torch.float32)
+        elif not isinstance(noise, Tensor):
+            raise ObservationError(f"noise is {type(noise).__name__}", known="a torch tensor")
         elif tuple(noise.shape) != shape:
             raise ObservationError(
                 f"noise: shape {tuple(noise.shape)}", known=f"{shape}: samples, action horizon, action width"

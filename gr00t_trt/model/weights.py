@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, refetch
 from .config import Gr00tConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -89,20 +89,7 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(str(file), framework="pt") as handle:
             yield handle
     except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{file}: cannot be read: {e}", fix=_file_fix(file)) from e
-
-
-def _file_fix(file: Path) -> str:
-    try:
-        with file.open("rb") as f:
-            pointer = f.read(24).startswith(b"version https://git-lfs")
-    except OSError:
-        pointer = False
-    return (
-        "it is a git-lfs pointer: run `git lfs pull`"
-        if pointer
-        else "the file is damaged or cut short: download it again"
-    )
+        raise CheckpointError(f"{file}: cannot be read: {e}", fix=refetch(file)) from e
 
 
 def _files(folder: Path) -> list[Path]:
@@ -121,7 +108,7 @@ def _files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
         raise CheckpointError(f"{index}: no weight map: {type(e).__name__}: {e}", fix="download it again") from e
     for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).is_file():
+        if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
             raise CheckpointError(
                 f"{index}: names {shard!r}, which is not in {folder}", fix="download the missing file into the folder"
             )

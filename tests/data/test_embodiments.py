@@ -101,6 +101,18 @@ class NoTransform:
 
 class NeedsArguments(So100DataConfig):
     def __init__(self, robot): pass
+
+class Fails(So100DataConfig):
+    def modality_config(self): raise RuntimeError("no robot")
+
+class NoChain(So100DataConfig):
+    def transform(self): return None
+
+class NoCamera(So100DataConfig):
+    def modality_config(self): return {k: v for k, v in super().modality_config().items() if k != "video"}
+
+class ShortKey(So100DataConfig):
+    def modality_config(self): return {**super().modality_config(), "state": ModalityConfig([0], ["arm"])}
 """
 
 
@@ -108,6 +120,7 @@ class NeedsArguments(So100DataConfig):
 def external(tmp_path, monkeypatch):
     (tmp_path / "my_external_config.py").write_text(EXTERNAL)
     (tmp_path / "broken_external_config.py").write_text("import nonexistent_package_xyz")
+    (tmp_path / "exiting_external_config.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     yield
     for name in ("my_external_config", "broken_external_config"):
@@ -132,6 +145,11 @@ def test_external_class_from_the_working_directory():
         ("my_external_config:Mien", r"unknown value 'Mien'[\s\S]*did you mean Mine"),
         ("my_external_config:NoTransform", "NoTransform has no transform"),
         ("my_external_config:NeedsArguments", r"NeedsArguments\(\) failed: TypeError"),
+        ("my_external_config:Fails", r"modality_config\(\) failed: RuntimeError: no robot"),
+        ("my_external_config:NoChain", r"transform\(\) gives NoneType"),
+        ("my_external_config:NoCamera", "lacks video or action"),
+        ("my_external_config:ShortKey", r"state key 'arm'[\s\S]*start with 'state\.'"),
+        ("exiting_external_config:Mine", "cannot be imported: SystemExit: 3"),
         (":Mine", "cannot be imported"),
     ],
 )

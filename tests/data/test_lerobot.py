@@ -207,6 +207,7 @@ def small_video(root):
 PARQUET = "data/chunk-000/episode_000000.parquet"
 VIDEO = "videos/chunk-000/observation.images.ego_view/episode_000000.mp4"
 VIEW = "observation.images.ego_view"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 DAMAGES = {
     "no info": (unlink("meta/info.json"), r"meta/info\.json: no such file[\s\S]*--dataset_path"),
     "no modality": (unlink("meta/modality.json"), r"meta/modality\.json: no such file"),
@@ -219,6 +220,16 @@ DAMAGES = {
     "negative length": (write("meta/episodes.jsonl", '{"episode_index": 0, "length": -1}'), "line 1: negative"),
     "zero episodes": (write("meta/episodes.jsonl", ""), r"episodes\.jsonl: 0 episodes with 0 frames"),
     "zero frames": (write("meta/episodes.jsonl", '{"episode_index": 0, "length": 0}'), "1 episodes with 0 frames"),
+    "endless episode": (
+        write("meta/episodes.jsonl", '{"episode_index": 0, "length": Infinity}'),
+        r"line 1: OverflowError",
+    ),
+    "episode twice": (
+        write("meta/episodes.jsonl", '{"episode_index": 0, "length": 5}\n' * 2),
+        r"episodes\.jsonl, line 2: episode 0 is listed twice",
+    ),
+    "a null task": (write("meta/tasks.jsonl", '{"task_index": 0, "task": null}'), "task is None"),
+    "no tasks listed": (write("meta/tasks.jsonl", ""), r"holds task index 0[\s\S]*tasks\.jsonl has none"),
     "a task without text": (
         write("meta/tasks.jsonl", '{"task_index": 0}'),
         r"tasks\.jsonl, line 1: KeyError\('task'\)",
@@ -226,19 +237,26 @@ DAMAGES = {
     "a key of info": (info(lambda i: i.pop("data_path")), r"info\.json: key 'data_path' is missing"),
     "chunks_size": (info(lambda i: i.update(chunks_size=0)), "chunks_size is 0"),
     "template": (info(lambda i: i.update(data_path="{chunk}.parquet")), r"data_path '\{chunk\}.parquet' cannot be"),
+    "template with an attribute": (info(lambda i: i.update(data_path="{episode_index.x}")), "cannot be filled in"),
+    "null template": (info(lambda i: i.update(video_path=None)), r"info\.json: video_path is None"),
+    "no features": (info(lambda i: i.update(features={})), r"features: unknown value[\s\S]*known: none"),
     "feature": (info(lambda i: i["features"].pop(VIEW)), rf"features: unknown value '{VIEW}'"),
     "feature without fps": (info(lambda i: i["features"][VIEW].pop("video_info")), "does not describe a video"),
+    "endless part": (modality(lambda m: m["state"]["left_arm"].update(end=float("inf"))), "left_arm is malformed"),
+    "annotation a list": (modality(lambda m: m.update(annotation=["x"])), "section 'annotation' is missing or not"),
     "section": (modality(lambda m: m.pop("video")), "section 'video' is missing"),
     "part without end": (modality(lambda m: m["state"]["left_arm"].pop("end")), r"state\.left_arm is malformed"),
     "empty slice": (modality(lambda m: m["state"]["left_arm"].update(end=0)), "start 0, end 0 is no slice"),
     "rotation": (modality(lambda m: m["state"]["left_arm"].update(rotation_type="6d")), "unknown value '6d'"),
     "part missing": (
         modality(lambda m: m["state"].update(left_arms=m["state"].pop("left_arm"))),
-        r"unknown value 'state\.left_arm'[\s\S]*did you mean state\.left_arms",
+        r"no state key 'state\.left_arm'[\s\S]*known: .*state\.left_arms[\s\S]*--data_config",
     ),
     "part too wide": (modality(lambda m: m["state"]["right_hand"].update(end=30)), r"is 26 wide[\s\S]*\[20:30\]"),
     "no parquet": (unlink(PARQUET), r"episode_000000\.parquet: no such file"),
     "parquet cut": (cut(PARQUET, 1000), r"episode_000000\.parquet: not a readable parquet file"),
+    "parquet a folder": (lambda root: ((root / PARQUET).unlink(), (root / PARQUET).mkdir()), "parquet: no such file"),
+    "parquet a pointer": (write(PARQUET, POINTER), r"episode_000000\.parquet: not a readable[\s\S]*git lfs pull"),
     "column missing": (parquet(lambda c: c.pop("action")), r"000000\.parquet: column 'action' is missing"),
     "column narrow": (
         parquet(lambda c: c.update(action=c["action"][:, :10])),
@@ -255,6 +273,7 @@ DAMAGES = {
     ),
     "no video": (unlink(VIDEO), r"episode_000000\.mp4: no such video"),
     "video of nothing": (write(VIDEO, ""), r"episode_000000\.mp4: not a readable video"),
+    "video a pointer": (write(VIDEO, POINTER), r"episode_000000\.mp4: not a readable video[\s\S]*git lfs pull"),
     "video not a video": (write(VIDEO, "not an mp4" * 50), "not a readable video"),
     "video cut": (cut(VIDEO, 1500), "not a readable video"),
     "video short": (short_video, r"episode_000000\.mp4: 5 frames[\s\S]*episode 0 has 20 rows"),

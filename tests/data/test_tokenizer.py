@@ -115,6 +115,20 @@ def test_ids_that_differ_from_the_model(folder):
         load_tokenizer(folder, None, {**TINY, "<|other|>": 5})
 
 
+def test_the_tokenizer_says_what_the_model_leaves_open(folder):
+    image = {"<IMG_CONTEXT>": TINY["<IMG_CONTEXT>"]}
+    assert load_tokenizer(folder, None, image, 1024).special_tokens == TINY
+    with pytest.raises(TokenizerError, match=r"1006 ids[\s\S]*1005 in the model"):
+        load_tokenizer(folder, None, image, 1005)
+
+
+def test_a_tokenizer_without_a_special_token_is_refused(tmp_path):
+    tokenizer = synthetic_tokenizer({"<|endoftext|>": 0, "<IMG_CONTEXT>": 1}, 1024)
+    tokenizer._tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match=r"<\|im_start\|> has no id"):
+        load_tokenizer(tmp_path, None, {"<IMG_CONTEXT>": 1})
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [

@@ -73,6 +73,8 @@ def test_index_that_is_none(checkpoint: Any) -> None:
     assert "model.safetensors.index.json: no weight map" in failure(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {WEIGHT: "../model-1.safetensors"}}))
     assert "names '../model-1.safetensors'" in failure(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {WEIGHT: 5}}))
+    assert "names 5, which is not in" in failure(folder)
 
 
 def test_prefix_in_front_of_every_key(checkpoint: Any) -> None:
