@@ -19,7 +19,7 @@ from rich.console import Console
 
 from .errors import Gr00tError, PlanError, RecordError, unknown
 from .progress import interruptible
-from .settings import BACKENDS, GROUPS, PRECISIONS, SUBMODULES, TIMERS
+from .settings import BACKENDS, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
@@ -34,7 +34,7 @@ examples:
   a plan from a file, engines kept for another machine:
     run_groot_torchtrt.py --config compile_configs/rtx_4090_5090.yaml --engine_dir engines
 
-exit status: 0 done, 1 an accuracy gate failed, 2 bad input, 130 interrupted
+exit status: 0 done, 1 an accuracy gate failed, 2 bad input, 130 interrupted, 141 nobody reads the output
 """
 
 
@@ -108,13 +108,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{', '.join(BACKENDS)} [torch_tensorrt; eager, announced, where it is not installed]",
     )
-    g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags given beside it win")
+    g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     g.add_argument(
         "--use_eagle_backbone_joint",
         action="store_true",
         default=None,
         help="vision model, connector and language model as one graph",
+    )
+    g.add_argument(
+        "--optimisations",
+        metavar="WHICH",
+        help="loss-free restructuring of the model: all, none, or names with commas between them [none]",
+    )
+    g.add_argument(
+        "--loop",
+        metavar="AS",
+        help=f"{', '.join(LOOPS)}: what one graph of the denoising loop covers; the last two need "
+        "--optimisations [submodules]",
     )
 
     g = p.add_argument_group("precision and compiler")
@@ -177,6 +188,8 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         "benchmark.iterations": args.num_iterations,
         "benchmark.warmup": args.warmup_iterations,
         "joint_backbone": args.use_eagle_backbone_joint,
+        "optimisations": args.optimisations,
+        "loop": args.loop,
         "denoising_steps": args.denoising_steps,
     }
 

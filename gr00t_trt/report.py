@@ -92,10 +92,12 @@ def _device(record: Mapping[str, Any]) -> str:
 
 def _plan(record: Mapping[str, Any]) -> str:
     plan = record.get("plan") or {}
-    parts = [record.get("plan_path") or "no file"]
+    parts = [record.get("plan_path") or "defaults and flags"]
     parts += [str(plan[key]) for key in ("backend", "precision") if plan.get(key)]
     if (plan.get("build") or {}).get("use_fp32_acc"):
         parts.append("fp32 accumulation")
+    if plan.get("optimisations"):
+        parts.append(f"restructured by {len(plan['optimisations'])} optimisations, loop as {plan.get('loop')}")
     return ", ".join(parts)
 
 
@@ -110,7 +112,8 @@ def _inputs(workload: Mapping[str, Any]) -> str:
     )
     parts = [form.format(workload[key]) for key, form in named if workload.get(key) is not None]
     if workload.get("instruction"):
-        parts.append(f'"{workload["instruction"]}"')
+        # A dataset's text may hold escape sequences, and a terminal would obey them.
+        parts.append('"' + "".join(c if c.isprintable() else "?" for c in workload["instruction"]) + '"')
     return ", ".join(parts) or "-"
 
 
@@ -270,7 +273,7 @@ def _open_points(record: Mapping[str, Any]) -> list[str]:
     for entry in record["submodules"]:
         name = f"{entry['name']}: "
         lines += [f"FAIL {name}{text.removeprefix(name)}" for text in entry.get("failures") or ()]
-    lines += [f"FAIL actions: {text}" for text in record["accuracy"].get("failures") or ()]
+    lines += [f"FAIL {text}" for text in record["accuracy"].get("failures") or ()]
     lines += [f"note: {entry['what']}: {entry.get('why') or '-'}" for entry in record["skipped"]]
     latencies = [entry.get("latency_ms") or {} for entry in (*record["submodules"], record["end_to_end"])]
     for text in dict.fromkeys(latency.get("note") for latency in latencies):

@@ -157,7 +157,7 @@ def test_the_split_of_a_request(record):
 
 def test_what_was_skipped_and_the_robot_units_are_told(record):
     records.skip(record, "GPU latency", "no CUDA device")
-    record["accuracy"]["failures"] = ["max_abs 2 is above the gate 1"]
+    record["accuracy"]["failures"] = ["actions: max_abs 2 is above the gate 1"]
     note = Samples((1.0,), note="cuda_event needs a CUDA device; cpu was timed with python_timer")
     record["end_to_end"]["latency_ms"] = note
     text = shown(record)
@@ -193,3 +193,15 @@ def test_the_report_of_a_file_is_the_report_of_the_record(record, tmp_path):
 )  # fmt: skip
 def test_three_significant_digits(value, text):
     assert report.digits(value) == text
+
+
+def test_an_instruction_cannot_command_the_terminal(record):
+    record["workload"]["instruction"] = "pick\x1b[2J the pear"
+    text = shown(record)
+    assert "\x1b" not in text
+    assert "pick?[2J the pear" in text
+
+
+def test_the_restructured_model_is_named_in_the_header(record):
+    record["plan"] = {"backend": "eager", "precision": "fp32", "optimisations": ["a", "b"], "loop": "denoise_loop"}
+    assert "restructured by 2 optimisations, loop as denoise_loop" in " ".join(shown(record).split())

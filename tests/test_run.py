@@ -22,7 +22,8 @@ from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset, synth
 from gr00t_trt.errors import BackendError, DatasetError, ObservationError, PlanError
 from gr00t_trt.plans import plan_from_mapping
 from gr00t_trt.run import Job, available, choose_device, failures, recorded_step, run
-from gr00t_trt.settings import Plan
+from gr00t_trt.settings import LOOPS, Plan
+from gr00t_trt.submodules import select
 
 JOB = Job(model_path="synthetic", dataset_path="synthetic", device="cpu", fn_name="state_encoder")
 ONCE = {"timer": "python_timer", "iterations": 1, "warmup": 0}
@@ -183,3 +184,28 @@ def test_a_checkpoint_folder_of_another_geometry_runs_like_the_model_it_was_save
     assert saved["submodules"][0]["accuracy"] == synthetic["submodules"][0]["accuracy"]
     assert saved["accuracy"]["normalised"] == synthetic["accuracy"]["normalised"]
     assert saved["workload"] == synthetic["workload"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_restructured_model_is_checked_and_timed_against_the_plain_one(loop: str) -> None:
+    wanted = plan(precision="fp32", optimisations="all", loop=loop)
+    record = run(replace(JOB, fn_name="all"), wanted, silent())
+    assert record["accuracy"]["normalised"]["max_abs"] < 1e-5
+    assert failures(record) == []
+    assert [entry["name"] for entry in record["submodules"]] == list(select("all", wanted))
+    assert record["end_to_end"]["eager_latency_ms"] is not None
+    assert record["end_to_end"]["latency_ms"] is not None
+    stages = {row["stage"]: row for row in record["stages"]}
+    assert stages["dit_model"]["eager_latency_ms"] is not None
+    assert stages["context"]["latency_ms"] is not None
+    assert stages["context"]["eager_latency_ms"] is None
+    assert [row["stage"] for row in record["stages"]][-2:] == ["between stages", "request"]
+
+
+@needs_torch_tensorrt
+@needs_no_gpu
+def test_one_denoising_step_is_one_engine() -> None:
+    wanted = plan(backend="torch_tensorrt", precision="fp16", optimisations="all", loop="denoise_step")
+    (entry,) = run(replace(JOB, fn_name="denoise_step"), wanted, silent())["submodules"]
+    assert (entry["engines"], entry["coverage_percent"]) == (1, 100.0)
+    assert entry["passed"]

@@ -33,6 +33,9 @@ from .guarded import GuardedModule, build_failed, first_line
 from .trt_log import compiler_log
 from .trt_settings import NEWEST, OLDEST, TENSORRT, TENSORRT_RTX, TrtSettings, map_settings, release_tuple
 
+PORTABLE_TARGETS = "8.0, 8.6, 8.9, 12.0 and newer (not for Orin, Hopper or Thor)"
+"""What TensorRT-RTX builds for when it is asked for nothing else."""
+
 _DISTRIBUTIONS = {TENSORRT: "torch-tensorrt", TENSORRT_RTX: "torch-tensorrt-rtx"}
 _INSTALL = 'pip install "gr00t_trt[tensorrt]" (or "gr00t_trt[rtx]" for TensorRT-RTX, also on a machine without a GPU)'
 
@@ -135,7 +138,8 @@ class _Job:
         else:
             with self.phase("building the TensorRT-RTX engine", "engine"):
                 engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-            self.notes.append("The engine was built on a machine without a GPU and has not run.")
+            targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
+            self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         size, file = (len(engine.plan) if engine is not None else None), None
         if engine is not None and self.engine_dir is not None:
             with self.phase("writing the engine", "write"):

@@ -92,7 +92,12 @@ def partition(torch_tensorrt: Any, target: Target, arguments: Mapping[str, Any],
     if spec is not None:
         module.set_expected_dynamic_shape_range(spec, {})
     example = tracing_example(target.inputs, target.ranges)
-    with torch.no_grad(), replaced(_compiler, "dryrun_stats_display", keep), _attention_kept_whole():
+    with (
+        torch.no_grad(),
+        replaced(_compiler, "dryrun_stats_display", keep),
+        _attention_kept_whole(),
+        _sums_of_products(),
+    ):
         if dryrun:
             _first_call_without_running(module, example)
         else:
@@ -120,6 +125,30 @@ def _attention_kept_whole() -> Iterator[None]:
         return
     with replaced(mutable, "_export", functools.partial(mutable._export, pre_dispatch=True)):
         yield
+
+
+def _product_and_sum(
+    summand: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    # PyTorch's own decomposition computes half precision in fp32; use_fp32_acc is there for whoever wants that.
+    product = torch.bmm(left, right)
+    return (product if alpha == 1 else product * alpha) + (summand if beta == 1 else summand * beta)
+
+
+@contextmanager
+def _sums_of_products() -> Iterator[None]:
+    # Neither flavour converts baddbmm, only the two operators that it consists of.
+    from torch_tensorrt.dynamo import lowering
+
+    baddbmm, known = torch.ops.aten.baddbmm.default, getattr(lowering, "TORCH_TRT_DECOMPOSITIONS", None)
+    if known is None or baddbmm in known:
+        yield
+        return
+    known[baddbmm] = _product_and_sum
+    try:
+        yield
+    finally:
+        del known[baddbmm]
 
 
 def _first_call_without_running(module: Any, example: tuple[torch.Tensor, ...]) -> None:
