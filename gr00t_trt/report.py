@@ -43,7 +43,7 @@ def render(record: Mapping[str, Any], console: Console) -> None:
         parts.append(stages)
     parts += [Text(line) for line in _action_lines(plain)]
     parts += [Text(line) for line in notes.lines()]
-    parts += [Text(line) for line in _open_points(plain)]
+    parts += [Text(line) for line in (*_open_points(plain), *_cost(plain))]
     good, line = summary(plain)
     parts.append(Text("\n" + line, style="bold green" if good else "bold red" if good is False else "bold"))
     console.print(Group(*parts))
@@ -265,6 +265,15 @@ def _action_lines(record: Mapping[str, Any]) -> list[str]:
     return [
         "",
         f"Actions in the robot's own units, largest difference from {record['accuracy']['reference']}: {listed}",
+    ]
+
+
+def _cost(record: Mapping[str, Any]) -> list[str]:
+    peak = (record.get("peak_memory") or {}).get("peak_bytes")
+    if peak is None or record.get("wall_s") is None:
+        return []
+    return [
+        f"Peak memory {digits(peak / 1e9)} GB ({record['peak_memory']['kind']}); {digits(record['wall_s'])} s in all."
     ]
 
 
