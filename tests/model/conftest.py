@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,6 @@ from torch import Tensor
 
 from gr00t_trt.model import Gr00tConfig, Gr00tN1d5, load_model
 from gr00t_trt.model.weights import dead_tensors
-
-
-@pytest.fixture(scope="session")
-def golden() -> Path:
-    root = os.environ.get("GR00T_TRT_SHARED_DATA")
-    folder = (Path(root) if root else Path(__file__).parents[3] / "shared" / "data") / "golden_toy"
-    if not folder.is_dir():
-        pytest.skip(f"no golden data at {folder}; set GR00T_TRT_SHARED_DATA to the folder that holds golden_toy")
-    return folder
 
 
 @pytest.fixture(scope="session")

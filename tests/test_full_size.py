@@ -1,0 +1,37 @@
+"""The released geometry, built whole. Six minutes on two cores, so on request only: pytest -m full_size"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gr00t_trt.backends import get_backend
+from gr00t_trt.backends.engine_files import verify
+from gr00t_trt.records import read_record
+from gr00t_trt.settings import SUBMODULES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.full_size
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+@pytest.mark.skipif(not get_backend("torch_tensorrt").availability().installed, reason="torch_tensorrt is missing")
+def test_seven_engines_without_a_gpu_within_six_minutes_and_14_gb(demo: Path, tmp_path: Path) -> None:
+    command = (
+        f"--model_path synthetic:full --dataset_path {demo} --precision FP16 --use_fp32_acc --use_explicit_typing "
+        f"--fn_name all --benchmark cuda_event --num_iterations 1 --warmup_iterations 0 "
+        f"--engine_dir {tmp_path / 'engines'} --record {tmp_path / 'record.json'}"
+    )
+    # In a process of its own: the peak is of this run alone.
+    subprocess.run([sys.executable, "run_groot_torchtrt.py", *command.split()], cwd=ROOT, check=True)
+    record = read_record(tmp_path / "record.json")
+    assert [entry["name"] for entry in record["submodules"]] == list(SUBMODULES)
+    for entry in record["submodules"]:
+        assert (entry["engines"], entry["coverage_percent"], entry["passed"]) == (1, 100.0, True), entry["name"]
+        assert verify(tmp_path / "engines" / f"{entry['name']}.engine")
+    assert record["wall_s"] < 360
+    assert record["peak_memory"]["peak_bytes"] < 14e9
