@@ -146,6 +146,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--benchmark", metavar="TIMER", help=f"{', '.join(TIMERS)} [cuda_event]")
     g.add_argument("--num_iterations", type=int, metavar="N", help="timed calls of each thing [10]")
     g.add_argument("--warmup_iterations", type=int, metavar="N", help="untimed calls before them [5]")
+    g.add_argument(
+        "--max_seconds", type=float, metavar="S", help="start no further round of calls after this long [60]"
+    )
     g.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
     g.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
 
@@ -187,6 +190,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         "benchmark.timer": args.benchmark,
         "benchmark.iterations": args.num_iterations,
         "benchmark.warmup": args.warmup_iterations,
+        "benchmark.max_seconds": args.max_seconds,
         "joint_backbone": args.use_eagle_backbone_joint,
         "optimisations": args.optimisations,
         "loop": args.loop,
