@@ -247,7 +247,9 @@ def _stage_entries(rows: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, A
             field: by_name[name]["latency_ms"].to_dict() if name in by_name else None
             for name, field in (("eager", "eager_latency_ms"), ("compiled", "latency_ms"))
         }
-        one = next(iter(by_name.values()))
+        # The restructured model has no backbone stage around its towers: where both models have a stage, its place
+        # is the compiled one's, whose shares are shown.
+        one = by_name.get("compiled") or by_name["eager"]
         entries.append(
             records.stage_entry(stage, within=one["within"], calls_per_request=one["calls_per_request"], **known)
         )

@@ -199,6 +199,7 @@ def test_the_restructured_model_is_checked_and_timed_against_the_plain_one(loop:
     assert stages["dit_model"]["eager_latency_ms"] is not None
     assert stages["context"]["latency_ms"] is not None
     assert stages["context"]["eager_latency_ms"] is None
+    assert stages["vision_model"]["within"] is None
     assert [row["stage"] for row in record["stages"]][-2:] == ["between stages", "request"]
 
 
