@@ -9,6 +9,7 @@ No figure in either file is typed by hand.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def _section(name: str, record: dict[str, Any], links: str) -> str:
     where = gpu or f"no GPU, {environment['cpu_cores']} CPU cores"
     used = [f"{key} {versions[key]}" for key in ("torch", "torch-tensorrt", "torch-tensorrt-rtx") if versions.get(key)]
     peak = record["peak_memory"]
+    restructured = ", restructured model" if record["plan"].get("optimisations") else ""
     lines = [
-        f"**{record['model']['path']}, {record['plan']['precision']}, {where}** ([record]({links}{name}): "
-        f"{', '.join(used)}; {workload['views']} view, {workload['sequence_length']} tokens, "
+        f"**{record['model']['path']}{restructured}, {record['plan']['precision']}, {where}** "
+        f"([record]({links}{name}): {', '.join(used)}; {workload['views']} view, {workload['sequence_length']} tokens, "
         f"{workload['denoising_steps']} steps, batch {workload['batch_size']})",
         "",
         "| submodule | backend | operators in engine | engines | MB | build s | eager p50 ms | compiled p50 ms "
@@ -63,6 +65,11 @@ def _section(name: str, record: dict[str, Any], links: str) -> str:
         "",
         f"Whole run {record['wall_s']:.0f} s, peak {peak['peak_bytes'] / 1e9:.1f} GB ({peak['kind']}).",
     ]
+    if verdict := record["end_to_end"]["verdict"]:
+        ratio = "" if verdict["ratio"] is None else f" Medians, eager over compiled: {verdict['ratio']:.2f}."
+        lines.append(f"Whole request: {verdict['text']}.{ratio}")
+    if restructured:
+        lines.append("Eager in the last row is the plain model; above, the restructured submodule itself in PyTorch.")
     if any(not entry["runs"] for entry in record["submodules"]):
         lines.append(
             "Engines were built and not run, so they have no latency. Cosines are of the compiler's own graph, "
@@ -83,7 +90,7 @@ def _row(entry: dict[str, Any]) -> str:
         _quantile(entry["eager_latency_ms"], "p50"),
         _quantile(entry["latency_ms"], "p50"),
         _quantile(entry["latency_ms"], "p99"),
-        _number((entry["accuracy"] or {}).get("cosine"), 1, 6),
+        _cosine(entry["accuracy"]),
     )
 
 
@@ -104,12 +111,19 @@ def _total(record: dict[str, Any]) -> str:
         _quantile(whole["eager_latency_ms"], "p50"),
         _quantile(whole["latency_ms"], "p50"),
         _quantile(whole["latency_ms"], "p99"),
-        _number((record["accuracy"]["normalised"] or {}).get("cosine"), 1, 6),
+        _cosine(record["accuracy"]["normalised"]),
     )
 
 
 def _quantile(latency: dict[str, Any] | None, name: str) -> str | None:
-    return None if latency is None else f"{latency[name]:.4g}"
+    value = None if latency is None else latency[name]
+    return None if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _cosine(agreement: dict[str, Any] | None) -> str | None:
+    """Cut off, not rounded: only equal results may read 1."""
+    value = (agreement or {}).get("cosine")
+    return None if value is None else "1" if value == 1 else f"{math.floor(value * 1e6) / 1e6:.6f}"
 
 
 def _number(value: float | None, scale: float, digits: int) -> str | None:
