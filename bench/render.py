@@ -66,8 +66,7 @@ def _section(name: str, record: dict[str, Any], links: str) -> str:
         f"Whole run {record['wall_s']:.0f} s, peak {peak['peak_bytes'] / 1e9:.1f} GB ({peak['kind']}).",
     ]
     if verdict := record["end_to_end"]["verdict"]:
-        ratio = "" if verdict["ratio"] is None else f" Medians, eager over compiled: {verdict['ratio']:.2f}."
-        lines.append(f"Whole request: {verdict['text']}.{ratio}")
+        lines.append(f"Whole request: {verdict['text']}.")
     if restructured:
         lines.append("Eager in the last row is the plain model; above, the restructured submodule itself in PyTorch.")
     if any(not entry["runs"] for entry in record["submodules"]):
