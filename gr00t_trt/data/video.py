@@ -15,6 +15,17 @@ CACHE_BYTES = 64 * 2**20
 """Decoded frames that one reader keeps, in bytes."""
 
 
+def pyav() -> Any:
+    """The module av. Raises: DatasetError with the install command where it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise DatasetError(
+            "videos are read and written with PyAV, which is not installed", fix="pip install av"
+        ) from error
+    return av
+
+
 class VideoReader:
     """Random access to the frames of one file, numbered in display order.
 
@@ -29,7 +40,7 @@ class VideoReader:
     """
 
     def __init__(self, path: Path):
-        import av
+        av = pyav()
 
         self.path = path
         if not path.is_file():
@@ -83,7 +94,7 @@ class VideoReader:
         return image
 
     def _decode(self, index: int) -> np.ndarray:
-        import av
+        av = pyav()
 
         try:
             key = self._keys[np.searchsorted(self._keys, index, side="right") - 1] if len(self._keys) else 0
@@ -130,7 +141,7 @@ def look_up(rule: str, rows: np.ndarray, timestamps: np.ndarray, start_times: np
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 RGB frames [H, W, 3] as H.264 in an mp4 file; H and W must be even."""
-    import av
+    av = pyav()
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:

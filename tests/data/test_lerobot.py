@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +315,9 @@ def test_absent_episodes_are_noticed_when_read(damaged, config):
     assert dataset[0]["state.left_arm"].shape == (1, 7)
     with pytest.raises(DatasetError, match=r"episode_000001\.parquet: no such file"):
         dataset[LENGTH]
+
+
+def test_without_pyav_the_install_command_is_told(synthetic, config, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DatasetError, match="pip install av"):
+        LeRobotDataset(synthetic, config.modality_config()).step(0, 0)
