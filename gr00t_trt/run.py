@@ -97,7 +97,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
         # The policy checks it too, but only once it has its weights, which takes a while.
         validate_observation(observation, dataset.modality_config, metadata)
         policy = load_policy(
-            job.model_path,
+            folder or job.model_path,  # the hub is asked once
             data_config=job.data_config,
             embodiment_tag=job.embodiment_tag,
             metadata=metadata,
