@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@# torch by itself first: it keeps pip from weighing releases that the constraints rule out anyway.
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rtx,test,lint]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rtx,onnx,serve,sim,plots,test,lint]'
 	@touch $@
 
 clean:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 from rich.console import Console
 
-from .errors import Gr00tError, PlanError, RecordError, unknown
-from .progress import interruptible
+from .command import Parser, discard, parse_flags, run_program
+from .errors import PlanError, RecordError, unknown
 from .settings import BACKENDS, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
@@ -38,21 +37,12 @@ exit status: 0 done, 1 an accuracy gate failed, 2 bad input, 130 interrupted, 14
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises PlanError where argparse would print the whole usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise PlanError(f"command line: {message}", fix=f"{self.prog} --help explains every flag")
-
-
 def parser() -> argparse.ArgumentParser:
     """All flags; one that was not given stays None, so that a plan file can be told from the command line."""
-    p = _Parser(
+    p = Parser(
         prog="run_groot_torchtrt.py",
         description="Compile GR00T N1.5 submodule by submodule, check each against eager fp32, time it, and show it.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         argument_default=None,
     )
 
@@ -164,15 +154,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def underscored(argv: Sequence[str]) -> list[str]:
-    """`--fn-name` is `--fn_name`: NVIDIA's scripts use both spellings, and so do fingers."""
-    out = []
-    for arg in argv:
-        name, equals, value = arg.partition("=")
-        out.append(name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg)
-    return out
-
-
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Dotted plan key -> what the command line sets it to; None where the flag was not given."""
     return {
@@ -205,12 +186,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
         cannot be honoured.
     """
     p = parser()
-    args, strangers = p.parse_known_args(underscored(argv))
-    flags = [option for action in p._actions for option in action.option_strings if option.startswith("--")]
-    for stranger in strangers:
-        if stranger.startswith("-"):
-            raise unknown(PlanError, "command line: no such flag", stranger.partition("=")[0], flags)
-        raise PlanError(f"command line: {stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
+    args = parse_flags(p, argv)
     for flag in ("use_onnx_vit", "use_onnx_llm"):
         if getattr(args, flag):
             raise PlanError(
@@ -232,41 +208,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     for flag in ("episode", "step", "seed"):
         if not 0 <= getattr(args, flag) < 2**63:
             raise PlanError(f"--{flag}: {getattr(args, flag)} is out of range", known="0 to 2^63 - 1")
-    for flag, value in vars(args).items():
-        # Most often a shell variable that is not set; Path("") would be the working directory.
-        if isinstance(value, str) and not value.strip():
-            raise PlanError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
     return args, notes
-
-
-class _Console(Console):
-    """Where rich would end a run whose messages nobody reads with 1, which means a failed gate here."""
-
-    def on_broken_pipe(self) -> None:
-        _discard(sys.stderr)
-        raise BrokenPipeError
-
-
-def _discard(stream: TextIO) -> None:
-    # Python flushes at exit and would complain once more.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    console = _Console(stderr=True, emoji=False)
-    try:
-        with interruptible():
-            return _main(argv, console)
-    except Gr00tError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("interrupted; finished engines are whole, nothing else was written", style="yellow")
-        return 130
-    except BrokenPipeError:
-        return 141  # as if SIGPIPE had ended us
+    return run_program(_main, argv, interrupted="interrupted; finished engines are whole, nothing else was written")
 
 
 def _main(argv: Sequence[str], console: Console) -> int:
@@ -310,7 +257,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     try:
         print(dumps(record) if args.json else record_path, flush=True)
     except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
-        _discard(sys.stdout)
+        discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {record_path}") from error
     return 1 if failures(record) else 0

@@ -8,6 +8,8 @@
     ├─ ObservationError        an observation or model input: missing key, wrong dtype, resolution, NaN
     ├─ ShapeError              a tensor outside the range that a compiled submodule was built for
     ├─ BackendError            a backend that is not installed, or a build that failed
+    ├─ AccuracyError           a compiled policy that a gate refuses to put into service
+    ├─ ServiceError            a server or client: no answer, a refused request, a port in use
     └─ RecordError             a record or engine file that cannot be written or read
 
 Each message has up to three parts, one per line: what is wrong (with the value), what is known or was
@@ -65,6 +67,14 @@ class ShapeError(Gr00tError):
 
 class BackendError(Gr00tError):
     """A backend that is not available here, or a build that failed."""
+
+
+class AccuracyError(Gr00tError):
+    """A compiled policy whose submodules or actions stray further from eager fp32 than their gates allow."""
+
+
+class ServiceError(Gr00tError):
+    """A server that cannot start or does not answer, or a request that it refused."""
 
 
 class RecordError(Gr00tError):

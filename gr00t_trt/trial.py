@@ -104,6 +104,10 @@ class Trial:
         """Whether everything that was built can run on this machine."""
         return all(done.built.runs for done in self.compiled.values())
 
+    def install(self) -> None:
+        """Leave the policy with the model that the plan asks for; else it keeps the plain one."""
+        self._give_policy(self.model)
+
     @torch.no_grad()
     def check_actions(self) -> None:
         """Hold the actions of the whole request against eager fp32, normalised and in physical units."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gr00t_trt import run as run_module
-from gr00t_trt.cli import main, overrides, parse, underscored
+from gr00t_trt.cli import main, overrides, parse
+from gr00t_trt.command import underscored
 from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
 from gr00t_trt.records import read_record

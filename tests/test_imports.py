@@ -16,6 +16,7 @@ ORDER = [
     {"settings", "shapes"},
     {"plan_fields", "environment"},
     {"plans", "records", "progress"},
+    {"command"},
     {"report", "benchmark", "accuracy", "model", "data"},
     {"stages", "backends"},
     {"policy", "submodules"},
@@ -23,7 +24,8 @@ ORDER = [
     {"compile"},
     {"trial"},
     {"run"},
-    {"cli"},
+    {"cli", "deploy"},
+    {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""
 
@@ -67,7 +69,9 @@ def test_imports_point_one_way(name: str) -> None:
         assert _imported(path) <= allowed, f"{path.name} imports {sorted(_imported(path) - allowed)}"
 
 
-@pytest.mark.parametrize("module", ["gr00t_trt", "gr00t_trt.cli", "gr00t_trt.plans", "gr00t_trt.report"])
+@pytest.mark.parametrize(
+    "module", ["gr00t_trt", "gr00t_trt.__main__", "gr00t_trt.cli", "gr00t_trt.plans", "gr00t_trt.report"]
+)
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, timeout=60).returncode == 0

@@ -12,7 +12,7 @@ from .metadata import (
     embodiment_index,
     metadata_path,
 )
-from .observation import validate_observation
+from .observation import example_observation, validate_observation
 from .prompt import Prompter, bracketed
 from .state_action_transforms import (
     StateActionDropout,
@@ -83,6 +83,7 @@ __all__ = [
     "bracketed",
     "data_config",
     "embodiment_index",
+    "example_observation",
     "load_tokenizer",
     "metadata_path",
     "read_metadata",

@@ -56,6 +56,38 @@ def validate_observation(
     return out, size is not None
 
 
+def example_observation(
+    modality_config: Mapping[str, ModalityConfig],
+    metadata: DatasetMetadata,
+    *,
+    instruction: str = "pick the pear from the counter and place it in the plate",
+    batch: int | None = None,
+) -> dict[str, Any]:
+    """An observation with the right keys, shapes and dtypes, where no dataset is at hand; always the same one.
+
+    Images are noise, which leaves nothing of a vision tower untried; states are the dataset's means.
+
+    Args:
+        batch: Samples with a leading batch axis; None for one observation without it.
+    Returns: ``video.*`` uint8 [T, H, W, 3], ``state.*`` float64 [T, D], the annotation as a list of one string.
+    """
+    random = np.random.default_rng(0)
+    lead = () if batch is None else (batch,)
+    out: dict[str, Any] = {}
+    for modality, config in modality_config.items():
+        horizon = len(config.delta_indices)
+        for key in config.modality_keys:
+            if modality == "video":
+                width, height = metadata.view(key).resolution
+                out[key] = random.integers(0, 256, (*lead, horizon, height, width, 3), dtype=np.uint8)
+            elif modality == "state":
+                mean = np.asarray(metadata.statistics(key).mean, np.float64)
+                out[key] = np.broadcast_to(mean, (*lead, horizon, len(mean))).copy()
+            elif modality == "language":
+                out[key] = [instruction] * (batch or 1)
+    return out
+
+
 _RANKS = {"video": 4, "state": 2}
 
 

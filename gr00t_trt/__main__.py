@@ -1,0 +1,44 @@
+"""`gr00t-trt COMMAND ...`: one name for every program of the package; `python -m gr00t_trt.COMMAND` is the same."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from .command import run_program
+from .errors import PlanError, unknown
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("cli", "compile, check and time the model: what run_groot_torchtrt.py does"),
+}
+"""Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
+
+
+def usage() -> str:
+    """What can be typed, one line per command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: gr00t-trt COMMAND ...", "", *lines, "", "gr00t-trt COMMAND --help explains its flags"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Call the command that is named first; returns its exit status, 2 for a name that is none."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in COMMANDS:
+        program = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__)
+        return int(program.main(argv[1:]))
+    return run_program(_refuse, argv)
+
+
+def _refuse(argv: Sequence[str], _: Console) -> int:
+    raise unknown(PlanError, "no such command", argv[0], COMMANDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

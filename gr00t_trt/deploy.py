@@ -1,0 +1,116 @@
+"""A policy made ready for use: a plan carried out on it, checked against eager fp32, warmed up, and described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import records
+from .data import example_observation
+from .errors import AccuracyError
+from .plans import plan_to_mapping, plan_warnings
+from .policy import Gr00tPolicy
+from .progress import Steps
+from .run import ROOT, available, failures, side_stream
+from .settings import Plan
+from .submodules import select
+from .trial import Trial
+
+WARM_CALLS = 2
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A policy in service.
+
+    Attributes:
+        policy: Ready to answer; calls go through whatever serves each submodule.
+        served_by: Submodule -> what runs it, in the words of a status page: ``torch_tensorrt fp16``,
+            ``eager bf16``, or ``torch_tensorrt fp16, dry run: its graph in PyTorch``.
+        record: The start-up's record: build times, accuracy of every submodule and of the actions, what was skipped.
+    """
+
+    policy: Gr00tPolicy
+    plan: Plan
+    served_by: dict[str, str]
+    record: dict[str, Any]
+
+
+def deploy(
+    policy: Gr00tPolicy,
+    plan: Plan,
+    steps: Steps,
+    *,
+    observation: Mapping[str, Any] | None = None,
+    fn_name: str = "all",
+    backend_chosen: bool = True,
+    engine_dir: Path | None = None,
+    seed: int = 0,
+    command: str = "",
+) -> Deployment:
+    """Carry out a plan on a policy in fp32, in place, and refuse it when it is not accurate enough.
+
+    Args:
+        policy: In fp32, nothing compiled; its model is cast to the plan's precisions.
+        observation: What shapes are tuned for and accuracy is checked on; an `example_observation` when None.
+        fn_name: What is compiled, as in `submodules.select`; the rest stays in eager PyTorch at its precision.
+        backend_chosen: The backend was named by the user, and its absence is an error; else eager takes its place.
+    Raises: AccuracyError when a gate is missed, naming it; PlanError and BackendError as `run.run`.
+    """
+    names = select(fn_name, plan)
+    plan, notes = available(plan, names, chosen=backend_chosen)
+    device = policy.model.device
+    policy.denoising_steps = plan.denoising_steps
+    if observation is None:
+        observation = example_observation(policy.modality_config, policy.metadata)
+    result = records.new_record(
+        command,
+        root=ROOT,
+        device=str(device),
+        plan=plan_to_mapping(plan),
+        workload={"dataset": "an example observation"},
+    )
+    for what, why in [*notes, *(("plan", text) for text in plan_warnings(plan))]:
+        records.skip(result, what, why)
+    with side_stream(device):
+        trial = Trial(policy, plan, observation, result, steps)
+        trial.reference(seed)
+        trial.compile(names, engine_dir)
+        trial.check_actions()
+        trial.install()
+        if found := failures(result):
+            raise AccuracyError(
+                "the compiled policy is not accurate enough to be used: " + "; ".join(found),
+                known="the gates of the plan, per submodule and for the actions",
+                fix="choose a more exact precision for what is named, or set its `gate` in the plan",
+            )
+        steps.step("warming up")
+        for _ in range(WARM_CALLS):
+            policy.get_action(observation)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return Deployment(policy, plan, _served_by(result, policy, plan), result)
+
+
+def _served_by(result: Mapping[str, Any], policy: Gr00tPolicy, plan: Plan) -> dict[str, str]:
+    built = {entry["name"]: entry for entry in result["submodules"]}
+    out = {}
+    for name in select("all", plan):
+        entry = built.get(name)
+        if entry is None:
+            out[name] = f"eager {_dtype(policy, name)}"
+            continue
+        out[name] = f"{entry['backend']} {entry['precision']}"
+        if not entry["runs"]:
+            out[name] += ", dry run: its graph in PyTorch"
+    return out
+
+
+def _dtype(policy: Gr00tPolicy, name: str) -> str:
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    found = str(policy.model.stage_dtypes[name]).removeprefix("torch.")
+    return short.get(found, found)
