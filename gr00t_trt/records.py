@@ -12,6 +12,8 @@
     submodules      one entry per compiled submodule: SUBMODULE_FIELDS
     stages          one entry per stage of a request: STAGE_FIELDS
     end_to_end      the whole request: END_TO_END_FIELDS
+    measurements    one entry per configuration that a measuring run tried: MEASUREMENT_FIELDS
+    comparison      one entry per backend and submodule, or backend and whole request: COMPARISON_FIELDS
     accuracy        the actions: ACTION_ACCURACY_FIELDS
     peak_memory     what `benchmark.PeakMemory` saw
     wall_s          seconds for the whole command
@@ -75,6 +77,44 @@ END_TO_END_FIELDS = ("latency_ms", "eager_latency_ms", "verdict", "first_call_ms
 ACTION_ACCURACY_FIELDS = ("reference", "normalised", "per_key", "gate", "passed", "failures")
 """`normalised`: one agreement; `per_key`: action key -> agreement in physical units; the gate judges the first."""
 
+MEASUREMENT_FIELDS = (
+    "group",
+    "name",
+    "settings",
+    "latency_ms",
+    "stages",
+    "accuracy",
+    "work",
+    "roofline",
+    "verdict",
+    "notes",
+    "why_not",
+)
+"""`group`: what is varied: waterfall, compile, views, batch, steps, percentiles. `stages`: stage -> milliseconds.
+`work`: gflop, bytes, operators, operators_per_step, kernels; null where not counted. `roofline`: device, ms, percent.
+`why_not`: why nothing was measured, else null."""
+
+COMPARISON_FIELDS = (
+    "subject",
+    "backend",
+    "precision",
+    "runs",
+    "latency_ms",
+    "verdict",
+    "build_s",
+    "engine_bytes",
+    "layers_before",
+    "layers_after",
+    "coverage_percent",
+    "peak_bytes",
+    "accuracy",
+    "passed",
+    "notes",
+    "why_not",
+)
+"""`subject`: a submodule, or ``whole request``. `runs`: false for an engine that was built and cannot run here.
+`why_not`: why the backend could not be tried on it, else null."""
+
 WORKLOAD_FIELDS = (
     "views",
     "batch_size",
@@ -134,6 +174,8 @@ def new_record(
         "submodules": [],
         "stages": [],
         "end_to_end": dict.fromkeys(END_TO_END_FIELDS),
+        "measurements": [],
+        "comparison": [],
         "accuracy": {**dict.fromkeys(ACTION_ACCURACY_FIELDS), "reference": "eager fp32", "failures": []},
         "peak_memory": None,
         "wall_s": None,
@@ -168,6 +210,20 @@ def built_fields(built: Any) -> dict[str, Any]:
         "settings": dict(built.settings),
         "notes": list(built.notes),
     }
+
+
+def measurement_entry(group: str, name: str, **known: Any) -> dict[str, Any]:
+    """One entry of `measurements`; what is not given is null. Raises: TypeError for a field of another name."""
+    entry = _entry("measurement", MEASUREMENT_FIELDS, {"group": group, "name": name, **known})
+    entry["notes"] = list(entry["notes"] or ())
+    return entry
+
+
+def comparison_entry(subject: str, backend: str, **known: Any) -> dict[str, Any]:
+    """One entry of `comparison`; what is not given is null. Raises: TypeError for a field of another name."""
+    entry = _entry("comparison", COMPARISON_FIELDS, {"subject": subject, "backend": backend, **known})
+    entry["notes"] = list(entry["notes"] or ())
+    return entry
 
 
 def stage_entry(stage: str, **known: Any) -> dict[str, Any]:
@@ -338,8 +394,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
             raise RecordError(f"{path}: {key} is missing", known=f"the fields of schema {SCHEMA}")
         if not isinstance(record[key], kind):
             raise RecordError(f"{path}: {key} is a {type(record[key]).__name__}", known=getattr(kind, "__name__", ""))
-    for field, key in (("submodules", "name"), ("stages", "stage"), ("skipped", "what")):
-        for i, entry in enumerate(record[field]):
+    named = (("submodules", "name"), ("stages", "stage"), ("skipped", "what"))
+    for field, key in (*named, ("measurements", "name"), ("comparison", "subject")):
+        for i, entry in enumerate(record.setdefault(field, [])):  # records of the first release lack the last two
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                 raise RecordError(f"{path}: {field}[{i}] has no {key}")
     return record
