@@ -5,7 +5,7 @@
     policy = gr00t_trt.load_policy("synthetic")
     action = policy.get_action(observation)
 
-The two functions load PyTorch on first use; importing the package does not.
+The functions load PyTorch on first use; importing the package does not.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .drop_in import accelerate as accelerate
     from .model import load_model as load_model
     from .policy import load_policy as load_policy
 
 __version__ = "0.1.0"
-__all__ = ["load_model", "load_policy"]
+__all__ = ["accelerate", "load_model", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from .policy import load_policy
 
         return load_policy
+    if name == "accelerate":
+        from .drop_in import accelerate
+
+        return accelerate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from . import records
-from .data import example_observation
 from .errors import AccuracyError
 from .plans import plan_to_mapping, plan_warnings
-from .policy import Gr00tPolicy
+from .policy import ModelPolicy
 from .progress import Steps
 from .run import ROOT, available, failures, side_stream
 from .settings import Plan
@@ -34,14 +33,14 @@ class Deployment:
         record: The start-up's record: build times, accuracy of every submodule and of the actions, what was skipped.
     """
 
-    policy: Gr00tPolicy
+    policy: ModelPolicy
     plan: Plan
     served_by: dict[str, str]
     record: dict[str, Any]
 
 
 def deploy(
-    policy: Gr00tPolicy,
+    policy: ModelPolicy,
     plan: Plan,
     steps: Steps,
     *,
@@ -56,7 +55,7 @@ def deploy(
 
     Args:
         policy: In fp32, nothing compiled; its model is cast to the plan's precisions.
-        observation: What shapes are tuned for and accuracy is checked on; an `example_observation` when None.
+        observation: What shapes are tuned for and accuracy is checked on; the policy's `example` when None.
         fn_name: What is compiled, as in `submodules.select`; the rest stays in eager PyTorch at its precision.
         backend_chosen: The backend was named by the user, and its absence is an error; else eager takes its place.
     Raises: AccuracyError when a gate is missed, naming it; PlanError and BackendError as `run.run`.
@@ -66,7 +65,7 @@ def deploy(
     device = policy.model.device
     policy.denoising_steps = plan.denoising_steps
     if observation is None:
-        observation = example_observation(policy.modality_config, policy.metadata)
+        observation = policy.example()
     result = records.new_record(
         command,
         root=ROOT,
@@ -96,7 +95,7 @@ def deploy(
     return Deployment(policy, plan, _served_by(result, policy, plan), result)
 
 
-def _served_by(result: Mapping[str, Any], policy: Gr00tPolicy, plan: Plan) -> dict[str, str]:
+def _served_by(result: Mapping[str, Any], policy: ModelPolicy, plan: Plan) -> dict[str, str]:
     built = {entry["name"]: entry for entry in result["submodules"]}
     out = {}
     for name in select("all", plan):
@@ -110,7 +109,7 @@ def _served_by(result: Mapping[str, Any], policy: Gr00tPolicy, plan: Plan) -> di
     return out
 
 
-def _dtype(policy: Gr00tPolicy, name: str) -> str:
+def _dtype(policy: ModelPolicy, name: str) -> str:
     short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     found = str(policy.model.stage_dtypes[name]).removeprefix("torch.")
     return short.get(found, found)

@@ -15,6 +15,7 @@ from .data import (
     Prompter,
     Tokenizer,
     embodiment_index,
+    example_observation,
     load_tokenizer,
     read_metadata,
     synthetic_dataset,
@@ -30,8 +31,63 @@ Observation = Mapping[str, Any]
 Action = dict[str, np.ndarray]
 
 
-class Gr00tPolicy:
-    """GR00T N1.5 behind one method, `get_action(observation) -> action`.
+class ModelPolicy:
+    """A model between a step that makes its inputs and one that reads its output.
+
+    Attributes:
+        model: The network.
+        stages: ``preprocess`` and ``postprocess``, in a table like the model's, so that they can be timed alike.
+    """
+
+    def __init__(self, model: Gr00tN1d5):
+        self.model = model
+        self.stages: dict[str, Callable[..., Any]] = {
+            "preprocess": self._preprocess,
+            "postprocess": self._postprocess,
+        }
+
+    @property
+    def denoising_steps(self) -> int:
+        """Euler steps per action chunk."""
+        return self.model.denoising_steps
+
+    @denoising_steps.setter
+    def denoising_steps(self, steps: int) -> None:
+        self.model.denoising_steps = steps
+
+    def example(self) -> dict[str, Any]:
+        """An observation of the right form, always the same one, for what needs one before any has come."""
+        raise NotImplementedError
+
+    def preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
+        """Observation -> model inputs (always with a batch axis), and whether the observation came as a batch.
+
+        Raises: ObservationError naming the key, the value and the fix.
+        """
+        return self.stages["preprocess"](observation)
+
+    def postprocess(self, action_pred: torch.Tensor, *, batched: bool) -> Action:
+        """Normalised [B, T, action_dim] -> what `get_action` returns, without the batch axis unless `batched`."""
+        return self.stages["postprocess"](action_pred, batched)
+
+    def get_action(self, observation: Observation, *, noise: torch.Tensor | None = None) -> Action:
+        """Predict one action chunk.
+
+        Args:
+            noise: [B, T, action_dim] where the flow starts; drawn afresh from torch's default generator when None.
+        """
+        inputs, batched = self.preprocess(observation)
+        return self.postprocess(self.model.get_action(inputs, noise=noise)["action_pred"], batched=batched)
+
+    def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
+        raise NotImplementedError
+
+    def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
+        raise NotImplementedError
+
+
+class Gr00tPolicy(ModelPolicy):
+    """GR00T N1.5 behind one method, `get_action(observation) -> action`: physical units in, physical units out.
 
     Args:
         model: The network.
@@ -41,8 +97,6 @@ class Gr00tPolicy:
         bracketed_instruction: Put the instruction of an unbatched request into the prompt as ``['text']``. The
             original's policy does; its training data and its batched requests carry the plain text, as we do.
 
-    Attributes:
-        stages: ``preprocess`` and ``postprocess``, in a table like the model's, so that they can be timed alike.
     Raises: PlanError when the data config does not fit the model.
     """
 
@@ -55,7 +109,7 @@ class Gr00tPolicy:
         *,
         bracketed_instruction: bool = False,
     ):
-        self.model = model
+        super().__init__(model)
         self.metadata = metadata
         self.modality_config = config.modality_config()
         self.modality_transform = config.transform()
@@ -63,10 +117,6 @@ class Gr00tPolicy:
         self.modality_transform.set_prompter(prompter)
         self.bracketed_instruction = bracketed_instruction
         self._courier: Courier | None = None
-        self.stages: dict[str, Callable[..., Any]] = {
-            "preprocess": self._preprocess,
-            "postprocess": self._postprocess,
-        }
         self._fit_model()
 
     def _fit_model(self) -> None:
@@ -80,29 +130,13 @@ class Gr00tPolicy:
             )
         self.model.action_horizon = len(self.modality_config["action"].delta_indices)
 
-    @property
-    def denoising_steps(self) -> int:
-        """Euler steps per action chunk."""
-        return self.model.denoising_steps
-
-    @denoising_steps.setter
-    def denoising_steps(self, steps: int) -> None:
-        self.model.denoising_steps = steps
-
     def get_modality_config(self) -> Mapping[str, Any]:
         """Which keys an observation needs, by modality: video, state, action, language."""
         return self.modality_config
 
-    def preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
-        """Observation -> model inputs (always with a batch axis), and whether the observation came as a batch.
-
-        Raises: ObservationError naming the key, the value and the fix.
-        """
-        return self.stages["preprocess"](observation)
-
-    def postprocess(self, action_pred: torch.Tensor, *, batched: bool) -> Action:
-        """Normalised [B, T, action_dim] -> ``action.<part>`` float32 [B, T, D], or [T, D], in physical units."""
-        return self.stages["postprocess"](action_pred, batched)
+    def example(self) -> dict[str, Any]:
+        """As `data.example_observation`, of this policy's keys and resolutions."""
+        return example_observation(self.modality_config, self.metadata)
 
     def get_action(self, observation: Observation, *, noise: torch.Tensor | None = None) -> Action:
         """Predict one action chunk.
@@ -114,8 +148,7 @@ class Gr00tPolicy:
         Returns: ``action.<part>`` float32 [T, D], or [B, T, D] for a batch, in the units of the dataset.
         Raises: ObservationError naming the key, the value and the fix.
         """
-        inputs, batched = self.preprocess(observation)
-        return self.postprocess(self.model.get_action(inputs, noise=noise)["action_pred"], batched=batched)
+        return super().get_action(observation, noise=noise)
 
     def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
         checked, batched = validate_observation(

@@ -16,7 +16,7 @@ from .benchmark import Samples, drain, measure_alternating, verdict
 from .compile import Compiled, Model, compile_submodule, judge, set_precision
 from .model import Gr00tN1d5
 from .plans import resolve_action_gate
-from .policy import Gr00tPolicy
+from .policy import ModelPolicy
 from .progress import Steps
 from .settings import Plan
 from .stages import REST, TOTAL, StageTimer
@@ -37,7 +37,7 @@ class Trial:
     """
 
     def __init__(
-        self, policy: Gr00tPolicy, plan: Plan, observation: Mapping[str, Any], result: dict[str, Any], steps: Steps
+        self, policy: ModelPolicy, plan: Plan, observation: Mapping[str, Any], result: dict[str, Any], steps: Steps
     ):
         self.policy, self.plan = policy, plan
         self.plain = policy.model

@@ -25,6 +25,7 @@ ORDER = [
     {"trial"},
     {"run"},
     {"cli", "deploy"},
+    {"drop_in"},
     {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""

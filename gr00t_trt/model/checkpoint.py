@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from .config import Gr00tConfig
 from .config_files import read_config
 from .gr00t import Gr00tN1d5
 from .synthetic import fill_synthetic, is_synthetic, synthetic_config
-from .weights import load_weights
+from .weights import copy_weights, load_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIDE_FILES = ["*.json", "*.txt", "*.jinja", "experiment_cfg/*"]
@@ -39,6 +40,30 @@ def load_model(
         fill_synthetic(model, dtype=dtype, device=target)
     else:
         load_weights(model, folder, config, dtype=dtype, device=target)
+    return _finished(model)
+
+
+def model_from_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    config: Gr00tConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    where: str = "the model",
+) -> Gr00tN1d5:
+    """As `load_model`, with the weights of another model's `state_dict`, which are copied.
+
+    Args:
+        where: What the tensors belong to, for messages.
+    Raises: CheckpointError naming missing, unexpected and misshapen tensors.
+    """
+    with torch.device("meta"):
+        model = Gr00tN1d5(config)
+    copy_weights(model, tensors, config, dtype=dtype, device=torch.device(device), where=where)
+    return _finished(model)
+
+
+def _finished(model: Gr00tN1d5) -> Gr00tN1d5:
     model.reset_stages()
     return model.eval().requires_grad_(False)
 

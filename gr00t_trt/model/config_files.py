@@ -29,13 +29,20 @@ def read_config(folder: Path) -> Gr00tConfig:
 
     Raises: CheckpointError naming file, key and value for whatever is missing, malformed, unsupported or contradictory.
     """
-    top = Section.read(folder / "config.json")
-    top.only("model_type", ("gr00t_n1_5",), default="gr00t_n1_5")
     eagle_file = folder / "eagle_config.json"
+    return build_config(Section.read(folder / "config.json"), Section.read(eagle_file) if eagle_file.exists() else None)
+
+
+def build_config(top: Section, eagle: Section | None) -> Gr00tConfig:
+    """Geometry from the two objects; without the second one, the released vision-language model's.
+
+    Raises: CheckpointError as `read_config`.
+    """
+    top.only("model_type", ("gr00t_n1_5",), default="gr00t_n1_5")
     config = Gr00tConfig(
         backbone=_backbone(top.section("backbone_cfg")),
         action_head=_action_head(top.section("action_head_cfg")),
-        eagle=_eagle(Section.read(eagle_file)) if eagle_file.exists() else EagleConfig(),
+        eagle=EagleConfig() if eagle is None else _eagle(eagle),
     )
     _check_agreement(config, top)
     return config

@@ -16,6 +16,28 @@ STATE, EMBODIMENT = "state", "embodiment_id"
 _FLOATING = (PIXELS, STATE)
 
 
+def example_inputs(config: Gr00tConfig, words: int = 40) -> dict[str, Tensor]:
+    """Model inputs of one sample with one image, in host memory, always the same: noise for pixels, state and words.
+
+    Args:
+        words: Tokens of the prompt beside those of the image.
+    Returns: What `check_inputs` asks for, and ``eagle_image_sizes`` [1, 2], which the original asks for besides.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size, image = config.image_size, config.image_token_index
+    text = torch.randint(0, config.vocab_size - 1, (1, words), generator=generator)
+    text += (text >= image).long()  # every id but the image token's
+    ids = torch.cat((text[:, :8], torch.full((1, config.tokens_per_image), image), text[:, 8:]), dim=1)
+    return {
+        PIXELS: torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
+        IDS: ids,
+        MASK: torch.ones_like(ids),
+        "eagle_image_sizes": torch.tensor([[size, size]]),
+        STATE: torch.rand(1, 1, config.action_head.max_state_dim, generator=generator) * 2 - 1,
+        EMBODIMENT: torch.tensor([min(24, config.action_head.max_num_embodiments - 1)]),
+    }
+
+
 def check_inputs(inputs: Mapping[str, Any], config: Gr00tConfig) -> dict[str, Tensor]:
     """The five tensors that the model reads, checked.
 

@@ -19,13 +19,15 @@ from .config import Gr00tConfig
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
 VOCABULARY_HEAD = "backbone.eagle_model.language_model.lm_head.weight"
-_FLOATING = ("F64", "F32", "F16", "BF16")
+VISION_TOWER = "backbone.eagle_model.vision_model.vision_model."
+_FLOATING_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_FLOATING = tuple(_FLOATING_NAMES.values())
 _LISTED = 5
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a checkpoint, known from its file's header."""
+    """One tensor of a checkpoint, known from its file's header, or of another model's state."""
 
     file: Path
     key: str
@@ -37,7 +39,7 @@ def dead_tensors(config: Gr00tConfig) -> dict[str, tuple[int, ...]]:
     """Key -> shape of the 12 tensors that checkpoints store and that never reach an action."""
     vision, text = config.eagle.vision, config.eagle.text
     width, inner = vision.hidden_size, vision.intermediate_size
-    head = "backbone.eagle_model.vision_model.vision_model.head."
+    head = VISION_TOWER + "head."
     return {
         VOCABULARY_HEAD: (text.vocab_size, text.hidden_size),
         head + "probe": (1, 1, width),
@@ -63,18 +65,56 @@ def load_weights(
     Raises: CheckpointError for files that cannot be read, and one that names all missing, unexpected and misshapen
         tensors.
     """
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    stored = _strip_prefix(_headers(folder))
-    if EMBEDDING not in stored and VOCABULARY_HEAD in stored:
-        stored[EMBEDDING] = stored.pop(VOCABULARY_HEAD)
-    _check_strict(folder, wanted, dead_tensors(config), stored)
-    for name in wanted:
-        source = stored[name]
+    stored = _matched(_headers(folder), model, config, str(folder), str(folder / "config.json"))
+    for name, source in stored.items():
         # The file is opened anew for each tensor, so that mapped pages do not pile up beside the copies.
         with _opened(source.file) as file:
             # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
             value = torch.empty(source.shape, dtype=dtype, device=device).copy_(file.get_tensor(source.key))
         set_parameter(model, name, value)
+
+
+def copy_weights(
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    config: Gr00tConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    where: str,
+) -> None:
+    """As `load_weights`, from another model's state; the values are copied.
+
+    Args:
+        where: What the tensors belong to, for messages.
+    """
+    found = {
+        key: Stored(Path(), key, tuple(tensor.shape), _FLOATING_NAMES.get(tensor.dtype, str(tensor.dtype)))
+        for key, tensor in tensors.items()
+    }
+    for name, source in _matched(found, model, config, where, "its configuration").items():
+        value = torch.empty(source.shape, dtype=dtype, device=device).copy_(tensors[source.key])
+        set_parameter(model, name, value)
+
+
+def _matched(
+    stored: Mapping[str, Stored], model: nn.Module, config: Gr00tConfig, where: str, described: str
+) -> dict[str, Stored]:
+    """Parameter of `model` -> its stored tensor. Raises: CheckpointError."""
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    named = _with_inner_level(_strip_prefix(stored))
+    if EMBEDDING not in named and VOCABULARY_HEAD in named:
+        named[EMBEDDING] = named.pop(VOCABULARY_HEAD)
+    _check_strict(where, described, wanted, dead_tensors(config), named)
+    return {name: named[name] for name in wanted}
+
+
+def _with_inner_level(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """With the vision tower's second `vision_model`, which transformers 5 has dropped from its own model."""
+    outer = VISION_TOWER.removesuffix("vision_model.")
+    if any(key.startswith(VISION_TOWER) for key in stored):
+        return dict(stored)
+    return {key.replace(outer, VISION_TOWER) if key.startswith(outer) else key: s for key, s in stored.items()}
 
 
 def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
@@ -136,7 +176,8 @@ def _strip_prefix(stored: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _check_strict(
-    folder: Path,
+    where: str,
+    described: str,
     wanted: Mapping[str, tuple[int, ...]],
     dead: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, Stored],
@@ -164,9 +205,9 @@ def _check_strict(
     ]
     if problems:
         raise CheckpointError(
-            f"{folder}: the tensors do not fit GR00T N1.5 as {folder / 'config.json'} describes it",
+            f"{where}: the tensors do not fit GR00T N1.5 as {described} describes it",
             known="\n  ".join(["each tensor exactly once, in its shape", *problems]),
-            fix="check that config.json belongs to these weights, or download the checkpoint again",
+            fix="check that the configuration belongs to these weights, or get both again",
         )
 
 
