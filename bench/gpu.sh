@@ -20,12 +20,12 @@ measure() {
         --warmup_iterations 20 --max_seconds 30 --record "$out/$name.json" "$@" || failed=$((failed + 1))
 }
 
-measure plain-inductor --backend inductor
-measure restructured-eager --backend eager --optimisations all --loop denoise_loop
-measure restructured-inductor-step --backend inductor --optimisations all --loop denoise_step
-measure restructured-inductor-loop --backend inductor --optimisations all --loop denoise_loop
+measure plain-inductor --backend inductor --optimisations none
+measure restructured-eager --backend eager --loop denoise_loop
+measure restructured-inductor-step --backend inductor --loop denoise_step
+measure restructured-inductor-loop --backend inductor --loop denoise_loop
 if python3 -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch_tensorrt') is None)"; then
-    measure plain-torch_tensorrt --backend torch_tensorrt --use_fp32_acc
-    measure restructured-torch_tensorrt-loop --backend torch_tensorrt --use_fp32_acc --optimisations all --loop denoise_loop
+    measure plain-torch_tensorrt --backend torch_tensorrt --use_fp32_acc --optimisations none
+    measure restructured-torch_tensorrt-loop --backend torch_tensorrt --use_fp32_acc --loop denoise_loop
 fi
 exit "$failed"

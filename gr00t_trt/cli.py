@@ -109,13 +109,14 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--optimisations",
         metavar="WHICH",
-        help="loss-free restructuring of the model: all, none, or names with commas between them [none]",
+        help="loss-free restructuring of the model: all, none, or names with commas between them [all; none where "
+        "--use_eagle_backbone_joint or --cpu_offload needs the plain model]",
     )
     g.add_argument(
         "--loop",
         metavar="AS",
-        help=f"{', '.join(LOOPS)}: what one graph of the denoising loop covers; the last two need "
-        "--optimisations [submodules]",
+        help=f"{', '.join(LOOPS)}: what one graph of the denoising loop covers; the last two exist in the "
+        "restructured model only [submodules]",
     )
 
     g = p.add_argument_group("precision and compiler")

@@ -41,12 +41,24 @@ sides start from the same noise, which helps them agree: bf16 gets no such disco
 precision picks the row."""
 
 PART_OF: Mapping[str, str] = {
-    "context": "dit_model",
     "denoise_step": "dit_model",
     "denoise_loop": "dit_model",
     "language_model_padded": "language_model",
 }
 """Stage of the restructured model -> the submodule whose settings it gets."""
+
+ALSO_IN: Mapping[str, tuple[str, ...]] = {
+    "vl_components": ("dit_model",),
+    "denoise_step": ("action_encoder", "action_decoder"),
+    "denoise_loop": ("action_encoder", "action_decoder"),
+}
+"""Stage of the restructured model -> further submodules whose weights compute in it, in their own precisions."""
+
+PLAIN_ONLY: Mapping[str, str] = {
+    "joint_backbone": "the restructured model keeps its two towers apart",
+    "build.cpu_offload": "stages of the restructured model share weights, so that none can be moved away",
+}
+"""Setting that needs the plain model -> why."""
 
 EXACTNESS = ("bf16", "fp16", "fp32")
 ATTENTION = ("vision_model", "language_model", "vl_components", "dit_model")
@@ -118,8 +130,16 @@ def plan_from_mapping(mapping: object, where: str) -> Plan:
     if not isinstance(mapping, Mapping):
         raise PlanError(f"{where}: a plan must be a mapping, not {shown(mapping)}", known=PLAN)
     plan = Plan(**section(mapping, where, PLAN))
+    if "optimisations" not in mapping and _plain_only(plan):
+        plan = replace(plan, optimisations=())
     _refuse_impossible(plan, where)
     return plan
+
+
+def _plain_only(plan: Plan) -> list[str]:
+    """The settings of a plan that need the plain model, from `PLAIN_ONLY`."""
+    asked = {"joint_backbone": plan.joint_backbone, "build.cpu_offload": plan.build.cpu_offload}
+    return [key for key in PLAIN_ONLY if asked[key]]
 
 
 def plan_to_mapping(plan: Plan) -> dict[str, Any]:
@@ -147,6 +167,7 @@ def merge(plan: Plan, overrides: Mapping[str, object], where: str = "command lin
     Args:
         overrides: Dotted key -> value, such as ``{"build.use_fp32_acc": True, "precision": "bf16"}``. A value of None
             means that the flag was not given. A submodule's own setting keeps precedence over the plan-wide one.
+            One that needs the plain model takes back all optimisations, unless these are overridden as well.
     Raises: PlanError, as for a plan file.
     """
     mapping = plan_to_mapping(plan)
@@ -160,6 +181,9 @@ def merge(plan: Plan, overrides: Mapping[str, object], where: str = "command lin
             if not isinstance(target, dict):
                 raise PlanError(f"{where}: {dotted}: {parent} has no keys of its own")
         target[last] = value
+    needs_plain = any(overrides.get(key) for key in PLAIN_ONLY)
+    if needs_plain and overrides.get("optimisations") is None and plan.optimisations == Plan.optimisations:
+        del mapping["optimisations"]
     return plan_from_mapping(mapping, where)
 
 
@@ -173,12 +197,17 @@ def resolve(plan: Plan, submodule: str) -> ResolvedSubmodule:
     """
     if submodule == "eagle_backbone" and plan.joint_backbone:
         submodule = "vision_model"  # a joint plan gives both halves the same settings
+    further: tuple[str, ...] = ()
     if plan.optimisations:
+        further = ALSO_IN.get(submodule, ())
+        if submodule == "vl_components" and "cross_attention_kv" not in plan.optimisations:
+            further = ()
         submodule = PART_OF.get(submodule, submodule)
     if submodule not in SUBMODULES:
         raise unknown(PlanError, "submodule", submodule, SUBMODULES)
     own = plan.submodules.get(submodule, SubmodulePlan())
     precision = own.precision or plan.precision
+    least = min((precision, *(resolve(plan, name).precision for name in further)), key=EXACTNESS.index)
     build = plan.build
     if own.decompose_attention is not None:
         build = replace(build, decompose_attention=own.decompose_attention)
@@ -186,7 +215,7 @@ def resolve(plan: Plan, submodule: str) -> ResolvedSubmodule:
         backend=own.backend or plan.backend,
         precision=precision,
         build=build,
-        gate=_first_set(own.gate or Gate(), plan.gate, DEFAULT_GATES[precision]),
+        gate=_first_set(own.gate or Gate(), plan.gate, DEFAULT_GATES[least]),
     )
 
 
@@ -220,15 +249,16 @@ def _refuse_impossible(plan: Plan, where: str) -> None:
                 f"{where}: joint_backbone: decompose_attention differs between vision_model and language_model",
                 fix="give both the same value, or set `joint_backbone: false`",
             )
-    if plan.joint_backbone and plan.optimisations:
+    for key in _plain_only(plan) if plan.optimisations else ():
         raise PlanError(
-            f"{where}: joint_backbone: the restructured model keeps its two towers apart",
-            fix="set `optimisations: none`, or `joint_backbone: false`",
+            f"{where}: {key}: {PLAIN_ONLY[key]}",
+            fix=f"leave `optimisations` out or set it to none, or set `{key.rpartition('.')[2]}: false`",
         )
     if plan.loop != "submodules":
         if not plan.optimisations:
             raise PlanError(
-                f"{where}: loop: {plan.loop} exists in the restructured model only", fix="add `optimisations: all`"
+                f"{where}: loop: {plan.loop} exists in the restructured model only, and this plan has the plain one",
+                fix="set `optimisations: all`, or `loop: submodules`",
             )
         parts = ("action_encoder", "dit_model", "action_decoder")
         if len({resolved[part].backend for part in parts}) > 1:
@@ -254,9 +284,10 @@ def _brief(value: object) -> str:
 def plan_warnings(plan: Plan) -> list[str]:
     """Settings that are allowed but do nothing, or less than they seem to: one plain sentence each."""
     resolved = {name: resolve(plan, name) for name in SUBMODULES}
+    plain_only = [] if plan.optimisations else _plain_only(plan)
     engines = [r for r in resolved.values() if r.backend == "torch_tensorrt"]
     precisions = {r.precision for r in engines}
-    out = []
+    out = [f"{key}: {PLAIN_ONLY[key]}: the plain model is used instead" for key in plain_only]
     if not engines:
         default = BuildOptions()
         names = [key for key in asdict(default) if getattr(plan.build, key) != getattr(default, key)]

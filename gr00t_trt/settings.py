@@ -143,8 +143,8 @@ class Plan:
     """A compile plan: which backend and precision each submodule gets, and what must hold afterwards.
 
     Attributes:
-        optimisations: Names from `OPTIMISATIONS`; with any, the restructured model is compiled instead of the plain
-            one.
+        optimisations: Names from `OPTIMISATIONS`; with none, the plain model is compiled instead of the restructured
+            one. A file or a command line that asks for what only the plain model has gets none by default.
         loop: One of `LOOPS`.
     """
 
@@ -157,6 +157,6 @@ class Plan:
     action_gate: Gate = field(default_factory=Gate)
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     joint_backbone: bool = False
-    optimisations: tuple[str, ...] = ()
+    optimisations: tuple[str, ...] = tuple(OPTIMISATIONS)
     loop: str = "submodules"
     denoising_steps: int = 4

@@ -73,19 +73,17 @@ def select(fn_name: str, plan: Plan) -> tuple[str, ...]:
 
     Args:
         fn_name: A submodule, one of the groups ``eagle_backbone``, ``action_head``, ``all``, or, of the restructured
-            model, ``context``, ``denoise_step``, ``denoise_loop``.
+            model, ``denoise_step`` and ``denoise_loop``.
         plan: Whether the backbone is one target, and which model and loop there are.
     Raises: PlanError for an unknown name, with the nearest valid one, and for a target that the plan rules out.
     """
-    further = ("context", *LOOPS[1:])
+    further = LOOPS[1:]
     if fn_name not in (*GROUPS, *SUBMODULES, *further):
         raise unknown(PlanError, "--fn_name", fn_name, (*SUBMODULES, *GROUPS, *further))
     if fn_name in further and not plan.optimisations:
-        raise PlanError(f"--fn_name {fn_name}: a part of the restructured model only", fix="add --optimisations all")
+        raise PlanError(f"--fn_name {fn_name}: a part of the restructured model only", fix="use --optimisations all")
     if fn_name in LOOPS and fn_name != plan.loop:
         raise PlanError(f"--fn_name {fn_name}: the plan's loop is {plan.loop}", fix=f"add --loop {fn_name}")
-    if fn_name == "context" and "cross_attention_kv" not in plan.optimisations:
-        raise PlanError("--fn_name context: cross_attention_kv is switched off", fix="switch it on")
     if fn_name in STEP and plan.loop != "submodules":
         raise PlanError(
             f"--fn_name {fn_name}: the plan's loop is {plan.loop}, which contains it", fix="use --loop submodules"
@@ -100,11 +98,8 @@ def select(fn_name: str, plan: Plan) -> tuple[str, ...]:
         )
     if plan.joint_backbone and backbone[0] in names:
         names = ["eagle_backbone", *(n for n in names if n not in backbone)]
-    if fn_name in GROUPS and "vl_components" in names:
-        if "cross_attention_kv" in plan.optimisations:
-            names.insert(names.index("vl_components") + 1, "context")
-        if plan.loop != "submodules":
-            names = [*(n for n in names if n not in STEP), plan.loop]
+    if plan.loop != "submodules" and set(STEP) <= set(names):
+        names = [*(n for n in names if n not in STEP), plan.loop]
     return tuple(names)
 
 

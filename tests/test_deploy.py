@@ -41,7 +41,7 @@ def test_the_deployed_policy_answers_as_before_in_its_precision() -> None:
 def test_the_restructured_model_is_what_the_policy_is_left_with() -> None:
     policy = gr00t_trt.load_policy("synthetic")
     plain = policy.model
-    done = deploy(policy, plan(precision="fp32", optimisations="all", loop="denoise_loop"), QUIET)
+    done = deploy(policy, plan(precision="fp32", loop="denoise_loop"), QUIET)
     assert done.policy.model is not plain
     assert done.served_by["denoise_loop"] == "eager fp32"
     assert "dit_model" not in done.served_by
@@ -57,3 +57,17 @@ def test_a_policy_that_misses_its_gate_is_refused() -> None:
 def test_denoising_steps_are_the_plans() -> None:
     done = deploy(gr00t_trt.load_policy("synthetic"), plan(precision="fp32", denoising_steps=2), QUIET)
     assert done.policy.denoising_steps == 2
+
+
+def test_padded_prompts_deploy_the_language_model_as_well() -> None:
+    policy = gr00t_trt.load_policy("synthetic")
+    batch = example_observation(policy.modality_config, policy.metadata, batch=2)
+    annotation = next(key for key in batch if key.startswith("annotation."))
+    batch[annotation] = ["lift the cup", "lift the cup and put it on the shelf next to the window"]
+    before = policy.get_action(batch, noise=torch.zeros(2, 16, 32))
+    done = deploy(policy, plan(precision="fp32"), QUIET, observation=batch)
+    assert [e["passed"] for e in done.record["submodules"] if e["name"] == "language_model"] == [True]
+    assert any(skipped["what"] == "language_model_padded" for skipped in done.record["skipped"])
+    after = done.policy.get_action(batch, noise=torch.zeros(2, 16, 32))
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-4)

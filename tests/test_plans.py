@@ -9,7 +9,15 @@ import yaml
 
 from gr00t_trt import plan_fields, plans, settings
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans import load_plan, merge, plan_from_mapping, plan_to_mapping, plan_warnings, resolve
+from gr00t_trt.plans import (
+    DEFAULT_GATES,
+    load_plan,
+    merge,
+    plan_from_mapping,
+    plan_to_mapping,
+    plan_warnings,
+    resolve,
+)
 from gr00t_trt.settings import Gate, Plan
 
 SHIPPED = sorted((Path(__file__).parent.parent / "compile_configs").glob("*.yaml"))
@@ -260,8 +268,37 @@ def test_cpu_offload_needs_an_engine():
     ],
 )
 def test_useless_settings_are_told(mapping, words):
-    (warning,) = plan_warnings(plan_from_mapping(mapping, "x"))
-    assert words in warning
+    assert [words in warning for warning in plan_warnings(plan_from_mapping(mapping, "x"))][-1:] == [True]
+
+
+@pytest.mark.parametrize(
+    ("key", "asked"),
+    [("joint_backbone", {"joint_backbone": True}), ("build.cpu_offload", {"build": {"cpu_offload": True}})],
+)
+def test_what_only_the_plain_model_has_takes_the_restructuring_back_and_says_so(key, asked):
+    implied = plan_from_mapping(asked, "x")
+    assert implied.optimisations == ()
+    assert merge(Plan(), {key: True}) == implied == plan_from_mapping({**asked, "optimisations": "none"}, "x")
+    assert merge(implied, {"precision": "bf16"}).optimisations == ()
+    assert merge(Plan(), {key: False}) == Plan()
+    assert [w for w in plan_warnings(implied) if w.startswith(f"{key}: ") and "the plain model is used" in w]
+    for wanted in ("all", ["prompt_cache"]):
+        assert f"plan.yaml: {key}: " in refused({**asked, "optimisations": wanted})
+        with pytest.raises(PlanError, match=f"command line: {key}: "):
+            merge(Plan(), {key: True, "optimisations": wanted})
+    with pytest.raises(PlanError, match=f"command line: {key}: "):
+        merge(plan_from_mapping({"optimisations": ["prompt_cache"]}, "x"), {key: True})
+
+
+def test_a_stage_is_held_to_the_least_exact_precision_that_computes_in_it():
+    mixed = plan_from_mapping({"precision": "fp32", "submodules": {"dit_model": {"precision": "bf16"}}}, "x")
+    assert resolve(mixed, "vl_components").gate == DEFAULT_GATES["bf16"]
+    assert resolve(mixed, "vl_components").precision == "fp32"
+    for names in ((), ("action_rows",)):
+        assert resolve(dataclasses.replace(mixed, optimisations=names), "vl_components").gate == DEFAULT_GATES["fp32"]
+    mixed = plan_from_mapping({"precision": "fp32", "submodules": {"action_decoder": {"precision": "fp16"}}}, "x")
+    assert resolve(mixed, "denoise_loop").gate == DEFAULT_GATES["fp16"]
+    assert resolve(mixed, "dit_model").gate == DEFAULT_GATES["fp32"]
 
 
 def test_defaults_warn_of_nothing():

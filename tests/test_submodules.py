@@ -36,14 +36,19 @@ def test_the_joint_backbone_replaces_both_towers() -> None:
         select("vision_model", Plan(joint_backbone=True))
 
 
-def test_the_restructured_model_adds_its_context_and_may_join_the_loop() -> None:
-    names = tuple(OPTIMISATIONS)
-    assert select("all", Plan(optimisations=names)) == (*SUBMODULES[:3], "context", *SUBMODULES[3:])
-    joined = Plan(optimisations=names, loop="denoise_loop")
-    assert select("action_head", joined) == ("vl_components", "context", "state_encoder", "denoise_loop")
+def test_the_restructured_model_has_the_same_targets_and_may_join_the_loop() -> None:
+    assert Plan().optimisations == tuple(OPTIMISATIONS)
+    for names in ((), ("cross_attention_kv",)):
+        assert select("all", Plan(optimisations=names)) == SUBMODULES
+    joined = Plan(loop="denoise_loop")
+    assert select("all", joined) == (*SUBMODULES[:4], "denoise_loop")
+    assert select("action_head", joined) == ("vl_components", "state_encoder", "denoise_loop")
+    assert select("eagle_backbone", joined) == GROUPS["eagle_backbone"]
     assert select("denoise_loop", joined) == ("denoise_loop",)
-    with pytest.raises(PlanError, match="add --optimisations all"):
-        select("denoise_loop", Plan())
+    with pytest.raises(PlanError, match="use --optimisations all"):
+        select("denoise_loop", Plan(optimisations=()))
+    with pytest.raises(PlanError, match="unknown value 'context'"):
+        select("context", Plan())
     with pytest.raises(PlanError, match="add --loop denoise_step"):
         select("denoise_step", joined)
     with pytest.raises(PlanError, match="which contains it"):

@@ -161,7 +161,7 @@ class FastVLLayer(nn.Module):
 
 
 class FastVLComponents(nn.Module):
-    """The compile target `vl_components`, made from the plain action head's parts."""
+    """Vision-language LayerNorm and self-attention, made from the plain action head's parts."""
 
     def __init__(self, head: ActionHead):
         super().__init__()

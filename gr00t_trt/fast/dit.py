@@ -14,7 +14,7 @@ from .projections import Projections
 
 
 class Context(nn.Module):
-    """Keys and values of all cross-attention blocks from the vision-language features: the target `context`."""
+    """Keys and values of all cross-attention blocks from the vision-language features."""
 
     def __init__(self, dit: DiT, *, fused: bool):
         super().__init__()
@@ -22,6 +22,11 @@ class Context(nn.Module):
         attention = blocks[0].attn1
         self.head_dim = attention.to_q.out_features // attention.heads
         self.projections = Projections([p for b in blocks for p in (b.attn1.to_k, b.attn1.to_v)], fused=fused)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, which are the DiT's."""
+        return next(self.parameters()).dtype
 
     def forward(self, vl_features: Tensor) -> Tensor:
         """[B, S, 2048] -> [16, B, 32, S, 48]: keys and values in turn, block by block.
@@ -33,6 +38,23 @@ class Context(nn.Module):
         p = self.projections
         y = F.linear(vl_features, p.weight, p.bias).unflatten(-1, (len(p.widths), -1, self.head_dim))
         return y.permute(2, 0, 3, 1, 4).contiguous()
+
+
+class VLContext(nn.Module):
+    """The compile target `vl_components` with `cross_attention_kv`: the vision-language part, and `Context` at its end.
+
+    Each half computes in the dtype of its own weights: the keys and values are the DiT's.
+    """
+
+    def __init__(self, vl_components: nn.Module, context: Context):
+        super().__init__()
+        self.vl_components, self.context = vl_components, context
+
+    def forward(self, backbone_features: Tensor) -> Tensor:
+        """[B, S, 2048] -> [16, B, 32, S, 48] in the dtype of the DiT."""
+        features = self.vl_components(backbone_features)
+        dtype = self.context.dtype
+        return self.context(features if features.dtype == dtype else features.to(dtype))
 
 
 class FastBlock(nn.Module):

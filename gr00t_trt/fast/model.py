@@ -135,7 +135,8 @@ class FastGr00tN1d5(nn.Module):
     def cast_stage(self, name: str, dtype: torch.dtype) -> None:
         """Cast the weights of one stage in place; of several where the stage is made of several.
 
-        ``context`` belongs to ``dit_model``. Raises: PlanError for an unknown name.
+        The keys and values at the end of ``vl_components`` belong to ``dit_model``.
+        Raises: PlanError for an unknown name.
         """
         self.eager_stage(name)
         for part in COVERED[name]:
@@ -220,8 +221,6 @@ class FastGr00tN1d5(nn.Module):
     def denoise(self, x: Prepared, backbone_features: Tensor, noise: Tensor) -> Tensor:
         """Backbone features [B, S, 2048] and noise fp32 [B, T, 32] to actions fp32 [B, T, 32]."""
         context = self.run_stage("vl_components", backbone_features)
-        if "context" in self.stages:
-            context = self.run_stage("context", context)
         weights = self._conditions.weights(x.embodiments, noise.shape[1])
         prefix = self._prefix(self.run_stage("state_encoder", x.state, *weights.state))
         steps, actions = self.denoising_steps, noise

@@ -22,7 +22,7 @@ from .denoise import (
     PlainDenoiseStep,
     Tokens,
 )
-from .dit import Context, FastDiT
+from .dit import Context, FastDiT, VLContext
 from .optimisations import OPTIMISATIONS, check_names
 
 STEPPED = ("denoise_step", "denoise_loop")
@@ -32,7 +32,6 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "language_model": ("language_model",),
     "language_model_padded": ("language_model",),
     "vl_components": ("vl_components",),
-    "context": ("dit_model",),
     "state_encoder": ("state_encoder",),
     "action_encoder": ("action_encoder",),
     "dit_model": ("dit_model",),
@@ -40,7 +39,10 @@ COVERED: Mapping[str, tuple[str, ...]] = {
     "denoise_step": ("dit_model", "action_encoder", "action_decoder"),
     "denoise_loop": ("dit_model", "action_encoder", "action_decoder"),
 }
-"""Stage -> the plain model's stages whose weights it uses; the first gives it its dtype."""
+"""Stage -> the plain model's stages that are cast with it; the first gives it its dtype.
+
+`vl_components` ends with keys and values made by weights of the DiT. They are cast with `dit_model`, not with it.
+"""
 
 _SAMPLE = {0: BATCH}
 _AXES: Mapping[str, Mapping[int, str]] = {
@@ -50,7 +52,6 @@ _AXES: Mapping[str, Mapping[int, str]] = {
     "visible": {0: BATCH, 2: LENGTH, 3: LENGTH},
     "seeing": {0: BATCH, 2: LENGTH},
     "backbone_features": {0: BATCH, 1: LENGTH},
-    "vl_features": {0: BATCH, 1: LENGTH},
     "context": {1: BATCH, 3: LENGTH},
     "modulation": {},
     "modulations": {},
@@ -90,10 +91,9 @@ def make_stages(plain: Gr00tN1d5, optimisations: frozenset[str]) -> dict[str, nn
     }
     if "unpadded_mask" in optimisations:
         stages["language_model_padded"] = padded
-    stages["vl_components"] = FastVLComponents(head) if fused else head.vl_components()
-    if hoisted:
-        stages["context"] = context
+    vl_components = FastVLComponents(head) if fused else head.vl_components()
     stages |= {
+        "vl_components": VLContext(vl_components, context) if hoisted else vl_components,
         "state_encoder": FastStateEncoder(),
         "action_encoder": encoder,
         "dit_model": dit,
@@ -119,7 +119,7 @@ def targets_of(stages: Mapping[str, nn.Module], optimisations: Collection[str]) 
     """One compile target per stage, its arguments those of `forward`."""
     axes = dict(_AXES)
     if "cross_attention_kv" not in optimisations:
-        axes["context"] = axes["vl_features"]
+        axes["context"] = axes["backbone_features"]
     return {
         name: Submodule(name, {argument: axes.get(argument, _SAMPLE) for argument in _arguments(stage)})
         for name, stage in stages.items()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backends.base import Target
+from ..model.inputs import MASK
 from ..settings import LOOPS
 from ..shapes import DimRange
 from ..submodules import Recording, make_target, recording_calls
@@ -21,7 +23,8 @@ def record(model: FastGr00tN1d5, inputs: Mapping[str, Any], noise: Tensor) -> tu
     Args:
         inputs: Model inputs of a real observation. noise: [B, T, 32].
     Returns: The recording, in which `language_model_padded` stands empty unless the request was padded; and the
-        actions of the model's own granularity.
+        actions of the model's own granularity. A padded request passes by `language_model`, which is then recorded
+        on the same prompts with their padding taken for tokens.
     """
     original, loop = dict(model.stages), model.loop
     try:
@@ -31,6 +34,9 @@ def record(model: FastGr00tN1d5, inputs: Mapping[str, Any], noise: Tensor) -> tu
             model.stages.update({name: stage for name, stage in original.items() if calls[name]})
             for model.loop in [name for name in LOOPS if name != loop]:
                 model.get_action(inputs, noise)
+            if not calls["language_model"]:
+                model.stages.update({name: stage for name, stage in original.items() if name != "language_model"})
+                model.encode(model.prepare({**inputs, MASK: torch.ones_like(inputs[MASK])}))
     finally:
         model.loop = loop
     return {name: tuple(own) for name, own in calls.items()}, actions

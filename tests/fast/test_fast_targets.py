@@ -49,14 +49,13 @@ def counts(*programs: ExportedProgram) -> dict[str, int]:
 
 def test_registry_is_complete(model: FastGr00tN1d5) -> None:
     listed = registry()
-    assert set(SUBMODULES) | {"context", "denoise_step", "denoise_loop"} <= set(listed)
+    assert set(listed) == {*SUBMODULES, "language_model_padded", "denoise_step", "denoise_loop"}
     for without in ((), *OPTIMISATIONS):
         names = [n for n in OPTIMISATIONS if n != without]
         for name, spec in registry(names).items():
             assert spec.name == name
     for name, spec in listed.items():
         assert tuple(inspect.signature(model.eager_stage(name).forward).parameters) == tuple(spec.arguments)
-    assert "context" not in registry(["action_rows"])
 
 
 @pytest.mark.parametrize("name", UNPADDED)
@@ -72,7 +71,7 @@ def test_exports_with_dynamic_sizes(model: FastGr00tN1d5, recording: Recording, 
 def test_padded_language_model_exports(model: FastGr00tN1d5, make_request) -> None:
     name = "language_model_padded"
     traced = record(model, make_request(2, padding=3), torch.zeros(2, 16, 32))[0]
-    assert not traced["language_model"]
+    assert torch.equal(traced["language_model"][0].inputs[0], traced[name][0].inputs[0])
     program = export(model.eager_stage(name), registry()[name], traced[name][0].inputs).module()
     call = record(model, make_request(3, words=31, padding=6), torch.zeros(3, 16, 32))[0][name][0]
     torch.testing.assert_close(program(*call.inputs), call.output, atol=1e-5, rtol=1e-5)
@@ -112,7 +111,10 @@ def test_targets_have_their_own_dtypes(make_fast, recording: Recording) -> None:
     assert {a.name for axes in made.ranges for a in axes.values()} == {"batch", "length"}
     with torch.no_grad():
         assert made.module(*made.inputs).dtype == torch.float32
-    assert target(model, "context", recording, dims).inputs[0].dtype == torch.bfloat16
+    # Its keys and values belong to the DiT, the rest of it does not.
+    both = target(model, "vl_components", recording, dims)
+    assert both.inputs[0].dtype == torch.float32
+    assert both.module(*both.inputs).dtype == torch.bfloat16
 
 
 def without_weights(config: Gr00tConfig) -> tuple[Gr00tN1d5, FastGr00tN1d5]:
