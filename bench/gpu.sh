@@ -24,6 +24,8 @@ measure plain-inductor --backend inductor --optimisations none
 measure restructured-eager --backend eager --loop denoise_loop
 measure restructured-inductor-step --backend inductor --loop denoise_step
 measure restructured-inductor-loop --backend inductor --loop denoise_loop
+measure restructured-eager-graph --backend eager --loop denoise_loop --cuda_graph startup
+measure restructured-inductor-graph --backend inductor --loop denoise_loop --cuda_graph startup
 if python3 -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch_tensorrt') is None)"; then
     measure plain-torch_tensorrt --backend torch_tensorrt --use_fp32_acc --optimisations none
     measure restructured-torch_tensorrt-loop --backend torch_tensorrt --use_fp32_acc --loop denoise_loop

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from .command import Parser, discard, parse_flags, run_program
 from .errors import PlanError, RecordError, unknown
-from .settings import BACKENDS, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
+from .settings import BACKENDS, CUDA_GRAPH, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
@@ -119,6 +119,13 @@ def parser() -> argparse.ArgumentParser:
         "restructured model only [submodules]",
     )
 
+    g.add_argument(
+        "--cuda_graph",
+        metavar="WHEN",
+        help=f"{', '.join(CUDA_GRAPH)}: capture whole requests as CUDA graphs, for the observation's shapes or for "
+        "every new shape at its first request too [none]",
+    )
+
     g = p.add_argument_group("precision and compiler")
     g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case, for the whole model [fp16]")
     for flag, submodule in (("vit", "vision_model"), ("llm", "language_model"), ("dit", "dit_model")):
@@ -176,6 +183,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         "joint_backbone": args.use_eagle_backbone_joint,
         "optimisations": args.optimisations,
         "loop": args.loop,
+        "cuda_graph": args.cuda_graph,
         "denoising_steps": args.denoising_steps,
     }
 

@@ -87,6 +87,7 @@ def deploy(
                 known="the gates of the plan, per submodule and for the actions",
                 fix="choose a more exact precision for what is named, or set its `gate` in the plan",
             )
+        trial.capture()
         steps.step("warming up")
         for _ in range(WARM_CALLS):
             policy.get_action(observation)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from .errors import PlanError, unknown
-from .plan_fields import PLAN, section, shown
+from .plan_fields import LONGEST, PLAN, section, shown
 from .settings import SUBMODULES, BuildOptions, Gate, Plan, SubmodulePlan
 
 DEFAULT_GATES: Mapping[str, Gate] = {
@@ -267,6 +267,19 @@ def _refuse_impossible(plan: Plan, where: str) -> None:
                 f"{where}: loop: {plan.loop} is one build, but the plan gives {backends}",
                 fix="give the three the same backend, or set `loop: submodules`",
             )
+    if plan.cuda_graph != "none" and "prompt_cache" not in plan.optimisations:
+        raise PlanError(
+            f"{where}: cuda_graph: a graph is given the image positions that prompt_cache looks up on the host, and "
+            "this plan is without it",
+            fix="set `optimisations: all`, or `cuda_graph: none`",
+        )
+    low, high = plan.ranges.length or (1, LONGEST)
+    for length in plan.cuda_graph_lengths:
+        if not low <= length <= high:
+            raise PlanError(
+                f"{where}: cuda_graph_lengths: {length} tokens lie outside ranges.length, {low} to {high}",
+                fix="leave it out, or widen the range",
+            )
     if plan.build.cpu_offload and not any(r.backend == "torch_tensorrt" for r in resolved.values()):
         raise PlanError(
             f"{where}: build.cpu_offload: no submodule uses torch_tensorrt, so no engine could take the weights' place",
@@ -312,6 +325,8 @@ def plan_warnings(plan: Plan) -> list[str]:
             out.append(f"submodules.{name}.decompose_attention has no effect on the {resolved[name].backend} backend")
     if plan.joint_backbone and resolved["vision_model"].backend == "eager":
         out.append("joint_backbone has no effect: the backbone stays in eager PyTorch")
+    if plan.cuda_graph_lengths and plan.cuda_graph == "none":
+        out.append("cuda_graph_lengths has no effect: cuda_graph is none")
     if plan.ranges.length and plan.ranges.length[1] <= IMAGE_TOKENS * plan.ranges.views[1]:
         needed = IMAGE_TOKENS * plan.ranges.views[1]
         out.append(

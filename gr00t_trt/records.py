@@ -72,7 +72,9 @@ SUBMODULE_FIELDS = (
 STAGE_FIELDS = ("stage", "within", "calls_per_request", "latency_ms", "eager_latency_ms")
 """`within`: the stage that called this one, or null. Latencies are of all calls in one request, added up."""
 
-END_TO_END_FIELDS = ("latency_ms", "eager_latency_ms", "verdict", "first_call_ms")
+END_TO_END_FIELDS = ("latency_ms", "eager_latency_ms", "verdict", "first_call_ms", "cuda_graph")
+"""`cuda_graph`: when requests were replayed, `graphs` captured, their `input_bytes`, and how far the worst of them
+`strayed` from the uncaptured actions; else null. Stages are timed without it."""
 
 ACTION_ACCURACY_FIELDS = ("reference", "normalised", "per_key", "gate", "passed", "failures")
 """`normalised`: one agreement; `per_key`: action key -> agreement in physical units; the gate judges the first."""

@@ -98,6 +98,8 @@ def _plan(record: Mapping[str, Any]) -> str:
         parts.append("fp32 accumulation")
     if plan.get("optimisations"):
         parts.append(f"restructured by {len(plan['optimisations'])} optimisations, loop as {plan.get('loop')}")
+    if (record.get("end_to_end") or {}).get("cuda_graph"):
+        parts.append("requests replayed as one CUDA graph")
     return ", ".join(parts)
 
 

@@ -121,6 +121,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
         trial.reference(job.seed)
         trial.compile(names, engine_dir)
         trial.check_actions()
+        trial.capture()
         trial.time_submodules()
         trial.time_requests()
     result["peak_memory"] = memory.to_dict()

@@ -13,6 +13,7 @@ import torch
 
 from . import accuracy, fast, records
 from .benchmark import Samples, drain, measure_alternating, verdict
+from .capture import UNCAPTURED, capture_requests, capturer_for
 from .compile import Compiled, Model, compile_submodule, judge, set_precision
 from .model import Gr00tN1d5
 from .plans import resolve_action_gate
@@ -108,6 +109,28 @@ class Trial:
         """Leave the policy with the model that the plan asks for; else it keeps the plain one."""
         self._give_policy(self.model)
 
+    def capture(self) -> None:
+        """Capture the request as a graph, if the plan asks for it; requests of its shape are replayed from then on.
+
+        Call it once everything is in place and compared; what cannot be captured is told in the record.
+        """
+        if self.plan.cuda_graph == "none":
+            return
+        self.steps.step("capturing the request as one CUDA graph")
+        assert isinstance(self.model, fast.FastGr00tN1d5), "no plan may want a graph of the plain model"
+        if not self.runs:
+            records.skip(self.result, "cuda_graph", f"{UNCAPTURED}: what was built cannot run on this machine")
+            return
+        self.result["end_to_end"]["cuda_graph"] = capture_requests(
+            self.model,
+            self.plan,
+            self.inputs,
+            self.noise,
+            backends={name: done.resolved.backend for name, done in self.compiled.items()},
+            capturer=capturer_for(self.device),
+            note=lambda why: records.skip(self.result, "cuda_graph", why),
+        )
+
     @torch.no_grad()
     def check_actions(self) -> None:
         """Hold the actions of the whole request against eager fp32, normalised and in physical units."""
@@ -172,7 +195,9 @@ class Trial:
         _fill_latencies(self.result["end_to_end"], taken, "restructured" if only_restructured else "compiled")
         if not on_cpu:
             self.steps.step("timing the stages of a request")
-            _, rows = self._time_requests(tables, split=True)
+            # A graph has no stages to time.
+            with self.model.uncaptured() if isinstance(self.model, fast.FastGr00tN1d5) else nullcontext():
+                _, rows = self._time_requests(tables, split=True)
         self.result["stages"] = _stage_entries(rows)
 
     def _time_requests(

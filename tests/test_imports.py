@@ -21,7 +21,7 @@ ORDER = [
     {"stages", "backends"},
     {"policy", "submodules"},
     {"fast"},
-    {"compile"},
+    {"compile", "capture"},
     {"trial"},
     {"run"},
     {"cli", "deploy"},

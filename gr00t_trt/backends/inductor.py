@@ -14,7 +14,7 @@ import torch
 from ..errors import BackendError, PlanError
 from ..settings import BuildOptions
 from ..shapes import tracing_example
-from .base import Availability, Built, Target, describe
+from .base import Availability, Built, Capturable, Target, describe
 from .guarded import GuardedModule, build_failed, same_form
 
 MODES = ("default", "max-autotune-no-cudagraphs")
@@ -25,6 +25,7 @@ class InductorBackend:
     """torch.compile with the plan's dynamic dimensions and nothing else dynamic."""
 
     name = "inductor"
+    capturable: Capturable = "any shape"
 
     def __init__(self, mode: str = "default"):
         if mode not in MODES:
