@@ -10,6 +10,7 @@ import torch
 from .backends import get_backend
 from .errors import PlanError
 from .fast import Capturer, CudaCapturer, FastGr00tN1d5, RequestGraphs
+from .fast.graphs import LIMIT
 from .model import Gr00tConfig
 from .model.inputs import IDS, MASK
 from .settings import Plan
@@ -52,7 +53,13 @@ def capture_requests(
     if never:
         note(f"{UNCAPTURED}: the backend of {never} cannot be captured")
         return None
-    graphs = RequestGraphs(model, capturer, on_demand=plan.cuda_graph == "on_demand", one_shape=bool(single))
+    graphs = RequestGraphs(
+        model,
+        capturer,
+        on_demand=plan.cuda_graph == "on_demand",
+        one_shape=bool(single),
+        limit=max(LIMIT, 1 + len(plan.cuda_graph_lengths)),
+    )
     refused = graphs.capture(model.prepare(inputs), noise)
     if refused is not None:
         note(f"{UNCAPTURED}: {refused}")

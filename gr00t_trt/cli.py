@@ -118,7 +118,6 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(LOOPS)}: what one graph of the denoising loop covers; the last two exist in the "
         "restructured model only [submodules]",
     )
-
     g.add_argument(
         "--cuda_graph",
         metavar="WHEN",

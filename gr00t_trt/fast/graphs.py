@@ -21,8 +21,8 @@ from ..errors import Gr00tError
 from .model import FastGr00tN1d5, Prepared
 
 LIMIT = 8
-"""Graphs kept. Each owns its inputs (6 MB in bf16 at one view and 296 tokens); the captures share one pool for what is
-computed in between."""
+"""Graphs kept, unless more are asked for. Each owns the memory of its inputs, see `RequestGraphs.input_bytes`; what is
+computed in between lies in one pool that all share."""
 
 WARM_CALLS = 3
 """Calls before a capture: tables, compilers' choices and library workspaces must exist by then."""
@@ -93,7 +93,7 @@ class RequestGraphs:
 
     Args:
         model: Already cast, its stages in place. Set `model.graphs` to this object.
-        on_demand: Capture at the first request of a new shape too, which takes as long as ten or so requests.
+        on_demand: Capture at the first request of a new shape too, which takes as long as eight or so requests.
         one_shape: The stages' compiler keeps state that depends on the shape last seen, as TensorRT's execution
             contexts do: one graph is kept, and given up when a request of another shape has run.
     """
