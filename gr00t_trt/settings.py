@@ -27,6 +27,9 @@ LOOPS = ("submodules", "denoise_step", "denoise_loop")
 The last two exist in the restructured model only, and are compile targets of their own."""
 
 BACKENDS = ("eager", "inductor", "torch_tensorrt")
+AUTO = "auto"
+"""In a backend's place: whichever of them is measured to be the fastest."""
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("fp8", "int8", "nvfp4")
 """Names that users know from elsewhere and that are refused with a message of their own."""
