@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import yaml
 
 from .benchmark import Samples, verdict
-from .figures import digits
+from .figures import p50
 from .plans import plan_to_mapping
 from .records import without_home
 from .settings import AUTO, OPTIMISATIONS, SUBMODULES, Plan, SubmodulePlan
@@ -55,10 +56,10 @@ def winner(latencies: Mapping[str, Samples]) -> str:
 def with_choice(plan: Plan, chosen: Mapping[str, str]) -> Plan:
     """The plan with `auto` decided: compile target -> backend; what was not measured stays in eager PyTorch."""
     backends = {part: backend for target, backend in chosen.items() for part in GOVERNED.get(target, (target,))}
-    used = {backends.get(name) for name in SUBMODULES}
+    used = {backends.get(name, "eager") for name in SUBMODULES}
     rest = plan.backend
     if rest == AUTO:
-        rest = used.pop() if len(used) == 1 and None not in used else "eager"
+        rest = used.pop() if len(used) == 1 else "eager"
     own = {}
     for name in SUBMODULES:
         before = plan.submodules.get(name, SubmodulePlan())
@@ -91,15 +92,19 @@ def plan_text(plan: Plan, record: Mapping[str, Any], path: Path, fn_name: str) -
     """
     command = ["python", "run_groot_torchtrt.py", "--config", str(path)]
     command += ["--fn_name", fn_name] if fn_name != "all" else []
-    header = [
-        f"The fastest backend of each submodule, measured on {record['created_utc'][:10]}, not guessed.",
-        "",
-        f"  {shlex.join(command)}",
-        "",
+    table = list(_latencies(record))
+    about = [
         f"Hardware: {_hardware(record)}. Another machine may choose otherwise: measure again there.",
         f"Engines:  {_engines(record)}",
         f"Latency:  {_workload(record)}; p50 in ms, timed in turn on the same inputs.",
-        *_latencies(record),
+    ]
+    header = [
+        f"The fastest backend of each submodule on one machine, as measured there on {record['created_utc'][:10]}.",
+        "",
+        f"  {shlex.join(command)}",
+        "",
+        *(line for text in about for line in textwrap.wrap(_one_line(text), 116, subsequent_indent=" " * 10)),
+        *table,
     ]
     return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in header) + "".join(_body(plan))
 
@@ -145,12 +150,15 @@ def _latencies(record: Mapping[str, Any]) -> Iterator[str]:
     chosen = {e["name"]: e["backend"] for e in record["submodules"]}
     rows = [["", *backends, "chosen"]]
     for subject in dict.fromkeys(e["subject"] for e in entries):
-        p50 = {e["backend"]: (e["latency_ms"] or {}).get("p50") for e in entries if e["subject"] == subject}
-        rows.append([subject, *(digits(p50.get(backend)) for backend in backends), chosen.get(subject, "")])
+        own = {e["backend"]: p50(e["latency_ms"]) for e in entries if e["subject"] == subject}
+        rows.append([subject, *(own.get(backend, "") for backend in backends), chosen.get(subject, "")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *middle, last = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(("", row[0].ljust(len(first)), *middle, last.strip()))
+    for first, *middle, last in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:], strict=False)]
+        yield "  ".join(["", first.ljust(widths[0]), *aligned, last])
+    if record["end_to_end"]["latency_ms"]:
+        ours, plain = (p50(record["end_to_end"][field]) for field in ("latency_ms", "eager_latency_ms"))
+        yield f"  The whole request with this plan, measured afterwards: {ours}; the plain model in PyTorch: {plain}."
 
 
 def _body(plan: Plan) -> Iterator[str]:
@@ -161,4 +169,5 @@ def _body(plan: Plan) -> Iterator[str]:
         if isinstance(value, Mapping) and key != "submodules":
             value = {name: item for name, item in value.items() if item != default[key][name]}
         if key in ALWAYS_WRITTEN or (value and value != default[key]):
-            yield yaml.safe_dump({key: value}, default_flow_style=None, sort_keys=False, width=110)
+            style = None if isinstance(value, (Mapping, list)) else False  # None: what holds no more goes on one line
+            yield yaml.safe_dump({key: value}, default_flow_style=style, sort_keys=False, width=110)

@@ -235,10 +235,13 @@ def chosen_plan_path(args: argparse.Namespace, plan: Plan, compare: tuple[str, .
     if compare or not to_compare(plan, select(args.fn_name, plan), ()):
         if args.write_plan is not None:
             raise PlanError(
-                f"--write_plan {args.write_plan}: this run chooses no plan", fix=f"add --backend {AUTO}, or leave it out"
+                f"--write_plan {args.write_plan}: this run chooses no plan",
+                fix=f"add --backend {AUTO}, or leave it out",
             )
         return None
-    return Path(args.write_plan) if args.write_plan else default_plan_path(choose_device(args.device), plan, args.fn_name)
+    return (
+        Path(args.write_plan) if args.write_plan else default_plan_path(choose_device(args.device), plan, args.fn_name)
+    )
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:

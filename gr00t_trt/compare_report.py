@@ -64,7 +64,17 @@ def _latency(entry: Entry, mark: Mark) -> Text:
 def _requests(entries: Sequence[Entry], mark: Mark) -> Table:
     table = _table()
     table.add_column("backend", no_wrap=True)
-    for head in ("p50\nms", "p90\nms", "p99\nms", "against\neager", "build\ns", "engines\nMB", "peak\nMB", "cosine", "gate"):
+    for head in (
+        "p50\nms",
+        "p90\nms",
+        "p99\nms",
+        "against\neager",
+        "build\ns",
+        "engines\nMB",
+        "peak\nMB",
+        "cosine",
+        "gate",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     explained = {
         "plain": "plain: the model as it was published, in eager PyTorch; eager: the model that is compiled here",

@@ -63,9 +63,7 @@ def compile_submodule(
     progress: Callable[[str], None],
 ) -> Compiled:
     """`build_submodule` as the plan has it, put into `model.stages`."""
-    done = build_submodule(
-        model, name, resolve(plan, name), recording, dims, engine_dir=engine_dir, progress=progress
-    )
+    done = build_submodule(model, name, resolve(plan, name), recording, dims, engine_dir=engine_dir, progress=progress)
     model.stages[name] = done.built.call
     return done
 

@@ -101,7 +101,9 @@ def _device(record: Mapping[str, Any]) -> str:
 def _plan(record: Mapping[str, Any]) -> str:
     plan = record.get("plan") or {}
     parts = [record.get("plan_path") or "defaults and flags"]
-    parts += [str(plan[key]) for key in ("backend", "precision") if plan.get(key)]
+    chosen = record["comparison"] and record["submodules"]
+    parts += ["backends chosen by measuring"] if chosen else [str(plan["backend"])] if plan.get("backend") else []
+    parts += [str(plan["precision"])] if plan.get("precision") else []
     if (plan.get("build") or {}).get("use_fp32_acc"):
         parts.append("fp32 accumulation")
     if plan.get("optimisations"):

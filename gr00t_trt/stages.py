@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -169,7 +169,7 @@ class PeakMemory:
 
     INTERVAL_S = 0.005
 
-    _open: list[PeakMemory] = []  # the GPU's one counter serves all blocks that are inside one another
+    _open: ClassVar[list[PeakMemory]] = []  # the GPU's one counter serves all blocks that are inside one another
 
     def __init__(self, device: str | torch.device):
         self._device = torch.device(device)

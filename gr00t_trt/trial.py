@@ -105,7 +105,7 @@ class Trial:
             )
 
     def adopt(self, name: str, done: Compiled, taken: Mapping[str, Samples]) -> None:
-        """Take a submodule that was built, checked and timed elsewhere, in the place of `compile` and `time_submodules`.
+        """Take a submodule that was built, checked and timed elsewhere, instead of `compile` and `time_submodules`.
 
         Args:
             taken: Latencies of ``eager`` and ``compiled``, whichever there are.
