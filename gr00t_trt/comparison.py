@@ -97,14 +97,16 @@ class Comparison:
     def _try(self, name: str, backend: str, place: str) -> Tried:
         resolved = replace(resolve(self.trial.plan, name), backend=backend)
         tried = Tried(records.comparison_entry(name, backend, precision=resolved.precision))
-        why_not = self._unable.get(backend) or self._build(tried, name, resolved, place)
-        if why_not:
-            tried.entry["why_not"] = why_not
-        elif not tried.entry["runs"] and len(self.candidates[name]) > 1:
+        if backend in self._unable:
+            tried.entry["why_not"] = self._unable[backend]
+            return tried
+        tried.entry["why_not"] = self._build(tried, name, resolved, place)
+        if tried.entry["runs"] is False and len(self.candidates[name]) > 1:
             tried.done = None
             if self.only_running:
                 self._unable[backend] = f"not built: what was built for {name} cannot run on this machine"
-        gc.collect()  # graphs and modules hold each other, and an engine is large
+        if tried.done is None:
+            gc.collect()  # graphs and modules hold each other, and an engine is large
         return tried
 
     def _build(self, tried: Tried, name: str, resolved: ResolvedSubmodule, place: str) -> str | None:
