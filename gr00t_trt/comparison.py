@@ -94,14 +94,17 @@ class Comparison:
                 self._finish(self.tried[name], self.trial.measure(calls))
             self._keep(self.tried[name])
 
+    def _settled(self, name: str) -> bool:
+        return len(self.candidates[name]) == 1
+
     def _try(self, name: str, backend: str, place: str) -> Tried:
         resolved = replace(resolve(self.trial.plan, name), backend=backend)
         tried = Tried(records.comparison_entry(name, backend, precision=resolved.precision))
-        if backend in self._unable:
+        if backend in self._unable and not self._settled(name):
             tried.entry["why_not"] = self._unable[backend]
             return tried
         tried.entry["why_not"] = self._build(tried, name, resolved, place)
-        if tried.entry["runs"] is False and len(self.candidates[name]) > 1:
+        if tried.entry["runs"] is False and not self._settled(name):
             tried.done = None
             if self.only_running:
                 self._unable[backend] = f"not built: what was built for {name} cannot run on this machine"
@@ -124,7 +127,7 @@ class Comparison:
                     progress=lambda phase: trial.steps.step(f"{place}, {backend}: {phase}"),
                 )
         except Exception as error:  # a compiler may fail in any way, and the other backends are not to blame
-            if len(self.candidates[name]) == 1:
+            if self._settled(name):
                 raise
             return str(error).splitlines()[0] if isinstance(error, Gr00tError) else first_line(error)
         tried.done = done
@@ -246,7 +249,7 @@ class Comparison:
         return assignments[final]
 
     def _winner(self, name: str) -> str:
-        if len(self.candidates[name]) == 1:
+        if self._settled(name):
             return self.candidates[name][0]
         latencies = eligible(self.tried[name])
         return winner(latencies) if latencies else BASELINE

@@ -14,6 +14,7 @@ from gr00t_trt import trial
 from gr00t_trt.backends import BACKENDS, Availability, Built, Coverage, Target
 from gr00t_trt.benchmark import Samples
 from gr00t_trt.errors import BackendError
+from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.settings import BuildOptions
 
 
@@ -106,11 +107,22 @@ class _Call:
         return self.target.module(*args) + self.backend.error
 
 
+PLAIN_MS = 500.0
+"""What a request costs with the plain model, besides what its stages cost."""
+
+
 def install(monkeypatch: pytest.MonkeyPatch, clock: Clock, *fakes: Fake) -> tuple[str, ...]:
     """Put the fakes into the registry, and the clock under the trial; returns the fakes' names."""
+    original = Gr00tN1d5.get_action
+
+    def costly(self: Gr00tN1d5, *args: Any, **kwargs: Any) -> Any:
+        clock.spend(PLAIN_MS, "plain")
+        return original(self, *args, **kwargs)
+
     for fake in fakes:
         monkeypatch.setitem(BACKENDS, fake.name, fake)
     monkeypatch.setattr(trial, "measure_alternating", clock.measure)
+    monkeypatch.setattr(Gr00tN1d5, "get_action", costly)
     return tuple(fake.name for fake in fakes)
 
 

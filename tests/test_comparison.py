@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_backends
 import pytest
-from fake_backends import Clock, Fake, failure
+from fake_backends import PLAIN_MS, Clock, Fake, failure
 from rich.console import Console
 
 from gr00t_trt import records
+from gr00t_trt.cli import main
 from gr00t_trt.errors import PlanError
-from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.plans import plan_from_mapping, resolve
 from gr00t_trt.records import WHOLE_REQUEST
 from gr00t_trt.report import render, summary
@@ -25,7 +24,6 @@ from gr00t_trt.settings import GROUPS, Plan
 JOB = Job(model_path="synthetic", dataset_path="synthetic", device="cpu", fn_name="action_head")
 NAMES = GROUPS["action_head"]
 CALLS = {"action_encoder": 4, "dit_model": 4, "action_decoder": 4}
-PLAIN_MS = 500.0
 
 
 def plan(**settings: Any) -> Plan:
@@ -61,20 +59,13 @@ def fakes() -> dict[str, Fake]:
 
 
 @pytest.fixture(scope="module")
-def record(fakes: dict[str, Fake], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def record(fakes: dict[str, Fake], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One comparison of all of them, on the restructured model."""
     clock = fakes["eager"].clock
-    original = Gr00tN1d5.get_action
-
-    def costly(self: Gr00tN1d5, *args: Any, **kwargs: Any) -> Any:
-        clock.spend(PLAIN_MS, "plain")
-        return original(self, *args, **kwargs)
-
     with pytest.MonkeyPatch.context() as monkeypatch:
         names = fake_backends.install(monkeypatch, clock, *fakes.values())
-        monkeypatch.setattr(Gr00tN1d5, "get_action", costly)
         folder = tmp_path_factory.mktemp("engines")
-        yield run(replace(JOB, compare=names, engine_dir=folder), plan(), silent())
+        return run(replace(JOB, compare=names, engine_dir=folder), plan(), silent())
 
 
 def test_every_backend_has_an_entry_for_every_submodule_and_the_request(record, fakes, tmp_path: Path) -> None:
@@ -101,8 +92,8 @@ def test_what_runs_is_timed_and_held_against_eager(record) -> None:
 
 
 def test_the_best_is_the_fastest_that_passes_and_nothing_is_where_it_is_open(record) -> None:
-    best = {name: [b for b, e in by_backend(record, name).items() if e["best"]] for name in (*NAMES, WHOLE_REQUEST)}
-    assert best == {**dict.fromkeys((*NAMES, WHOLE_REQUEST), ["quick"]), "state_encoder": ["breaks"]}
+    best = {e["subject"]: e["backend"] for e in record["comparison"] if e["best"]}
+    assert best == {**dict.fromkeys((*NAMES, WHOLE_REQUEST), "quick"), "state_encoder": "breaks"}
 
 
 def test_an_inaccurate_backend_fails_and_is_named(record) -> None:
@@ -132,7 +123,13 @@ def test_what_is_not_installed_is_shown_as_such(record, fakes) -> None:
 
 def test_engines_that_cannot_run_are_built_checked_and_dropped_without_a_latency(record, fakes) -> None:
     own = by_backend(record, "dit_model")["torch_tensorrt"]
-    assert (own["runs"], p50(own), own["best"], own["passed"], own["coverage_percent"]) == (False, None, None, True, 100)
+    assert (own["runs"], p50(own), own["best"], own["passed"], own["coverage_percent"]) == (
+        False,
+        None,
+        None,
+        True,
+        100,
+    )
     whole = by_backend(record, WHOLE_REQUEST)["torch_tensorrt"]
     assert (whole["runs"], p50(whole), whole["engine_bytes"]) == (False, None, 1_000_000 * len(NAMES))
     assert fakes["torch_tensorrt"].alive_at_next_build == [False] * (len(NAMES) - 1)
@@ -185,6 +182,22 @@ def test_backends_of_the_plan_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entries["quick"]["precision"] == "fp16"
     assert resolve(own, "state_encoder").backend == "inductor"
     assert "plain" not in by_backend(result, WHOLE_REQUEST)
+
+
+def test_real_backends_compare_alike(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Real calls on the real clock: nothing is said of who wins."""
+    argv = ["--model_path", "synthetic", "--dataset_path", "synthetic", "--device", "cpu", "--precision", "fp32",
+            "--fn_name", "state_encoder", "--num_iterations", "6", "--warmup_iterations", "1",
+            "--record", str(tmp_path / "r.json")]  # fmt: skip
+    assert main([*argv, "--compare", "inductor"]) == 0
+    result = records.read_record(tmp_path / "r.json")
+    for subject in ("state_encoder", WHOLE_REQUEST):
+        entries = by_backend(result, subject)
+        assert [name for name in entries if name != "plain"] == ["eager", "inductor"]
+        assert all(e["latency_ms"]["iterations"] == 6 and e["passed"] and e["runs"] for e in entries.values())
+        assert entries["inductor"]["verdict"]["ratio"] > 0
+        assert entries["inductor"]["build_s"] > 0
+    assert "state_encoder" in capsys.readouterr().err
 
 
 def test_weights_are_not_moved_away_under_a_comparison() -> None:
