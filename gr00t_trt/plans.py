@@ -71,6 +71,7 @@ class ResolvedSubmodule:
     """What a plan comes to for one submodule; nothing is left to inherit.
 
     Attributes:
+        backend: May be `auto`, which only a comparison decides.
         gate: Cosine and sqnr_db are always numbers; max_abs stays None unless the plan sets it.
     """
 

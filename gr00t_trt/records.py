@@ -116,10 +116,10 @@ COMPARISON_FIELDS = (
 )
 """`subject`: a submodule, or ``whole request``. `backend`: of a whole request also ``plain``, the model as it was
 published, in PyTorch, and ``auto``, the fastest backend of each submodule. `runs`: false for an engine that was built
-and cannot run here. `verdict`: against eager (of a whole request's eager: against plain). `peak_bytes`: the most in
-use beyond what was in use before, while it was built and first called; of a whole request, during one. `best`: whether
-it passes its gate and is faster than every other that does, beyond doubt; null for one without a latency. `why_not`:
-why the backend could not be tried on it, else null."""
+and cannot run here. `verdict`: against eager (of a whole request's eager: against plain). `peak_bytes`: the most that
+`PeakMemory` saw beyond what was in use before, while it was built and first called; of a whole request, during one.
+`best`: whether it passes its gate and is faster than every other that does, beyond doubt; null for one without a
+latency. `why_not`: why the backend could not be tried on it, else null."""
 
 WHOLE_REQUEST = "whole request"
 

@@ -145,9 +145,10 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
                 comparison.hand_over(comparison.choose())
         else:
             trial.compile(names, engine_dir)
-            trial.time_submodules()
         if not job.compare:
             trial.check_actions()
+            if not candidates:
+                trial.time_submodules()
             trial.time_requests()
     result["peak_memory"] = memory.to_dict()
     result["wall_s"] = time.monotonic() - began
