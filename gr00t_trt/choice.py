@@ -96,7 +96,8 @@ def plan_text(plan: Plan, record: Mapping[str, Any], path: Path, fn_name: str) -
     about = [
         f"Hardware: {_hardware(record)}. Another machine may choose otherwise: measure again there.",
         f"Engines:  {_engines(record)}",
-        f"Latency:  {_workload(record)}; p50 in ms, timed in turn on the same inputs.",
+        f"Latency:  {_workload(record)}; p50 in ms, timed in turn on the same inputs. Where spreads overlap, the "
+        "simpler backend is chosen.",
     ]
     header = [
         f"The fastest backend of each submodule on one machine, as measured there on {record['created_utc'][:10]}.",

@@ -225,6 +225,10 @@ class Comparison:
         not running here; where latencies leave it open, the simplest wins.
         """
         mixed = {name: self._winner(name) for name in self.candidates}
+        in_doubt = [name for name, own in self.tried.items() if len(eligible(own)) > 1 and not leader(eligible(own))]
+        if in_doubt:
+            why = f"nothing is the fastest at {', '.join(in_doubt)} beyond doubt: the simplest in question was taken"
+            records.skip(self.trial.result, "backend auto", why)
         assignments: dict[str, Assignment] = {
             backend: {name: backend if backend in own else own[0] for name, own in self.candidates.items()}
             for backend in self.backends

@@ -17,7 +17,7 @@ from gr00t_trt.choice import default_plan_path, leader, plan_text, winner, with_
 from gr00t_trt.cli import main
 from gr00t_trt.deploy import deploy
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans import load_plan, merge, plan_from_mapping, plan_warnings, resolve
+from gr00t_trt.plans import load_plan, merge, plan_from_mapping, plan_to_mapping, plan_warnings, resolve
 from gr00t_trt.policy import load_policy
 from gr00t_trt.records import WHOLE_REQUEST, comparison_entry, new_record, read_record
 from gr00t_trt.run import to_compare
@@ -159,6 +159,14 @@ def test_one_backend_for_all_is_taken_where_the_mixture_makes_a_slower_request(m
     assert load_plan("plan.yaml").submodules["state_encoder"].backend == "inductor"
 
 
+def test_doubt_about_a_submodule_is_told(machine, capsys) -> None:
+    machine(eager={"costs": {"": 8.0}}, inductor={"costs": {"": 8.0, "dit_model": 1.0}})
+    assert main(AUTO_RUN) == 0
+    assert chosen(read_record("r.json"))["action_decoder"] == "eager"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "nothing is the fastest at vl_components, state_encoder, action_encoder, action_decoder beyond doubt" in told
+
+
 def test_what_cannot_win_does_not(machine) -> None:
     fakes = machine(
         eager={"costs": {"": 8.0}},
@@ -262,3 +270,13 @@ def test_the_default_path_names_machine_precision_and_part(monkeypatch: pytest.M
     assert default_plan_path(torch.device("cpu"), plan, "all") == Path("plans/cpu-bf16.yaml")
     gpu = default_plan_path(torch.device("cuda:1"), plan, "dit_model")
     assert gpu == Path("plans/nvidia-h100-80gb-hbm3-x-bf16-dit_model.yaml")
+
+
+def test_a_joint_backbone_decides_for_its_two_parts() -> None:
+    plan = plan_from_mapping({"backend": AUTO, "joint_backbone": True}, "test")
+    decided = with_choice(plan, {"eagle_backbone": "inductor", **dict.fromkeys(SUBMODULES[2:], "eager")})
+    assert resolve(decided, "eagle_backbone").backend == "inductor"
+    assert {name: own.backend for name, own in decided.submodules.items()} == {
+        "vision_model": "inductor", "language_model": "inductor", **dict.fromkeys(SUBMODULES[2:], "eager"),
+    }  # fmt: skip
+    assert plan_from_mapping(plan_to_mapping(decided), "again") == decided
