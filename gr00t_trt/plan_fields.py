@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import PlanError, nearest, unknown
 from .settings import (
+    AUTO,
     BACKENDS,
     CUDA_GRAPH,
     GROUPS,
@@ -226,7 +227,7 @@ def gate(value: object, at: str) -> Gate:
 
 
 SUBMODULE: Mapping[str, Check] = {
-    "backend": optional(name(BACKENDS)),
+    "backend": optional(name((*BACKENDS, AUTO))),
     "precision": optional(precision),
     "decompose_attention": optional(boolean),
     "gate": optional(gate),
@@ -280,7 +281,7 @@ BENCHMARK: Mapping[str, Check] = {
 }
 
 PLAN: Mapping[str, Check] = {
-    "backend": name(BACKENDS),
+    "backend": name((*BACKENDS, AUTO)),
     "precision": precision,
     "submodules": submodules,
     "build": lambda value, at: BuildOptions(**section(value, at, BUILD)),

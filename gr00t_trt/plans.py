@@ -15,7 +15,7 @@ import yaml
 
 from .errors import PlanError, unknown
 from .plan_fields import LONGEST, PLAN, section, shown
-from .settings import SUBMODULES, BuildOptions, Gate, Plan, SubmodulePlan
+from .settings import AUTO, SUBMODULES, BuildOptions, Gate, Plan, SubmodulePlan
 
 DEFAULT_GATES: Mapping[str, Gate] = {
     "fp32": Gate(cosine=0.99999, sqnr_db=45.0),
@@ -60,6 +60,7 @@ PLAIN_ONLY: Mapping[str, str] = {
 }
 """Setting that needs the plain model -> why."""
 
+MAY_BE_ENGINES = ("torch_tensorrt", AUTO)
 EXACTNESS = ("bf16", "fp16", "fp32")
 ATTENTION = ("vision_model", "language_model", "vl_components", "dit_model")
 IMAGE_TOKENS = 256
@@ -70,6 +71,7 @@ class ResolvedSubmodule:
     """What a plan comes to for one submodule; nothing is left to inherit.
 
     Attributes:
+        backend: May be `auto`, which only a comparison decides.
         gate: Cosine and sqnr_db are always numbers; max_abs stays None unless the plan sets it.
     """
 
@@ -280,7 +282,7 @@ def _refuse_impossible(plan: Plan, where: str) -> None:
                 f"{where}: cuda_graph_lengths: {length} tokens lie outside ranges.length, {low} to {high}",
                 fix="leave it out, or widen the range",
             )
-    if plan.build.cpu_offload and not any(r.backend == "torch_tensorrt" for r in resolved.values()):
+    if plan.build.cpu_offload and not any(r.backend in MAY_BE_ENGINES for r in resolved.values()):
         raise PlanError(
             f"{where}: build.cpu_offload: no submodule uses torch_tensorrt, so no engine could take the weights' place",
             fix="use `backend: torch_tensorrt`, or drop cpu_offload",
@@ -298,7 +300,7 @@ def plan_warnings(plan: Plan) -> list[str]:
     """Settings that are allowed but do nothing, or less than they seem to: one plain sentence each."""
     resolved = {name: resolve(plan, name) for name in SUBMODULES}
     plain_only = [] if plan.optimisations else _plain_only(plan)
-    engines = [r for r in resolved.values() if r.backend == "torch_tensorrt"]
+    engines = [r for r in resolved.values() if r.backend in MAY_BE_ENGINES]
     precisions = {r.precision for r in engines}
     out = [f"{key}: {PLAIN_ONLY[key]}: the plain model is used instead" for key in plain_only]
     if not engines:
@@ -321,7 +323,7 @@ def plan_warnings(plan: Plan) -> list[str]:
             continue
         if name not in ATTENTION:
             out.append(f"submodules.{name}.decompose_attention has no effect: it has no attention")
-        elif resolved[name].backend != "torch_tensorrt":
+        elif resolved[name].backend not in MAY_BE_ENGINES:
             out.append(f"submodules.{name}.decompose_attention has no effect on the {resolved[name].backend} backend")
     if plan.joint_backbone and resolved["vision_model"].backend == "eager":
         out.append("joint_backbone has no effect: the backbone stays in eager PyTorch")

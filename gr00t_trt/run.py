@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from . import records
 from .backends import get_backend
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
+from .comparison import Comparison
 from .data import (
     LeRobotDataset,
     data_config,
@@ -29,7 +30,7 @@ from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import load_policy
 from .progress import progress
-from .settings import Plan
+from .settings import AUTO, BACKENDS, Plan
 from .stages import PeakMemory
 from .submodules import select
 from .trial import Trial
@@ -42,7 +43,11 @@ Note = tuple[str, str]
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for besides the plan; `cli.parser` explains each."""
+    """What the command line asks for besides the plan; `cli.parser` explains each.
+
+    Attributes:
+        compare: Backends to compare, eager first; the plan's own backends then count for nothing.
+    """
 
     model_path: str = "nvidia/GR00T-N1.5-3B"
     dataset_path: str = "./demo_data/robot_sim.PickNPlace"
@@ -57,6 +62,7 @@ class Job:
     device: str | None = None
     fn_name: str = "all"
     backend_chosen: bool = False
+    compare: tuple[str, ...] = ()
     engine_dir: Path | None = None
     plan_path: Path | None = None
     command: str = ""
@@ -72,14 +78,29 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     names = select(job.fn_name, plan)
     embodiment_index(job.embodiment_tag)
     device = choose_device(job.device)
-    plan, found = available(plan, names, chosen=job.backend_chosen)
-    notes = [*job.notes, *found, *(("plan", text) for text in plan_warnings(plan))]
+    candidates = to_compare(plan, names, job.compare)
+    if candidates and plan.build.cpu_offload:
+        raise PlanError(
+            "build.cpu_offload: backends are compared with PyTorch, whose weights it would move away",
+            fix="leave it out, and add it to the plan that wins",
+        )
+    notes = list(job.notes)
+    if job.compare:
+        own = {name: replace(settings, backend=None) for name, settings in plan.submodules.items()}
+        plan = replace(plan, backend=AUTO, submodules=own)
+        if plan.cuda_graph != "none":
+            notes.append(("cuda_graph", "not used: a comparison calls each backend's submodules one by one"))
+            plan = replace(plan, cuda_graph="none", cuda_graph_lengths=())
+    settled = tuple(name for name in names if name not in candidates or len(candidates[name]) == 1)
+    plan, found = available(plan, settled, chosen=job.backend_chosen)
+    notes += [*found, *(("plan", text) for text in plan_warnings(plan))]
     timer, timer_note = resolve_timer(plan.benchmark.timer, device)
     if timer_note:
         notes.append((f"--benchmark {plan.benchmark.timer}", timer_note))
         plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
     engine_dir = job.engine_dir
-    if engine_dir is not None and all(resolve(plan, name).backend != "torch_tensorrt" for name in names):
+    used = {backend for name in names for backend in candidates.get(name, (resolve(plan, name).backend,))}
+    if engine_dir is not None and "torch_tensorrt" not in used:
         notes.append(
             (f"--engine_dir {engine_dir}", "nothing is written: only the torch_tensorrt backend makes engines")
         )
@@ -110,7 +131,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             job.command,
             root=ROOT,
             device=str(device),
-            plan=plan_to_mapping(plan),
+            plan={**plan_to_mapping(plan), **({"backend": None} if job.compare else {})},
             plan_path=job.plan_path,
             model={"path": job.model_path, "config": asdict(policy.model.config)},
             workload={"dataset": f"{Path(job.dataset_path).name}, episode {job.episode}, step {job.step}"},
@@ -119,20 +140,50 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             records.skip(result, what, why)
         trial = Trial(policy, plan, observation, result, steps)
         trial.reference(job.seed)
-        trial.compile(names, engine_dir)
-        trial.check_actions()
-        trial.capture()
-        trial.time_submodules()
-        trial.time_requests()
+        if candidates:
+            comparison = Comparison(trial, candidates, engine_dir, only_running=not job.compare)
+            comparison.compare_submodules()
+            if job.compare:
+                comparison.compare_requests({backend: dict.fromkeys(names, backend) for backend in job.compare})
+            else:
+                comparison.hand_over(comparison.choose())
+        else:
+            trial.compile(names, engine_dir)
+        if not job.compare:
+            trial.check_actions()
+            trial.capture()
+            if not candidates:
+                trial.time_submodules()
+            trial.time_requests()
     result["peak_memory"] = memory.to_dict()
     result["wall_s"] = time.monotonic() - began
     result["exit_reason"] = "gate failed" if failures(result) else "done"
     return result
 
 
-def failures(result: dict[str, Any]) -> list[str]:
-    """Everything that a gate holds against a finished run; each line names the submodule, or the actions."""
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """Everything that a gate holds against a finished run; each line names the submodule, or the actions.
+
+    Of a comparison alone that is every backend's; where a choice was made from it, only the chosen count.
+    """
+    if not result["submodules"]:
+        return [f"{entry['backend']}: {failure}" for entry in result["comparison"] for failure in entry["failures"]]
     return [f for entry in result["submodules"] for f in entry["failures"]] + list(result["accuracy"]["failures"])
+
+
+def to_compare(plan: Plan, names: tuple[str, ...], compare: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Compile target -> the backends to try on it; empty where there is nothing to compare.
+
+    Args:
+        names: The compile targets. compare: The backends of `Job.compare`; without them `auto` in the plan asks for
+            all, and a submodule that has a backend of its own gets that one alone.
+    """
+    if compare:
+        return dict.fromkeys(names, compare)
+    own = {name: resolve(plan, name).backend for name in names}
+    if AUTO not in own.values():
+        return {}
+    return {name: BACKENDS if backend == AUTO else (backend,) for name, backend in own.items()}
 
 
 def choose_device(wanted: str | None) -> torch.device:
@@ -169,10 +220,15 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
     Args:
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-    Raises: BackendError for a chosen backend that is not installed.
+    Raises: BackendError for a chosen backend that is not installed; PlanError for `auto`, which is not one.
     """
     notes: list[Note] = []
     resolved = {name: resolve(plan, name).backend for name in names}
+    if AUTO in resolved.values():
+        raise PlanError(
+            f"backend: {AUTO} is decided by measuring, which takes a while and is not done here",
+            fix=f"run_groot_torchtrt.py --backend {AUTO} --write_plan plan.yaml measures; then use plan.yaml",
+        )
     for backend in dict.fromkeys(resolved.values()):
         found = get_backend(backend).availability()
         if found.installed:

@@ -31,6 +31,9 @@ CUDA_GRAPH = ("none", "startup", "on_demand")
 at its first request as well."""
 
 BACKENDS = ("eager", "inductor", "torch_tensorrt")
+AUTO = "auto"
+"""In a backend's place: whichever of them is measured to be the fastest."""
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("fp8", "int8", "nvfp4")
 """Names that users know from elsewhere and that are refused with a message of their own."""
