@@ -362,7 +362,7 @@ def weightless() -> Gr00tN1d5:
         return Gr00tN1d5(shallow()).half().requires_grad_(False)
 
 
-WITHOUT = [(name, 0) for name in (None, *OPTIMISATIONS) if name != "prompt_cache"]
+WITHOUT = [(name, 0) for name in (None, *OPTIMISATIONS) if name not in ("prompt_cache", "fused_projections")]
 
 
 @pytest.mark.parametrize(("without", "padding"), [*WITHOUT, (None, 3)])
@@ -376,7 +376,7 @@ def test_nothing_on_the_path_waits_or_copies(
         model = restructure(plain, optimisations=names)
         inputs = make_request(2, padding=padding)
         inputs = {k: v.to(model.device) if v.is_floating_point() else v for k, v in inputs.items()}
-        for model.loop in LOOPS:
+        for model.loop in ("submodules", "denoise_loop"):  # a step alone has nothing of its own on the way to it
             x, start = model.prepare(inputs), torch.empty(2, 16, 32, device=model.device)
             model.constants(x, 16)
             with torch.no_grad(), Recorder() as recorder:
