@@ -31,7 +31,6 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vision tower": (BLUE, ("vision_model",)),
     "language model": (SKY, ("language_model", "language_model_padded")),
     "vl self-attention": (GREEN, ("vl_components",)),
-    "context (K, V)": (YELLOW, ("context",)),
     "denoising": (
         ORANGE,
         ("state_encoder", "action_encoder", "dit_model", "action_decoder", "denoise_step", "denoise_loop"),

@@ -12,13 +12,17 @@ from ..compile import judge
 from ..plans import resolve_action_gate
 from ..roofline import ceilings
 from ..settings import Plan
+from .budget import Budget
 from .forms import Form, Forms
 from .rows import CALLS_OF_PERCENTILES, PLAIN, Candidate, Row, Workload
-from .timing import Taken, alternate, calls_within, loop_samples, medians, submodule
+from .timing import Taken, alternate, loop_samples, medians, submodule
 from .work import Counter, Subject, kernels
 
 SECONDS_PER_ROW = 30.0
-"""How long the calls of one row may take, unless five of each rival take longer, or a row wants its number of calls."""
+"""How long the calls of one row may take, unless the fewest take longer."""
+
+FEWEST = 5
+"""Calls of each rival below which no verdict is given."""
 
 BUILD_S_PER_LAYER = {"default": 1.5, "reduce-overhead": 1.5, "max-autotune-no-cudagraphs": 4.0, "max-autotune": 4.0}
 """Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
@@ -39,9 +43,9 @@ class Bench:
         gpu: Name of the GPU, for the roofline; None on a CPU.
     """
 
-    def __init__(self, forms: Forms, counter: Counter, gpu: str | None):
+    def __init__(self, forms: Forms, counter: Counter, gpu: str | None, budget: Budget):
         self._forms, self._counter, self._ceilings = forms, counter, ceilings(gpu)
-        self._gpu = gpu
+        self._gpu, self._budget = gpu, budget
         self._gate = resolve_action_gate(Plan(precision=forms.precision))
         self._taken: dict[tuple[str, Candidate, Workload], Taken] = {}
         self._correction = 1.0
@@ -59,8 +63,11 @@ class Bench:
                 break
         return elapsed
 
-    def estimate_s(self, row: Row) -> float:
-        """Seconds that `take` will need, more or less."""
+    def why_not(self, row: Row) -> str | None:
+        """Why there is no time for a row; None when there is."""
+        return self._budget.why_not(self._estimate_s(row))
+
+    def _estimate_s(self, row: Row) -> float:
         calls, warmup = self._rounds(row)
         if row.of == "loop" and self._request_of(row) is not None:
             return 0.0
@@ -76,8 +83,13 @@ class Bench:
 
     def _rounds(self, row: Row) -> tuple[int, int]:
         pair_s = self._pair_s(row)
-        seconds = float("inf") if row.calls == CALLS_OF_PERCENTILES else SECONDS_PER_ROW
-        return calls_within(pair_s, row.calls, seconds), 1 if pair_s > 2 else 5
+        if row.calls == CALLS_OF_PERCENTILES:
+            return row.calls, 5
+        calls = max(FEWEST, int(SECONDS_PER_ROW / max(pair_s, 1e-9)))
+        if row.importance == 0:
+            # The first row is worth having with fewer calls: it says so itself, and gives no verdict.
+            calls = max(1, min(calls, int(self._budget.left / 2 / pair_s)))
+        return min(row.calls, calls), 1 if pair_s > 2 else 5
 
     def _build_s(self, candidate: Candidate) -> float:
         if self._forms.has(candidate) or candidate.backend == "eager":

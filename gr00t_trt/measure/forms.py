@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import accuracy, fast
 from ..backends import get_backend
 from ..backends.base import Built, Target
+from ..backends.guarded import first_line
 from ..backends.inductor import InductorBackend
 from ..compile import Model, agreement_with, set_precision
 from ..errors import BackendError
@@ -22,6 +23,7 @@ from ..policy import Gr00tPolicy
 from ..settings import BuildOptions, Plan, Ranges
 from ..submodules import Recording, dimension_ranges, record, select, target
 from ..trial import full_fp32
+from .graphs import Graphs, install
 from .rows import PLAIN, Candidate, Workload
 from .workloads import Requests
 
@@ -43,12 +45,14 @@ class Form:
         model: Whose `stages` must hold `table` during a call.
         parts: Submodule -> what was built; empty for eager PyTorch.
         build_s: Seconds that building took.
+        graphs: What replays requests as one CUDA graph; None for a form without.
     """
 
     model: Model
     table: Mapping[str, Callable[..., Tensor]]
     parts: Mapping[str, Part] = field(default_factory=dict)
     build_s: float = 0.0
+    graphs: Graphs | None = None
 
 
 class Forms:
@@ -73,6 +77,7 @@ class Forms:
         self.plain = policy.model
         self._eager = dict(self.plain.stages)
         self._made: dict[Candidate, Form] = {}
+        self._failed: dict[Candidate, str] = {}
         self._references: dict[Workload, Tensor] = {}
         self._recordings: dict[bool, Recording] = {}
         if precision != "fp32":
@@ -113,6 +118,9 @@ class Forms:
         """A call with everything resident on the device: inputs to normalised actions."""
         inputs = self.requests.resident(work, lookups_on_host=isinstance(form.model, FastGr00tN1d5))
         noise = self.requests.noise(work)
+        self._install(form, work)
+        if form.graphs is not None:
+            form.graphs.capture(work, inputs, noise)
 
         def call() -> Tensor:
             self._install(form, work)
@@ -123,6 +131,8 @@ class Forms:
     def request_call(self, form: Form, work: Workload) -> Callable[[], Any]:
         """A call from an observation in numpy to actions in numpy."""
         observation, noise = self.requests.observation(work), self.requests.noise(work)
+        if form.graphs is not None:
+            self.model_call(form, work)  # captures a request of this shape
 
         def call() -> Any:
             self._install(form, work)
@@ -135,10 +145,12 @@ class Forms:
         if form.model.denoising_steps != work.steps:
             form.model.denoising_steps = work.steps
         form.model.stages.update(form.table)
+        if isinstance(form.model, FastGr00tN1d5):
+            install(form.model, form.graphs)
 
     def has(self, candidate: Candidate) -> bool:
-        """Whether `get` costs nothing."""
-        return candidate in self._made
+        """Whether nothing has to be compiled for it any more."""
+        return candidate in self._made or replace(candidate, graph=False) in self._made
 
     @property
     def plain_form(self) -> Form:
@@ -146,12 +158,22 @@ class Forms:
         return self.get(PLAIN)
 
     def get(self, candidate: Candidate) -> Form:
-        """The candidate, built on first use. Raises: BackendError when it cannot be."""
+        """The candidate, built on first use. Raises: BackendError when it cannot be, at once when it could not before."""
+        if candidate in self._failed:
+            raise BackendError(f"could not be built: {self._failed[candidate]}")
         if candidate not in self._made:
-            self._made[candidate] = self._make(candidate)
+            try:
+                self._made[candidate] = self._make(candidate)
+            except Exception as error:
+                self._failed[candidate] = first_line(error)
+                raise
         return self._made[candidate]
 
     def _make(self, candidate: Candidate) -> Form:
+        if candidate.graph:
+            form = self.get(replace(candidate, graph=False))
+            assert isinstance(form.model, FastGr00tN1d5), "no row wants a graph of the plain model"
+            return replace(form, graphs=Graphs(form.model))
         if candidate.optimisations:
             model: Model = fast.restructure(self.plain, optimisations=candidate.optimisations)
             model.loop = candidate.loop
@@ -200,6 +222,7 @@ class Forms:
 
     def keep_only(self, candidates: set[Candidate]) -> None:
         """Let go of every form that no row needs any more, and of the GPU memory that failed builds hold."""
+        candidates = candidates | {replace(candidate, graph=False) for candidate in candidates}
         self._made = {candidate: form for candidate, form in self._made.items() if candidate in candidates}
         gc.collect()
         if torch.cuda.is_available():

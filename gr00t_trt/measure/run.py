@@ -73,7 +73,7 @@ def run(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
     with PeakMemory(device) as memory, progress(console) as steps, side_stream(device):
         try:
             with budget.enforced():
-                bench, forms = _prepare(request, device, precision, rows, result, steps)
+                bench, forms = _prepare(request, device, precision, rows, result, budget, steps)
                 failed = _take_all(rows, bench, forms, budget, result, path, steps)
             ended = "a row failed" if failed else "done"
         except OutOfTime:
@@ -126,7 +126,13 @@ def _base() -> dict[str, int]:
 
 
 def _prepare(
-    request: Request, device: torch.device, precision: str, rows: Sequence[Row], result: dict[str, Any], steps: Steps
+    request: Request,
+    device: torch.device,
+    precision: str,
+    rows: Sequence[Row],
+    result: dict[str, Any],
+    budget: Budget,
+    steps: Steps,
 ) -> tuple[Bench, Forms]:
     steps.step(f"reading observations: {request.dataset_path}")
     job = Job(dataset_path=request.dataset_path, data_config=request.data_config)
@@ -154,7 +160,7 @@ def _prepare(
     forms = Forms(policy, requests, precision, workloads, steps.step)
     steps.step("timing one call of eager PyTorch")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return Bench(forms, Counter(policy.model.config, precision, requests.inputs), gpu), forms
+    return Bench(forms, Counter(policy.model.config, precision, requests.inputs), gpu, budget), forms
 
 
 def _take_all(
@@ -171,7 +177,7 @@ def _take_all(
     failed = False
     for done, i in enumerate(order):
         row, entry = rows[i], result["measurements"][i]
-        entry["why_not"] = budget.why_not(bench.estimate_s(row))
+        entry["why_not"] = bench.why_not(row)
         if entry["why_not"] is None:
             steps.step(f"{row.group}: {row.name} ({done + 1} of {len(rows)}, {budget.left:.0f} s left)")
             try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..report import digits
+from .rows import Row
 
 
 def render(record: Mapping[str, Any], console: Console) -> None:
@@ -32,35 +35,37 @@ def render(record: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(record: Mapping[str, Any]) -> Table:
-    """Latency, factor against eager PyTorch, accuracy, work and share of the roofline."""
+    """Latency, factor against eager PyTorch, accuracy, work and share of the roofline; groups are headed by name."""
     shown = [row for row in record["measurements"] if row["why_not"] is None]
+    with_roofline = any((row["roofline"] or {}).get("percent") is not None for row in shown)
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    out.add_column("group", no_wrap=True)
-    out.add_column("row", no_wrap=True)
-    for head in ("p50 ms", "p99 ms", "against eager", "cosine", "GFLOP", "roofline"):
+    out.add_column("", overflow="fold")
+    for head in ("p50 ms", "p99 ms", "speed-up", "cosine", "GFLOP", *(["roofline"] if with_roofline else [])):
         out.add_column(head, justify="right", no_wrap=True)
     last = None
     for row in shown:
-        group = "" if row["group"] == last else row["group"]
-        if last not in (None, row["group"]):
-            out.add_section()
+        if row["group"] != last:
+            if last is not None:
+                out.add_section()
+            out.add_row(Text(row["group"], style="bold"))
         last = row["group"]
         latency, ratio = row["latency_ms"] or {}, (row["verdict"] or {}).get("ratio")
         cosine, share = (row["accuracy"] or {}).get("cosine"), (row["roofline"] or {}).get("percent")
-        out.add_row(
-            group,
-            row["name"],
+        cells = [
+            "  " + row["name"],
             digits(latency.get("p50")),
             digits(latency.get("p99")),
             "-" if ratio is None else f"{ratio:.2f}x",
-            "-" if cosine is None else f"{int(cosine * 1e6) / 1e6:.6f}",
+            "-" if cosine is None else f"{math.floor(cosine * 1e6) / 1e6:.6f}",
             digits((row["work"] or {}).get("gflop")),
-            "-" if share is None else f"{share:.1f} %",
-        )
+        ]
+        if with_roofline:
+            cells.append("-" if share is None else f"{share:.1f} %")
+        out.add_row(*(Text(cell) for cell in cells))
     return out
 
 
-def plan_table(rows: Any) -> Table:
+def plan_table(rows: Sequence[Row]) -> Table:
     """What would be measured: one line per row, in the order in which they are taken."""
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for head in ("taken", "group", "row", "calls", "what is called"):

@@ -14,9 +14,6 @@ from ..stages import REST, TOTAL, StageTimer
 from .forms import Form, Forms
 from .rows import Row
 
-FEWEST = 5
-"""Calls of each rival below which no verdict is given."""
-
 PARTS_OF_STEP = ("action_encoder", "dit_model", "action_decoder", "denoise_step", "denoise_loop")
 SPLIT_CALLS = 10
 
@@ -38,11 +35,6 @@ class Taken:
     candidate_stages: StageRows
 
 
-def calls_within(pair_s: float, wanted: int, seconds: float) -> int:
-    """How many rounds of `pair_s` seconds to take: as many as wanted, as fit, but never too few for a verdict."""
-    return min(wanted, max(FEWEST, int(min(seconds / max(pair_s, 1e-9), wanted))))
-
-
 @torch.no_grad()
 def alternate(forms: Forms, row: Row, form: Form, *, calls: int, warmup: int) -> Taken:
     """Time `form` against the plain model, whole calls of what the row asks for.
@@ -57,7 +49,9 @@ def alternate(forms: Forms, row: Row, form: Form, *, calls: int, warmup: int) ->
     on_cpu = device.type == "cpu"
     samples, stages = _run(forms, row, rivals, split=on_cpu, calls=calls, warmup=warmup)
     if not on_cpu:
-        _, stages = _run(forms, row, rivals, split=True, calls=min(calls, SPLIT_CALLS), warmup=1)
+        # Nothing but a graph's replay could be timed within it.
+        split = {name: rival for name, rival in rivals.items() if rival.graphs is None}
+        _, stages = _run(forms, row, split, split=True, calls=min(calls, SPLIT_CALLS), warmup=1)
     return Taken(samples["eager"], samples.get("candidate"), stages["eager"], stages.get("candidate", []))
 
 
