@@ -44,7 +44,8 @@ class Budget:
     def enforced(self) -> Iterator[None]:
         """Raise OutOfTime in the block when the budget ends, if estimates were too low.
 
-        Only where signals can be handled: in the main thread, and where the system has interval timers.
+        Once a second until the block is left: Python cannot raise out of a destructor or a compiler's callback. Only
+        where signals can be handled: in the main thread, and where the system has interval timers.
         """
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
             yield
@@ -55,7 +56,7 @@ class Budget:
 
         before = signal.signal(signal.SIGALRM, end)
         try:
-            signal.setitimer(signal.ITIMER_REAL, max(self.left, 0.001))
+            signal.setitimer(signal.ITIMER_REAL, max(self.left, 0.001), 1.0)
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

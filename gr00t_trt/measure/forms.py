@@ -158,7 +158,7 @@ class Forms:
         return self.get(PLAIN)
 
     def get(self, candidate: Candidate) -> Form:
-        """The candidate, built on first use. Raises: BackendError when it cannot be, at once when it could not before."""
+        """The candidate, built on first use. Raises: BackendError when it cannot be, or could not before."""
         if candidate in self._failed:
             raise BackendError(f"could not be built: {self._failed[candidate]}")
         if candidate not in self._made:

@@ -135,8 +135,8 @@ def _on_cpu(submodules: tuple[str, ...]) -> list[Row]:
         Row("waterfall", "+ torch.compile", COMPILED, 2, "request", calls=10),
         Row("loop", "denoising loop, restructured", OURS, 1, "loop"),
         Row("loop", "denoising loop, restructured, torch.compile", COMPILED, 2, "loop"),
+        Row("loop", "denoising loop, plain, torch.compile", COMPILED_PLAIN, 4, "loop"),
         Row("compile", "plain, torch.compile default", COMPILED_PLAIN, 3, "request", calls=10),
-        Row("loop", "denoising loop, plain, torch.compile", COMPILED_PLAIN, 3, "loop"),
     ]
     rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules]
     rows += [Row("steps", f"{n} denoising steps", OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)]

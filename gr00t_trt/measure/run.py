@@ -69,18 +69,20 @@ def run(request: Request, console: Console) -> tuple[dict[str, Any], Path]:
     path = request.folder / _file_name(request.model_path, precision, device)
     records.prepare_record(path)
     result = _new_record(request, device, precision, rows)
-    ended = "done"
-    with PeakMemory(device) as memory, progress(console) as steps, side_stream(device):
-        try:
+    memory = PeakMemory(device)
+    try:
+        with memory, progress(console) as steps, side_stream(device):
             with budget.enforced():
                 bench, forms = _prepare(request, device, precision, rows, result, budget, steps)
-                failed = _take_all(rows, bench, forms, budget, result, path, steps)
-            ended = "a row failed" if failed else "done"
-        except OutOfTime:
-            ended = "out of time before the first row"
-        except KeyboardInterrupt:
-            _close(result, path, budget, memory, "interrupted")
-            raise
+            failed = _take_all(rows, bench, forms, budget, result, path, steps)
+        ended = "a row failed" if failed else "done"
+    except OutOfTime:
+        ended = f"the budget of {budget.seconds:g} s ended before the first row"
+    except BaseException as error:
+        _close(
+            result, path, budget, memory, "interrupted" if isinstance(error, KeyboardInterrupt) else first_line(error)
+        )
+        raise
     _close(result, path, budget, memory, ended)
     return result, path
 
@@ -181,7 +183,8 @@ def _take_all(
         if entry["why_not"] is None:
             steps.step(f"{row.group}: {row.name} ({done + 1} of {len(rows)}, {budget.left:.0f} s left)")
             try:
-                found = bench.take(row)
+                with budget.enforced():
+                    found = bench.take(row)
             except OutOfTime:
                 entry["why_not"] = f"no time: it was begun, and the budget of {budget.seconds:.0f} s ended"
             except Exception as error:  # whatever one form does must not cost the others
