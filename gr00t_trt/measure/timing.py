@@ -49,9 +49,7 @@ def alternate(forms: Forms, row: Row, form: Form, *, calls: int, warmup: int) ->
     on_cpu = device.type == "cpu"
     samples, stages = _run(forms, row, rivals, split=on_cpu, calls=calls, warmup=warmup)
     if not on_cpu:
-        # Nothing but a graph's replay could be timed within it.
-        split = {name: rival for name, rival in rivals.items() if rival.graphs is None}
-        _, stages = _run(forms, row, split, split=True, calls=min(calls, SPLIT_CALLS), warmup=1)
+        _, stages = _run(forms, row, rivals, split=True, calls=min(calls, SPLIT_CALLS), warmup=1)
     return Taken(samples["eager"], samples.get("candidate"), stages["eager"], stages.get("candidate", []))
 
 
@@ -66,7 +64,7 @@ def _run(
         with ExitStack() as stack:
             for name, form in rivals.items():
                 table = dict(form.table)
-                if split:
+                if split and form.graphs is None:  # a replay passes through no stage
                     tables = (forms.policy.stages, table) if row.of == "request" else (table,)
                     timers[name] = stack.enter_context(StageTimer(tables, device))
                 fns[name] = _marked(make(replace(form, table=table), row.workload), timers.get(name))
