@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import accuracy
@@ -130,7 +130,7 @@ class Bench:
                 "accuracy": agreement.to_dict(),
                 "work": work,
                 "roofline": self._roofline(row, own),
-                "notes": self._notes(row, form),
+                "notes": _notes(form),
             },
             judge(row.name, agreement, self._gate),
         )
@@ -154,7 +154,7 @@ class Bench:
         return None
 
     def _loop(self, row: Row, form: Form) -> Found:
-        taken = self._request_of(row) or self._run(Row(**{**vars(row), "of": "model"}), form)
+        taken = self._request_of(row) or self._run(replace(row, of="model"), form)
         eager, own = loop_samples(taken.eager_stages), loop_samples(taken.candidate_stages)
         work = {**_no_work(), "operators_per_step": self._counter.operators_per_step(row.candidate.optimisations)}
         fields = {
@@ -199,13 +199,9 @@ class Bench:
         percent = None if floor is None or row.of != "model" else 100 * floor / own.p50
         return {"device": self._gpu, "source": self._ceilings.source, "ms": floor, "percent": percent}
 
-    def _notes(self, row: Row, form: Form) -> list[str]:
-        notes = []
-        if form.parts:
-            notes.append(f"{len(form.parts)} submodules built in {form.build_s:.1f} s")
-        if row.candidate == PLAIN and row.of in ("model", "request"):
-            notes.append("timed in turn with the first other row")
-        return notes
+
+def _notes(form: Form) -> list[str]:
+    return [f"{len(form.parts)} submodules built in {form.build_s:.1f} s"] if form.parts else []
 
 
 def _verdict(eager: Samples, own: Samples | None) -> dict[str, Any] | None:

@@ -103,7 +103,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         precision=args.precision and args.precision.lower(),
         budget_s=budget_s,
         seed=args.seed,
-        command=shlex.join(["gr00t-trt measure", *argv]).replace("'gr00t-trt measure'", "gr00t-trt measure"),
+        command=f"gr00t-trt measure {shlex.join(argv)}",
     )
     # Compilers print, and what reads our stdout expects a path there.
     with contextlib.redirect_stdout(sys.stderr):

@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Workload:
-    """Size of a request; 40 prompt tokens and 256 per view, batch elements of one length."""
+    """Size of a request; its prompt grows with the views, and all elements of a batch are equally long."""
 
     views: int = 1
     batch: int = 1
@@ -123,8 +123,8 @@ def _on_gpu(submodules: tuple[str, ...], tensorrt: bool) -> list[Row]:
             Row("compile", "restructured, Torch-TensorRT, one CUDA graph", replace(engines, graph=True), 7),
         ]
     rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 6, name) for name in submodules]
-    rows += [Row("steps", f"{n} denoising steps", best, 6, workload=Workload(steps=n)) for n in (1, 2, 8)]
-    rows += [Row("views", f"{n} views", dynamic, 9, workload=Workload(views=n)) for n in (1, 2, 3)]
+    rows += [Row("steps", _counted(n, "denoising step"), best, 6, workload=Workload(steps=n)) for n in (1, 2, 8)]
+    rows += [Row("views", _counted(n, "view"), dynamic, 9, workload=Workload(views=n)) for n in (1, 2, 3)]
     rows += [Row("batch", "batch 8", dynamic, 9, workload=Workload(batch=8), calls=20)]
     return rows
 
@@ -139,8 +139,14 @@ def _on_cpu(submodules: tuple[str, ...]) -> list[Row]:
         Row("compile", "plain, torch.compile default", COMPILED_PLAIN, 3, "request", calls=10),
     ]
     rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules]
-    rows += [Row("steps", f"{n} denoising steps", OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)]
-    rows += [Row("views", f"{n} views", OURS, 7, workload=Workload(views=n), calls=10) for n in (2, 3)]
+    rows += [
+        Row("steps", _counted(n, "denoising step"), OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)
+    ]
+    rows += [Row("views", _counted(n, "view"), OURS, 7, workload=Workload(views=n), calls=10) for n in (2, 3)]
     rows += [Row("batch", "batch 8", OURS, 8, workload=Workload(batch=8), calls=10)]
     rows += [Row("percentiles", "1,000 calls", OURS, 9, "request", calls=CALLS_OF_PERCENTILES)]
     return rows
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
