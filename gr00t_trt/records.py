@@ -84,6 +84,7 @@ MEASUREMENT_FIELDS = (
     "name",
     "settings",
     "latency_ms",
+    "eager_latency_ms",
     "stages",
     "accuracy",
     "work",
@@ -92,9 +93,11 @@ MEASUREMENT_FIELDS = (
     "notes",
     "why_not",
 )
-"""`group`: what is varied: waterfall, compile, views, batch, steps, percentiles. `stages`: stage -> milliseconds.
-`work`: gflop, bytes, operators, operators_per_step, kernels; null where not counted. `roofline`: device, ms, percent.
-`why_not`: why nothing was measured, else null."""
+"""`group`: what is varied: waterfall, loop, compile, submodules, views, batch, steps, percentiles, request.
+`settings`: what was timed (`of`), how it was made, and the size of the request. `eager_latency_ms`: the plain model in
+eager PyTorch on the same request, timed in turn with it. `stages`: stage -> milliseconds. `work`: gflop, bytes,
+weight_bytes (a part of them), operators, operators_per_step, kernels; null where not counted. `roofline`: device,
+source, ms, percent; null where none is known. `why_not`: why nothing was measured, else null."""
 
 COMPARISON_FIELDS = (
     "subject",

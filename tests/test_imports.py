@@ -18,14 +18,14 @@ ORDER = [
     {"plans", "records", "progress"},
     {"command", "compare_report"},
     {"report", "benchmark", "accuracy", "model", "data"},
-    {"stages", "backends"},
+    {"stages", "backends", "plots", "roofline"},
     {"policy", "submodules"},
     {"fast", "choice"},
     {"compile", "capture"},
     {"trial"},
     {"comparison"},
     {"run"},
-    {"cli", "deploy"},
+    {"cli", "deploy", "measure"},
     {"drop_in"},
     {"__main__"},
 ]
@@ -72,7 +72,16 @@ def test_imports_point_one_way(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["gr00t_trt", "gr00t_trt.__main__", "gr00t_trt.cli", "gr00t_trt.plans", "gr00t_trt.report"]
+    "module",
+    [
+        "gr00t_trt",
+        "gr00t_trt.__main__",
+        "gr00t_trt.cli",
+        "gr00t_trt.plans",
+        "gr00t_trt.report",
+        "gr00t_trt.plots",
+        "gr00t_trt.measure",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
