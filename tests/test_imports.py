@@ -18,7 +18,7 @@ ORDER = [
     {"plans", "records", "progress"},
     {"command"},
     {"report", "benchmark", "accuracy", "model", "data"},
-    {"stages", "backends"},
+    {"stages", "backends", "plots"},
     {"policy", "submodules"},
     {"fast"},
     {"compile", "capture"},
