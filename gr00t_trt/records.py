@@ -40,6 +40,7 @@ from .environment import environment, git_state
 from .errors import RecordError
 
 SCHEMA = 1
+RECORD_FIX = "name a record; a run prints the path of its own as its last line"
 
 SUBMODULE_FIELDS = (
     "name",
@@ -292,14 +293,14 @@ def _refuse_other_than_file(path: Path) -> None:
         raise RecordError(f"{path}: a folder, not a file", fix="add a file name, such as result.json")
     if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
         raise RecordError(
-            f"{path}: a link or a device, and a record replaces what it is written to",
-            fix="name a file; --json prints the record on stdout",
+            f"{path}: a link or a device, and writing would replace it",
+            fix="name a file; a run with --json prints its record on stdout",
         )
 
 
-def _unwritable(path: Path, error: Exception) -> RecordError:
+def _unwritable(path: Path, error: Exception, what: str = "the record", flag: str = "--record") -> RecordError:
     reason = getattr(error, "strerror", None) or str(error)
-    return RecordError(f"{path}: the record cannot be written: {reason}", fix="name another path with --record")
+    return RecordError(f"{path}: {what} cannot be written: {reason}", fix=f"name another path with {flag}")
 
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
@@ -310,15 +311,25 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
     Returns: `path`.
     Raises: RecordError for a path that cannot be written, a full disk, or a value that JSON has no form for.
     """
+    return write_text(dumps(record) + "\n", path, what="the record", flag="--record")
+
+
+def write_text(text: str, path: str | Path, *, what: str, flag: str) -> Path:
+    """Write a file whole or not at all, making the folder where needed; an older file at `path` is replaced.
+
+    Args:
+        what: What is written, and the flag that names its path, for the messages.
+    Returns: `path`.
+    Raises: RecordError for a path that cannot be written, or a full disk.
+    """
     path = Path(path)
-    text = dumps(record)
     _refuse_other_than_file(path)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -326,7 +337,7 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
             temporary.unlink(missing_ok=True)
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, what, flag) from error
     return path
 
 
@@ -382,13 +393,16 @@ def read_record(path: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
-        raise RecordError(f"{path}: no such record") from None
+        near = sorted(str(p) for p in Path(path).parent.glob("*.json"))
+        raise RecordError(f"{path}: no such record", known=near[:20] or None, fix=RECORD_FIX) from None
     except OSError as error:
-        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}") from error
+        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}", fix=RECORD_FIX) from error
     except (ValueError, RecursionError) as error:  # includes JSONDecodeError and UnicodeDecodeError
-        raise RecordError(f"{path}: not a record: {error}", known="JSON as this program writes it") from error
+        raise RecordError(
+            f"{path}: not a record: {error}", known="JSON as this program writes it", fix=RECORD_FIX
+        ) from error
     if not isinstance(record, dict) or "schema" not in record:
-        raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}")
+        raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}", fix=RECORD_FIX)
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path}: schema {record['schema']!r} is not known to this release", known=f"schema {SCHEMA}")
     for key, kind in _KINDS.items():

@@ -19,7 +19,7 @@ ORDER = [
     {"command"},
     {"report", "benchmark", "accuracy", "model", "data"},
     {"stages", "backends", "plots"},
-    {"policy", "submodules"},
+    {"policy", "submodules", "html_report"},
     {"fast"},
     {"compile", "capture"},
     {"trial"},
