@@ -5,12 +5,12 @@ text keeps its size; every mark carries its exact figures as a title, which scri
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .figures import distance, exact, short, spelled
 from .markup import Html, element, join
-from .readings import Reading
+from .readings import REST, Reading
 
 MOST_ROWS = 40
 """Rows that a chart shows; the tables have all of them."""
@@ -18,12 +18,30 @@ MOST_ROWS = 40
 COLOURED = ("eager", "inductor", "torch_tensorrt", "tensorrt", "onnxruntime")
 """Backends with a colour of their own; `c-<name>` in style.css."""
 
-SHADES = 10
-"""Colours of stages, `s-0` to `s-9` in style.css; further stages share the last."""
+SHADES = {
+    "preprocess": "s-prepare",
+    "vision_model": "s-vision",
+    "language_model": "s-language",
+    "language_model_padded": "s-language",
+    "eagle_backbone, rest": "s-backbone",
+    "vl_components": "s-vl",
+    "context": "s-context",
+    "state_encoder": "s-state",
+    "action_encoder": "s-encode",
+    "dit_model": "s-denoise",
+    "denoise_step": "s-denoise",
+    "denoise_loop": "s-denoise",
+    "action_decoder": "s-decode",
+    "postprocess": "s-finish",
+    REST: "s-rest",
+}
+"""Stage -> the class of its colour, the same on every page; other stages share `s-other`."""
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-LEAST_MS, LEAST_DISTANCE = 1e-6, 1e-12
+LEAST_MS = 1e-6
+LEAST_DISTANCE = 1e-8
+"""1 - cosine below which two results are equal as far as fp32, with its 24 bits, can tell."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +90,29 @@ def latency_bar(reading: Reading, label: str, colour_class: str | None = None) -
     )
 
 
-def bars(rows: Sequence[Bar], unit: str, *, top: float | None = None, more: str = "in the table below") -> Html:
+def bars(rows: Sequence[Bar], unit: str, *, top: float | None = None) -> Html:
     """Horizontal bars on one axis that begins at zero.
 
     Args:
         unit: Of the axis: ``ms``, ``%``.
         top: Where the axis ends; by default a round number beyond everything drawn.
-        more: Where the rows are that are not drawn.
     """
     drawn = rows[:MOST_ROWS]
     ends = [end for row in drawn for end in (row.value, row.high, row.last, row.before) if end is not None]
     ticks = round_ticks(max(ends, default=0.0) if top is None else top)
     scale = 100.0 / ticks[-1]
     lines = [_row(row, scale, [tick * scale for tick in ticks]) for row in drawn]
-    axis = _axis([(tick * scale, short(tick)) for tick in ticks], unit) if ends else None
-    rest = element("p", f"{len(rows) - len(drawn)} more {more}.", class_="more") if len(rows) > len(drawn) else None
-    return join(element("ul", lines, axis, class_="chart"), rest)
+    axis = _axis([(tick * scale, _tick(tick)) for tick in ticks], unit) if ends else None
+    return join(element("ul", lines, axis, class_="chart"), _more(len(rows), "in the table below"))
 
 
-def stack(label: str, parts: Sequence[tuple[str, float]], top: float, shades: Mapping[str, int]) -> Html:
-    """One row of a stacked chart whose axis ends at `top` ms; `shades`: stage -> number of its colour."""
+def _stack(label: str, parts: Sequence[tuple[str, float]], top: float) -> Html:
     total, at, marks = sum(value for _, value in parts), 0.0, []
     for name, value in parts:
         width = 100.0 * value / top
         share = 100.0 * value / total if total else 0.0
         title = f"{label}, {name}: {exact(value)} ms, {share:.1f} % of {exact(total)} ms"
-        marks.append(_mark("rect", title, f"part s-{shades[name]}", x=_pc(at), y="15%", width=_pc(width), height="70%"))
+        marks.append(_mark("rect", title, f"part {_shade(name)}", x=_pc(at), y="15%", width=_pc(width), height="70%"))
         at += width
     track = element("svg", marks, class_="track", role="group", aria_label=label)
     return element("li", _label(label), track, element("span", short(total, "ms"), class_="value"), class_="row")
@@ -108,11 +123,13 @@ def stacks(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Html:
     drawn = rows[:MOST_ROWS]
     ticks = round_ticks(max((sum(value for _, value in parts) for _, parts in drawn), default=0.0))
     names = list(dict.fromkeys(name for _, parts in drawn for name, _ in parts))
-    shades = {name: min(i, SHADES - 1) for i, name in enumerate(names)}
-    lines = [stack(label, parts, ticks[-1], shades) for label, parts in drawn]
-    axis = _axis([(100.0 * tick / ticks[-1], short(tick)) for tick in ticks], "ms")
-    entries = [(f"s-{shades[name]}", name) for name in names]
-    return join(legend(entries), element("ul", lines, axis, class_="chart"))
+    lines = [_stack(label, parts, ticks[-1]) for label, parts in drawn]
+    axis = _axis([(100.0 * tick / ticks[-1], _tick(tick)) for tick in ticks], "ms")
+    named: dict[str, list[str]] = {}
+    for name in names:
+        named.setdefault(_shade(name), []).append(name)
+    entries = [(shade, ", ".join(own[:6])) for shade, own in named.items()]
+    return join(legend(entries), element("ul", lines, axis, class_="chart"), _more(len(rows), "in the record"))
 
 
 def legend(entries: Sequence[tuple[str, str]]) -> Html:
@@ -122,7 +139,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
 
 
 def points(rows: Sequence[tuple[str, Reading]], gates: Sequence[tuple[str, float]]) -> Html:
-    """Latency against 1 - cosine, both on logarithmic axes; equal results lie on a line of their own at the bottom.
+    """Latency against 1 - cosine, both on logarithmic axes; below `LEAST_DISTANCE` lies one line for all.
 
     Args:
         rows: (label, reading with a latency and a cosine). Letters stand for them, and a list beside explains those.
@@ -130,26 +147,26 @@ def points(rows: Sequence[tuple[str, Reading]], gates: Sequence[tuple[str, float
     """
     drawn = rows[:MOST_ROWS]
     latencies = [max(reading.timing.p50, LEAST_MS) for _, reading in drawn if reading.timing]
-    distances = [reading.distance for _, reading in drawn if reading.distance]
+    distances = [reading.distance for _, reading in drawn if reading.distance is not None]
     left, right = math.floor(math.log10(min(latencies))), math.ceil(math.log10(max(latencies) * 1.0001))
-    shown = [max(value, LEAST_DISTANCE) for value in (*distances, *(value for _, value in gates if value > 0))]
+    shown = [value for value in (*distances, *(value for _, value in gates)) if value >= LEAST_DISTANCE]
     low = math.floor(math.log10(min(shown, default=1e-6)))
     high = math.ceil(math.log10(max(shown, default=1e-3) * 1.0001))
-    floor = 88.0  # percent of the height where the smallest decade lies; equal results are drawn below
+    floor = 88.0  # percent of the height where the smallest decade lies
 
     def across(ms: float) -> float:
         return 4 + 92 * (math.log10(max(ms, LEAST_MS)) - left) / max(right - left, 1)
 
     def down(value: float) -> float:
-        if value <= 0:
+        if value < LEAST_DISTANCE:
             return 96.0
-        return 4 + (floor - 4) * (high - math.log10(max(value, LEAST_DISTANCE))) / max(high - low, 1)
+        return 4 + (floor - 4) * (high - math.log10(value)) / max(high - low, 1)
 
     marks: list[Html] = []
     for power in range(low, high + 1):
         y = down(10.0**power)
         marks += [_line("grid", 0, y, 100, y), _text(f"10{str(power).translate(SUPERSCRIPT)}", 0.5, y, "tick above")]
-    marks += [_line("grid", 0, 96, 100, 96), _text("equal", 0.5, 96, "tick above")]
+    marks += [_line("grid", 0, 96, 100, 96), _text("equal in fp32", 0.5, 96, "tick above")]
     for power in range(left, right + 1):
         x = across(10.0**power)
         end = "start" if x < 6 else "end" if x > 94 else "middle"
@@ -177,6 +194,7 @@ def points(rows: Sequence[tuple[str, Reading]], gates: Sequence[tuple[str, float
         element("div", element("p", "1 − cosine to eager fp32, lower is more exact", class_="unit"), picture,
                 element("p", "p50 of one request, lower is faster →", class_="unit end")),
         element("ul", keys, class_="keys"),
+        _more(len(rows), "in the table below"),
         class_="scatter",
     )  # fmt: skip
 
@@ -228,6 +246,18 @@ def _axis(ticks: Sequence[tuple[float, str]], unit: str) -> Html:
         "li", element("span", class_="label"), track, element("span", unit, class_="value unit"), class_="row axis",
         aria_hidden="true",
     )  # fmt: skip
+
+
+def _more(count: int, where: str) -> Html | None:
+    return element("p", f"{count - MOST_ROWS} more {where}.", class_="more") if count > MOST_ROWS else None
+
+
+def _shade(stage: str) -> str:
+    return SHADES.get(stage, "s-other")
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}" if 1e-4 <= value < 1000 or value == 0 else short(value)
 
 
 def _label(text: str) -> Html:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from .figures import cosine, megabytes, percent, short, speedup
 from .intake import Loaded
-from .readings import WHOLE, Reading, Timing, is_gpu, ran_restructured, rivals
+from .readings import WHOLE, Reading, Timing, is_gpu, machine, ran_restructured, rivals
 
 Note = tuple[str, str]
 """What it is about, and the sentence."""
@@ -41,12 +41,11 @@ def _fastest(tried: Sequence[Reading]) -> str:
         return "Nothing that was timed is within its accuracy gate."
     best, taken = ranked[0], ranked[0].timing
     rate = f", {short(taken.hz)} requests a second" if taken.hz else ""
-    text = f"Fastest here: {best.label}, p50 {short(taken.p50, 'ms')}{rate}."
-    if best.verdict:
-        text += f" Against eager: {best.verdict}."
+    text = f"Fastest here: {best.label}, p50 {short(taken.p50, 'ms')}{rate}{'; ' if best.verdict else ''}"
+    text += f"{best.verdict or ''}."
     level = [row.label for row in ranked[1:] if row.timing and _level(taken, row.timing)]
     if level:
-        text += f" Level with it, as the spreads overlap or are not known: {_several(level)}."
+        text += f" Level with it, as the spreads overlap or are not known: {several(level)}."
     return text
 
 
@@ -66,7 +65,7 @@ def _gates(one: Loaded) -> str:
     if not known:
         return "Nothing was held against an accuracy gate."
     if failed:
-        return f"{len(failed)} of {len(known)} accuracy checks FAIL: {_several(failed)}."
+        return f"{len(failed)} of {len(known)} accuracy checks FAIL: {several(failed)}."
     return f"All {len(known)} accuracy checks pass." if len(known) > 1 else "The accuracy check passes."
 
 
@@ -95,7 +94,7 @@ def key_figures(one: Loaded, rows: Sequence[Reading], measured: Sequence[Reading
         ("one request, p50", short(taken.p50 if taken else None, "ms"), best.label if best else "nothing was timed"),
         ("requests a second", short(taken.hz if taken else None), best.label if best else "nothing was timed"),
         ("slowest in a hundred" if taken and not taken.p99_is_max else "slowest seen",
-         short(taken.p99 if taken else None, "ms"), f"{taken.count} samples" if taken else "nothing was timed"),
+         short(taken.p99 if taken else None, "ms"), _count(taken.count) if taken else "nothing was timed"),
         ("against eager", speedup(ratio), "nothing to compare" if ratio is None else f"median over median{doubt}"),
         ("cosine of the actions", cosine(checked.cosine, checked.exact) if checked else cosine(None, None),
          f"{checked.label}, to eager fp32" if checked else "not compared"),
@@ -132,18 +131,13 @@ def warnings(loaded: Sequence[Loaded]) -> list[Note]:
             if row["passed"] is False
         ]
     for what, values in (
-        ("machines", {_machine(one) for one in loaded}),
+        ("machines", {machine(one) for one in loaded}),
         ("work", {_work(one) for one in loaded}),
         ("torch versions", {(one.record["environment"]["distributions"] or {}).get("torch") for one in loaded}),
     ):
         if len(values) > 1:
             out.append(("these records", f"are of different {what}: their latencies are not one comparison"))
     return out
-
-
-def _machine(one: Loaded) -> tuple[object, ...]:
-    known = one.record["environment"]
-    return (known["gpu"], known["board"]) if is_gpu(one) else (known["cpu"], known["cpu_cores"])
 
 
 def _work(one: Loaded) -> tuple[object, ...]:
@@ -157,11 +151,11 @@ def not_measured(one: Loaded, rows: Iterable[Reading], measured: Iterable[Readin
     for row in (*rows, *measured):
         if row.timing is None and row.why_not:
             reasons.setdefault(row.why_not, []).append(f"{row.subject}: {row.label}")
-    out = [(_several(what), f"no latency: {why}") for why, what in reasons.items()]
+    out = [(several(what), f"no latency: {why}") for why, what in reasons.items()]
     out += [(entry["what"] or "", entry["why"] or "") for entry in one.record["skipped"]]
     lost = [f"{entry['at']} was {entry['value']}" for entry in one.record["non_finite"]]
     if lost:
-        out.append(("not a number", f"{_several(lost)}, and is shown as –"))
+        out.append(("not a number", f"{several(lost)}, and is shown as –"))
     if not one.record["measurements"]:
         out.append(("waterfall, share of the roofline", "this record is not of a measuring run"))
     if not one.record["comparison"]:
@@ -171,7 +165,11 @@ def not_measured(one: Loaded, rows: Iterable[Reading], measured: Iterable[Readin
     return out
 
 
-def _several(texts: Sequence[str], most: int = 8) -> str:
+def _count(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples} samples"
+
+
+def several(texts: Sequence[str], most: int = 8) -> str:
     rest = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -179,17 +177,13 @@ def _several(texts: Sequence[str], most: int = 8) -> str:
 def subtitle(one: Loaded) -> str:
     """What ran on what, in one line."""
     record = one.record
-    known, work = record["environment"], record["workload"]
-    where = known["gpu"] or record["device"] or "a GPU" if is_gpu(one) else f"CPU, {known['cpu_cores'] or '?'} cores"
-    parts = [
-        record["model"]["path"],
-        "restructured model" if ran_restructured(one) else None,
-        record["plan"]["precision"],
-        where,
-        *(
-            (f"{work[key]} {name}" if work[key] == 1 else f"{work[key]} {name}s") if name != "batch" else f"batch {work[key]}"
-            for key, name in (("views", "view"), ("batch_size", "batch"), ("denoising_steps", "step"))
-            if work[key] is not None
-        ),
-    ]  # fmt: skip
+    work = record["workload"]
+    named = (
+        ("views", "{} view", "{} views"),
+        ("batch_size", "batch {}", "batch {}"),
+        ("denoising_steps", "{} step", "{} steps"),
+    )
+    parts = [record["model"]["path"], "restructured model" if ran_restructured(one) else None]
+    parts += [record["plan"]["precision"], machine(one)]
+    parts += [(a if work[key] == 1 else b).format(work[key]) for key, a, b in named if work[key] is not None]
     return " · ".join(part for part in parts if part)

@@ -154,7 +154,9 @@ def checked(record: Mapping[str, Any], path: str) -> dict[str, Any]:
     Raises: RecordError for a field that is of another kind.
     """
     # A section that is null has fields that are null: what reads it need not tell the two apart.
-    empty = {key: {} for key, kind in RECORD.items() if isinstance(kind, dict) and record.get(key) is None}
+    empty: dict[str, Any] = {
+        key: {} for key, kind in RECORD.items() if isinstance(kind, dict) and record.get(key) is None
+    }
     fitted: dict[str, Any] = _fit({**record, **empty}, RECORD, "", path)
     return fitted
 

@@ -11,7 +11,7 @@ from . import charts, findings, published, tables
 from .figures import exact, percent, short
 from .intake import Loaded
 from .markup import Child, Html, element, join
-from .readings import SAME_WORK, WHOLE, Reading, measurements, parts, readings, rivals, split
+from .readings import SAME_WORK, WHOLE, Reading, machine, measurements, parts, readings, rivals, split
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -34,11 +34,11 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
     sections = (
         _head(loaded, title, tag),
         _figures(loaded, rows, measured, tag),
-        _latency(rows, tag),
-        _submodules(rows, tag),
+        _latency(loaded, rows, tag),
+        _submodules(loaded, rows, tag),
         _speed_accuracy(loaded, rows, measured, tag),
         _waterfall(loaded, tag),
-        _variations(measured, tag),
+        _variations(loaded, measured, tag),
         _stages(loaded, measured, tag),
         _roofline(measured, tag),
         _tables(rows, measured, tag),
@@ -110,25 +110,53 @@ def _section(title: str, lead: str, *children: Child, name: str | None = None) -
     return element("section", element("h2", title), element("p", lead, class_="lead"), *children, id=name)
 
 
-def _latency(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
-    whole = [charts.latency_bar(row, _label(row, tag)) for row in rows if row.subject == WHOLE]
+def _bars(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+    """Latencies on one axis for each machine: beside a CPU's, a GPU's bars could not be seen.
+
+    Of a machine that timed none of them there is a sentence.
+    """
+    groups: dict[str, list[Reading]] = {}
+    for row in rows:
+        groups.setdefault(machine(loaded[row.place]), []).append(row)
+    several = len({machine(one) for one in loaded}) > 1
+    drawn: list[Child] = []
+    reasons: dict[str, list[str]] = {}
+    for name, own in groups.items():
+        if any(row.timing for row in own):
+            drawn.append(element("p", name, class_="machine") if several else None)
+            drawn.append(charts.bars([charts.latency_bar(row, _label(row, tag)) for row in own], "ms"))
+        else:
+            for row in own:
+                reasons.setdefault(row.why_not or "", []).append(_label(row, tag))
+    absent = [
+        element("p", f"{findings.several(labels)}: {why}.", class_="more absent") for why, labels in reasons.items()
+    ]
+    return join(drawn, absent)
+
+
+def _latency(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+    whole = [row for row in rows if row.subject == WHOLE]
+    if not whole:
+        return _section("How long one request takes", "No request was timed.")
     return _section(
         "How long one request takes",
         "From observation to action chunk. Bar and thick mark: p50. Whisker: p10 to p90. Thin mark: p99, or the "
         "slowest call below 100 samples. Shorter is better.",
         _backends(rows),
-        charts.bars(whole, "ms") if whole else element("p", "No request was timed.", class_="more"),
+        _bars(loaded, whole, tag),
     )
 
 
-def _submodules(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
+def _submodules(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
     subjects = list(dict.fromkeys(row.subject for row in rows if row.subject != WHOLE))
     panels = []
     for subject in subjects[: charts.MOST_ROWS]:
-        drawn = [charts.latency_bar(row, _label(row, tag)) for row in rows if row.subject == subject]
-        panels.append(element("div", element("h3", subject), charts.bars(drawn, "ms"), class_="panel"))
+        own = [row for row in rows if row.subject == subject]
+        panels.append(element("div", element("h3", subject), _bars(loaded, own, tag), class_="panel"))
     if not panels:
         return None
+    if not any(row.timing for row in rows if row.subject != WHOLE):
+        return _section("How long each submodule takes", "None was timed; why stands under what was not measured.")
     more = len(subjects) - charts.MOST_ROWS
     return _section(
         "How long each submodule takes",
@@ -139,7 +167,7 @@ def _submodules(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
 
 
 def _backends(rows: Sequence[Reading]) -> Html:
-    used = dict.fromkeys(row.backend for row in rows)
+    used = dict.fromkeys(row.backend for row in rows if row.timing)
     named = [(charts.colour(backend), backend) for backend in used if backend in charts.COLOURED]
     other = [backend or "unnamed" for backend in used if backend not in charts.COLOURED]
     return charts.legend([*named, *([("c-other", ", ".join(other[:6]))] if other else [])])
@@ -160,20 +188,20 @@ def _speed_accuracy(
         if cosine is not None:
             name = f"gate {cosine:g}" if len(loaded) == 1 else f"gate {cosine:g} ({tag[one.name]})"
             gates.setdefault(1.0 - cosine, name)
+    if not known:
+        return _section("Speed against accuracy", "Not drawn: no request has both a latency and a cosine.")
     return _section(
         "Speed against accuracy",
         "Whole requests, both axes logarithmic: the lower left corner is fast and exact. Above a dashed line, the "
         "actions stray further from eager fp32 than the gate allows.",
-        charts.points(known, [(name, value) for value, name in gates.items()])
-        if known
-        else element("p", "Not drawn: no request has both a latency and a cosine.", class_="more"),
+        charts.points(known, [(name, value) for value, name in gates.items()]),
     )
 
 
 def _waterfall(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
     panels: list[Child] = []
-    for place, one in enumerate(loaded):
-        rows = [row for row in measurements([one], "waterfall")]
+    for one in loaded:
+        rows = measurements([one], "waterfall")
         if not rows:
             continue
         drawn, before = [], None
@@ -184,7 +212,7 @@ def _waterfall(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
                 bar = _step(bar, row.timing.p50, before, first)
                 before = row.timing.p50
             drawn.append(bar)
-        panels += [element("h3", tag[loaded[place].name]) if len(loaded) > 1 else None, charts.bars(drawn, "ms")]
+        panels += [element("h3", tag[one.name], " ", one.name) if len(loaded) > 1 else None, charts.bars(drawn, "ms")]
     if not panels:
         return None
     return _section(
@@ -204,13 +232,13 @@ def _step(bar: charts.Bar, value: float, before: float | None, first: float | No
     )  # fmt: skip
 
 
-def _variations(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
+def _variations(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
     groups = list(dict.fromkeys(row.subject for row in measured if row.subject != "waterfall"))
     panels = [
         element(
             "div",
             element("h3", group),
-            charts.bars([charts.latency_bar(row, _label(row, tag)) for row in measured if row.subject == group], "ms"),
+            _bars(loaded, [row for row in measured if row.subject == group], tag),
             class_="panel",
         )
         for group in groups[: charts.MOST_ROWS]
@@ -222,22 +250,23 @@ def _variations(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html | N
 
 
 def _stages(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
-    rows: list[tuple[str, list[tuple[str, float]]]] = []
-    for one in loaded:
-        mark = f" {tag[one.name]}" if len(loaded) > 1 else ""
-        for name, column in (("eager", "eager_latency_ms"), ("as planned", "latency_ms")):
-            own = split(one, column)
-            if own:
-                rows.append((name + mark, own))
-    for row in measured:
-        if row.stages and row.subject in SAME_WORK:
-            rows.append((_label(row, tag), parts(row.stages, {})))
-    rows = [(label, own) for label, own in rows if sum(value for _, value in own) > 0]
+    charted: list[Child] = []
+    several = len(loaded) > 1
+    for place, one in enumerate(loaded):
+        rows = [("eager", split(one, "eager_latency_ms")), ("as planned", split(one, "latency_ms"))]
+        for row in measured:
+            if row.place == place and row.stages and row.subject in SAME_WORK:
+                rows.append((f"{row.subject}: {row.label}", parts(row.stages, {})))
+        drawn = [(label, own) for label, own in rows if sum(value for _, value in own) > 0]
+        if drawn:
+            charted += [element("h3", tag[one.name], " ", one.name) if several else None, charts.stacks(drawn)]
+    if not charted:
+        return _section("Where a request spends its time", "No stage was timed.")
     return _section(
         "Where a request spends its time",
         "Medians of each stage, all its calls in one request added up. Timed in requests of their own, so that a sum "
         "may differ a little from the latency above.",
-        charts.stacks(rows) if rows else element("p", "No stage was timed.", class_="more"),
+        charted,
     )
 
 
@@ -248,15 +277,17 @@ def _roofline(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
             _label(row, tag), row.roofline_percent, percent(row.roofline_percent),
             f"{row.label}: {exact(row.roofline_percent)} %, {exact(row.roofline_ms)} ms of "
             f"{exact(row.timing.p50 if row.timing else None)} ms",
-            charts.colour(row.backend),
+            "c-step",
         )
         for row in known
     ]  # fmt: skip
-    why = "Not computed: no record has a roofline, which needs a measuring run on a GPU whose ceilings are known."
+    if not drawn:
+        why = "Not computed: no record has a roofline, which needs a measuring run on a GPU whose ceilings are known."
+        return _section("How close to the hardware's limit", why)
     return _section(
         "How close to the hardware's limit",
         "The time that memory bandwidth and arithmetic allow, as a share of the measured p50. 100 % cannot be beaten.",
-        charts.bars(drawn, "%", top=100.0) if drawn else element("p", why, class_="more"),
+        charts.bars(drawn, "%", top=100.0),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from .. import plots
 from ..errors import RecordError
 from ..report import digits
-from .charts import LEAST_MS
+from .charts import LEAST_DISTANCE, LEAST_MS
 from .figures import short
 from .intake import Loaded
 from .readings import Reading, measurements, readings, rivals
@@ -95,25 +96,29 @@ def speed_accuracy(one: Loaded, path: Path) -> None:
     rows = _points(one)
     height = 2.6 + 0.3 * len(rows)
     with plots.figure(one.record, path, "Speed against accuracy", height_inches=max(height, 4.0)) as axes:
-        distances = [row.distance for row in rows if row.distance]
-        # Equal results have no place on a logarithmic axis: they get the decade below the smallest distance.
-        floor = min(distances, default=1e-6) / 10
         for row in rows:
             if row.timing is None or row.distance is None:
                 continue
-            y = row.distance or floor
+            y = max(row.distance, LEAST_DISTANCE)
             axes.scatter([row.timing.p50], [y], s=70, color=COLOURS.get(row.backend, plots.SKY), zorder=3)
-            text = f"{row.label}: {digits(row.timing.p50)} ms" + ("" if row.distance else ", equal")
+            text = f"{row.label}: {digits(row.timing.p50)} ms"
             axes.annotate(text, (row.timing.p50, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
         gate = (one.record["accuracy"]["gate"] or {}).get("cosine")
-        if gate is not None and gate < 1:
+        if gate is not None and 1 - gate > LEAST_DISTANCE:
             axes.axhline(1 - gate, color=plots.ORANGE, linestyle="--", linewidth=1.2)
             axes.annotate(
                 f"gate {gate:g}", (1.0, 1 - gate), xycoords=("axes fraction", "data"), xytext=(0, 4),
                 textcoords="offset points", ha="right", fontsize=9, color=plots.ORANGE,
             )  # fmt: skip
         axes.set(xscale="log", yscale="log")
-        axes.margins(x=0.3, y=0.15)
+        latencies = [row.timing.p50 for row in rows if row.timing]
+        axes.set_xlim(10.0 ** math.floor(math.log10(min(latencies))), 10.0 ** math.ceil(math.log10(max(latencies) * 4)))
+        axes.margins(y=0.15)
+        axes.xaxis.set_major_formatter(lambda value, _: digits(value))
+        # Formulas are switched off, and the usual labels are formulas.
+        axes.yaxis.set_major_formatter(lambda value, _: "≤ 1e-8" if value <= LEAST_DISTANCE else f"{value:.0e}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel("p50 of one request, ms", fontsize=9, color="#555555")
         axes.set_ylabel("1 − cosine to eager fp32", fontsize=9, color="#555555")
 

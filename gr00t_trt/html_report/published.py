@@ -12,7 +12,7 @@ from .charts import Bar, bars, latency_bar
 from .figures import DASH, exact, short
 from .intake import Loaded
 from .markup import Html, element, join
-from .readings import WHOLE, Reading, is_gpu
+from .readings import WHOLE, Reading, is_gpu, machine
 from .tables import exact_short, table
 
 PUBLISHED: Mapping[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
@@ -45,12 +45,10 @@ def side_by_side(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping
     lines = []
     for (place, _, label), values in own.items():
         one = loaded[place]
-        known = one.record["environment"]
-        device = known["gpu"] if is_gpu(one) else f"CPU, {known['cpu_cores'] or '?'} cores"
-        lines.append(_line("measured", device or "GPU", label, values, values.get(WHOLE), tag[one.name]))
+        lines.append(_line("measured", machine(one), label, values, values.get(WHOLE), tag[one.name]))
     for row in PUBLISHED["rows"]:
         how = f"{row['path']} {row['precision'] or ''}".strip()
-        source = [row["source"], element("br"), row["detail"]]
+        source = element("span", f"{row['source']}: {row['detail']}", class_="notes")
         lines.append(_line("published", row["device"], how, row["submodules_ms"], row["end_to_end_ms"], source))
     head = ("whose", "device", "how", "whole request", *SUBMODULES, "record or source")
     return table("Milliseconds per call, measured here and published by NVIDIA", head, lines, numbers=3)
@@ -66,8 +64,7 @@ def _named(row: Mapping[str, Any]) -> str:
 
 
 def _labelled(row: Reading, loaded: Sequence[Loaded], tag: Mapping[str, str]) -> str:
-    gpu = loaded[row.place].record["environment"]["gpu"]
-    return f"{gpu or 'GPU'}, {row.label}" + (f" {tag[row.record]}" if len(tag) > 1 else "")
+    return f"{machine(loaded[row.place])}, {row.label}" + (f" {tag[row.record]}" if len(tag) > 1 else "")
 
 
 def _other_work(one: Loaded) -> bool:

@@ -57,7 +57,7 @@ class Reading:
         record: Name of the record.
         place: Of the record among those of the page, from 0.
         subject: A submodule, `WHOLE`, or for a measurement its group.
-        backend: As in the record; ``eager`` for the baseline.
+        backend: As in the record; ``eager`` for the baseline; empty for a measurement, whose label says what ran.
         label: What sets it apart from others of its subject: backend and precision, or a measurement's name.
         why_not: Why there is no latency, when there is none.
     """
@@ -125,6 +125,14 @@ def rivals(rows: Iterable[Reading], measured: Iterable[Reading]) -> list[Reading
 
 def is_gpu(one: Loaded) -> bool:
     return (one.record["device"] or "").startswith("cuda")
+
+
+def machine(one: Loaded) -> str:
+    """What the model ran on: the GPU, or the CPU and its cores."""
+    known = one.record["environment"]
+    if is_gpu(one):
+        return known["gpu"] or known["board"] or "GPU"
+    return f"{known['cpu'] or 'CPU'}, {known['cpu_cores'] or '?'} cores"
 
 
 def ran_restructured(one: Loaded) -> bool:
@@ -260,7 +268,7 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         record=record,
         place=place,
         subject=row["group"] or "measurement",
-        backend=_backend_of(row["name"]),
+        backend="",
         precision=None,
         label=row["name"],
         timing=taken,
@@ -275,13 +283,6 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         kernels=work.get("kernels"),
         notes=tuple(row["notes"]),
     )
-
-
-def _backend_of(name: str) -> str:
-    """Which colour a measurement gets: its name is free text that begins with, or speaks of, what runs it."""
-    lowered = name.lower()
-    spoken = (("eager", "eager"), ("torch_tensorrt", "torch_tensorrt"), ("compile", "inductor"), ("inductor",) * 2)
-    return next((backend for word, backend in spoken if word in lowered), "ours")
 
 
 def split(one: Loaded, column: str) -> list[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .figures import DASH, cosine, distance, exact, gate, megabytes, percent, short, speedup
@@ -14,24 +14,34 @@ Cell = tuple[Child, float | None] | Child
 """What a cell shows, and the number behind it, which is sorted by and shown on hover; or text alone."""
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], *, numbers: int) -> Html:
-    """A table that scrolls sideways on its own and whose columns sort.
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], *, numbers: int, kind: str = "") -> Html:
+    """A table that scrolls sideways on its own and whose columns sort; columns of dashes are left out, and named.
 
     Args:
         numbers: The column from which on cells are numbers, aligned at the right.
+        kind: A class of style.css.
     """
+    filled = [i for i in range(len(head)) if i < numbers or any(_says_something(row[i]) for row in rows)]
+    absent = [text for i, text in enumerate(head) if i not in filled]
+    if absent:
+        caption = f"{caption}. In no record: {', '.join(absent)}."
     sortable = [
-        element("th", element("button", text, type="button"), scope="col", class_="num" if i >= numbers else None)
-        for i, text in enumerate(head)
+        element("th", element("button", head[i], type="button"), scope="col", class_="num" if i >= numbers else None)
+        for i in filled
     ]
-    lines = [element("tr", [_cell(cell, i, i >= numbers) for i, cell in enumerate(row)]) for row in rows]
+    lines = [element("tr", [_cell(row[i], i, i >= numbers) for i in filled]) for row in rows]
     inside = element(
         "table",
         element("caption", caption),
         element("thead", element("tr", sortable)),
         element("tbody", lines),
     )
-    return element("div", inside, class_="scroll", role="region", tabindex=0, aria_label=caption)
+    return element("div", inside, class_=f"scroll {kind}".strip(), role="region", tabindex=0, aria_label=caption)
+
+
+def _says_something(cell: Cell) -> bool:
+    shown = cell[0] if isinstance(cell, tuple) else cell
+    return shown not in (DASH, "", None)
 
 
 def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
@@ -40,7 +50,7 @@ def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
     head = (
         *("what", "on"),
         *(("record",) if several else ()),
-        *("p50 ms", "p90 ms", "p99 ms", "against eager", "build s", "engine MB", "layers before", "after"),
+        *("p50 ms", "p90 ms", "p99 ms", "against eager", "build s", "engine MB", "layers, before → after"),
         *("coverage", "peak MB", "cosine", "max abs", "gate", "notes"),
     )
     lines = []
@@ -59,13 +69,12 @@ def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
                 (_against(row), row.ratio),
                 (short(row.build_s), row.build_s),
                 (megabytes(row.engine_bytes), row.engine_bytes),
-                (short(row.layers_before), row.layers_before),
-                (short(row.layers_after), row.layers_after),
+                (_layers(row), row.layers_after if row.layers_before is None else row.layers_before),
                 (percent(row.coverage_percent), row.coverage_percent),
                 (megabytes(row.peak_bytes), row.peak_bytes),
                 (cosine(row.cosine, row.exact), row.cosine),
                 (distance(row.max_abs), row.max_abs),
-                element("span", gate(row.passed), class_=None if row.passed is None else f"gate-{gate(row.passed)}"),
+                DASH if row.passed is None else element("span", gate(row.passed), class_=f"gate-{gate(row.passed)}"),
                 element("span", notes, class_="notes") if notes else "",
             ]
         )
@@ -125,7 +134,7 @@ def facts(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html:
         if any(values):
             lines.append([element("b", name), *(value or DASH for value in values)])
     head = ("", *(tag[one.name] for one in loaded))
-    return table("What the figures were taken with", head, lines, numbers=len(head))
+    return table("What the figures were taken with", head, lines, numbers=len(head), kind="facts")
 
 
 def _dirty(record: Mapping[str, Any]) -> Child:
@@ -191,6 +200,12 @@ FACTS = (
     ("ended", lambda r: r["exit_reason"]),
 )  # fmt: skip
 """What `facts` shows: name -> the value in a record, None where it is unknown."""
+
+
+def _layers(row: Reading) -> str:
+    if row.layers_before is None and row.layers_after is None:
+        return DASH
+    return f"{short(row.layers_before)} → {short(row.layers_after)}"
 
 
 def _against(row: Reading) -> Child:
