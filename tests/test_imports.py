@@ -71,7 +71,15 @@ def test_imports_point_one_way(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["gr00t_trt", "gr00t_trt.__main__", "gr00t_trt.cli", "gr00t_trt.plans", "gr00t_trt.report"]
+    "module",
+    [
+        "gr00t_trt",
+        "gr00t_trt.__main__",
+        "gr00t_trt.cli",
+        "gr00t_trt.plans",
+        "gr00t_trt.report",
+        "gr00t_trt.html_report.__main__",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

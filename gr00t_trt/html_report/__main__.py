@@ -45,14 +45,14 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with progress(console) as steps:
         steps.step("reading records")
         loaded = load(args.records)
-        steps.step("writing the page")
-        write_text(page(loaded, args.title), args.output, what="the page", flag="--output")
-        written = []
+        written: list[Path] = []
         if args.plots:
             steps.step("drawing pictures")
             for done, one in enumerate(loaded):
                 steps.advance(done, len(loaded))
                 written += draw(one, Path(args.plots))
+        steps.step("writing the page")
+        write_text(page(loaded, args.title), args.output, what="the page", flag="--output")
     for path in (*written, Path(args.output)):
         print(path, flush=True)
     return 0

@@ -178,16 +178,14 @@ def points(rows: Sequence[tuple[str, Reading]], gates: Sequence[tuple[str, float
     for place, (label, reading) in enumerate(drawn):
         if reading.timing is None or reading.distance is None:
             continue
-        letter = _letter(place)
+        name = letter(place)
         x, y = across(reading.timing.p50), down(reading.distance)
-        title = f"{letter}: {label}: p50 {exact(reading.timing.p50)} ms, 1 − cosine {reading.distance:.3g}"
+        title = f"{name}: {label}: p50 {exact(reading.timing.p50)} ms, 1 − cosine {reading.distance:.3g}"
         shade = colour(reading.backend)
         marks.append(_mark("circle", title, f"dot {shade}", cx=_pc(x), cy=_pc(y), r=10))
-        marks.append(_text(letter, x, y, "letter"))
+        marks.append(_text(name, x, y, "letter"))
         figures = f"{short(reading.timing.p50, 'ms')}, 1 − cosine {distance(reading.distance)}"
-        keys.append(
-            element("li", element("b", letter, class_=f"swatch {shade}"), label, " ", element("small", figures))
-        )
+        keys.append(element("li", element("b", name, class_=f"swatch {shade}"), label, " ", element("small", figures)))
     picture = element("svg", marks, class_="plane", role="group", aria_label="latency against 1 − cosine")
     return element(
         "div",
@@ -280,7 +278,7 @@ def _pc(value: float) -> str:
     return f"{min(max(value, 0.0), 100.0):.3f}".rstrip("0").rstrip(".") + "%"
 
 
-def _letter(place: int) -> str:
+def letter(place: int) -> str:
     """A, B, ... Z, AA, AB, ..."""
     text = ""
     place += 1

@@ -173,7 +173,9 @@ def _fit(value: Any, kind: Any, at: str, path: str) -> Any:
             raise _misfit(value, "a mapping", at, path)
         if "*" in kind:
             own = kind["*"]
-            return {visible(k): _fit(v, own, f"{at}.{k}", path) for k, v in value.items() if v is not None}
+            # Among named figures a null is no figure; a version that is null is a package that is not there.
+            kept = {k: v for k, v in value.items() if v is not None or own == TEXT}
+            return {visible(k): _fit(v, own, f"{at}.{k}", path) for k, v in kept.items()}
         known = {name: _fit(value.get(name), own, f"{at}.{name}".lstrip("."), path) for name, own in kind.items()}
         return {**value, **known}
     fits = {

@@ -41,7 +41,7 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
         _variations(loaded, measured, tag),
         _stages(loaded, measured, tag),
         _roofline(measured, tag),
-        _tables(rows, measured, tag),
+        _tables(loaded, rows, measured, tag),
         _published(loaded, rows, tag),
         _open(loaded, rows, measured, tag),
         _facts(loaded, tag),
@@ -291,12 +291,15 @@ def _roofline(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
     )
 
 
-def _tables(rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+def _tables(
+    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
+) -> Html:
     return _section(
         "All figures",
         "A heading sorts its column. Pointing at a cell shows all digits.",
         tables.results(rows, tag),
         tables.measured(measured, tag) if measured else None,
+        tables.actions(loaded, tag),
         name="tables",
     )
 

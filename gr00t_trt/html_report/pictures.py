@@ -12,7 +12,7 @@ from typing import Any
 from .. import plots
 from ..errors import RecordError
 from ..report import digits
-from .charts import LEAST_DISTANCE, LEAST_MS
+from .charts import LEAST_DISTANCE, LEAST_MS, letter
 from .figures import short
 from .intake import Loaded
 from .readings import Reading, measurements, readings, rivals
@@ -35,6 +35,11 @@ def draw(one: Loaded, folder: Path) -> list[Path]:
 
     Raises: RecordError without matplotlib, or for a folder that cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RecordError(f"{folder}: no pictures can be written there: {why}", fix="change --plots") from error
     run = measurements([one])
     wanted = [
         ("latency", latency_bars, True),
@@ -96,13 +101,15 @@ def speed_accuracy(one: Loaded, path: Path) -> None:
     rows = _points(one)
     height = 2.6 + 0.3 * len(rows)
     with plots.figure(one.record, path, "Speed against accuracy", height_inches=max(height, 4.0)) as axes:
-        for row in rows:
+        for place, row in enumerate(rows):
             if row.timing is None or row.distance is None:
                 continue
-            y = max(row.distance, LEAST_DISTANCE)
-            axes.scatter([row.timing.p50], [y], s=70, color=COLOURS.get(row.backend, plots.SKY), zorder=3)
-            text = f"{row.label}: {digits(row.timing.p50)} ms"
-            axes.annotate(text, (row.timing.p50, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+            x, y, name = row.timing.p50, max(row.distance, LEAST_DISTANCE), letter(place)
+            shade = COLOURS.get(row.backend, plots.SKY)
+            axes.scatter([x], [y], s=190, color=shade, edgecolor="white", zorder=3,
+                         label=f"{name}  {row.label}: {digits(x)} ms")  # fmt: skip
+            axes.annotate(name, (x, y), ha="center", va="center_baseline", fontsize=8.5, fontweight="bold", zorder=4)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, markerscale=0.6)
         gate = (one.record["accuracy"]["gate"] or {}).get("cosine")
         if gate is not None and 1 - gate > LEAST_DISTANCE:
             axes.axhline(1 - gate, color=plots.ORANGE, linestyle="--", linewidth=1.2)
@@ -112,7 +119,9 @@ def speed_accuracy(one: Loaded, path: Path) -> None:
             )  # fmt: skip
         axes.set(xscale="log", yscale="log")
         latencies = [row.timing.p50 for row in rows if row.timing]
-        axes.set_xlim(10.0 ** math.floor(math.log10(min(latencies))), 10.0 ** math.ceil(math.log10(max(latencies) * 4)))
+        axes.set_xlim(
+            10.0 ** math.floor(math.log10(min(latencies))), 10.0 ** math.ceil(math.log10(max(latencies) * 1.0001))
+        )
         axes.margins(y=0.15)
         axes.xaxis.set_major_formatter(lambda value, _: digits(value))
         # Formulas are switched off, and the usual labels are formulas.

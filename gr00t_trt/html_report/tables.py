@@ -50,7 +50,7 @@ def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
     head = (
         *("what", "on"),
         *(("record",) if several else ()),
-        *("p50 ms", "p90 ms", "p99 ms", "against eager", "build s", "engine MB", "layers, before → after"),
+        *("p50 ms", "p90 ms", "p99 ms", "vs eager", "build s", "engine MB", "layers"),
         *("coverage", "peak MB", "cosine", "max abs", "gate", "notes"),
     )
     lines = []
@@ -114,6 +114,19 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
             ]
         )
     return table("Every configuration of the measuring runs", head, lines, numbers=3 if several else 2)
+
+
+def actions(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
+    """How far each part of the actions strays from eager fp32, in the robot's own units."""
+    lines: list[list[Cell]] = [
+        [key, tag[one.name], (cosine(given["cosine"], given["exact"]), given["cosine"]),
+         (distance(given["max_abs"]), given["max_abs"])]
+        for one in loaded
+        for key, given in (one.record["accuracy"]["per_key"] or {}).items()
+    ]  # fmt: skip
+    head = ("action", "record", "cosine", "max abs")
+    caption = "Actions against eager fp32, in the robot's own units"
+    return table(caption, head, lines, numbers=2) if lines else None
 
 
 def exact_short(value: float | None) -> str:
