@@ -20,10 +20,17 @@ from .report import digits
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E0B000"
 """Okabe and Ito's colours, which readers of all kinds of colour vision tell apart; the yellow darkened for white."""
+LIGHT = (PINK, SKY, YELLOW)
+"""Those on which text is dark."""
 GREY, INK, FAINT = "#8C8C8C", "#222222", "#D9D9D9"
 
 DPI = 150
 WIDTH_INCHES = 9.0
+HEAD_INCHES = 0.62
+"""What title and subtitle take."""
+BEHIND = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+"""Keeps grid lines out of text."""
+
 KEY = "Record"
 """PNG text chunk that holds the digest of the record."""
 
@@ -31,11 +38,11 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vision tower": (BLUE, ("vision_model",)),
     "language model": (SKY, ("language_model", "language_model_padded")),
     "vl self-attention": (GREEN, ("vl_components",)),
-    "context (K, V)": (YELLOW, ("context",)),
     "denoising": (
         ORANGE,
         ("state_encoder", "action_encoder", "dit_model", "action_decoder", "denoise_step", "denoise_loop"),
     ),
+    "pre- and postprocessing": (PINK, ("preprocess", "postprocess")),
     "between stages": (GREY, ("between stages",)),
 }
 """Part of a request -> its colour, and the stages that make it up."""
@@ -74,10 +81,15 @@ def figure(record: Mapping[str, Any], path: str | Path, title: str, *, height_in
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise RecordError("plots need matplotlib", fix="pip install 'gr00t_trt[plots]'") from None
-    drawing = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout="constrained")
+    below_head = (0.0, 0.0, 1.0, 1.0 - HEAD_INCHES / height_inches)
+    drawing = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout=ConstrainedLayoutEngine(rect=below_head))
     FigureCanvasAgg(drawing)
+    top = 1.0 - 0.12 / height_inches
+    drawing.text(0.012, top, title, va="top", fontsize=13, fontweight="bold", color=INK)
+    drawing.text(0.012, top - 0.30 / height_inches, subtitle(record), va="top", fontsize=9, color="#555555")
     axes = drawing.add_subplot()
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -86,8 +98,6 @@ def figure(record: Mapping[str, Any], path: str | Path, title: str, *, height_in
     axes.tick_params(axis="y", length=0, labelsize=10, colors=INK)
     axes.set_axisbelow(True)
     axes.grid(axis="x", color=FAINT, linewidth=0.7)
-    drawing.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
-    axes.set_title(subtitle(record), loc="left", x=0.0, fontsize=9, color="#555555", pad=10)
     yield axes
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -117,15 +127,17 @@ def rows_of(record: Mapping[str, Any], *groups: str) -> list[Mapping[str, Any]]:
     return [row for row in record.get("measurements") or () if row["group"] in groups]
 
 
-def p50(row: Mapping[str, Any]) -> float | None:
+def p50(row: Mapping[str, Any], latency: str = "latency_ms") -> float | None:
     """Median latency of a measurement in ms, or None."""
-    return (row.get("latency_ms") or {}).get("p50")
+    return (row.get(latency) or {}).get("p50")
 
 
 def waterfall(record: Mapping[str, Any], path: str | Path) -> None:
-    """One bar per step from eager PyTorch to the fastest form of the model, with what each step changed."""
+    """One bar per step from eager PyTorch to the fastest form of the model, each with its speed-up.
+
+    A tick marks eager PyTorch as it was timed in turn with the row, against which the speed-up is taken.
+    """
     rows = rows_of(record, "waterfall")
-    first = next((p50(row) for row in rows if p50(row)), None)
     with figure(record, path, "One action chunk, step by step", height_inches=_height(len(rows))) as axes:
         labels, widest = [], max((p50(row) or 0.0 for row in rows), default=0.0)
         for place, row in enumerate(rows):
@@ -137,18 +149,20 @@ def waterfall(record: Mapping[str, Any], path: str | Path) -> None:
             colour = GREY if place == 0 else BLUE
             axes.barh(place, value, color=colour, height=0.68)
             _spread(axes, place, row)
-            change = "" if place == 0 or not first else f"   {first / value:.2f}×"
-            axes.annotate(
-                f"{digits(value)} ms{change}", (max(value, _p90(row) or value), place), xytext=(6, 0),
-                textcoords="offset points", va="center", fontsize=9, color=INK,
-            )  # fmt: skip
-        _finish(axes, labels, widest, "p50 of one call, ms; whisker: p10 to p90; factor: against the first bar")
+            eager, ratio = p50(row, "eager_latency_ms"), (row.get("verdict") or {}).get("ratio")
+            if eager is not None and place:
+                axes.plot([eager, eager], [place - 0.34, place + 0.34], color=GREY, linewidth=1.6)
+            end = max(value, _p90(row) or value, eager if place and eager is not None else 0.0)
+            label(axes, end, place, f"{digits(value)} ms" + ("" if ratio is None else f"   {ratio:.2f}×"))
+            widest = max(widest, end)
+        unit = "p50 of one call, ms     thin line: p10 to p90     grey tick: eager PyTorch, timed in turn"
+        _finish(axes, labels, widest, unit)
 
 
 def stage_split(record: Mapping[str, Any], path: str | Path) -> None:
     """Where a request spends its time: one stacked bar per row of the waterfall whose stages were timed."""
     rows = [row for row in rows_of(record, "waterfall") if row.get("stages")]
-    with figure(record, path, "Where one action chunk spends its time", height_inches=_height(len(rows), 1.5)) as axes:
+    with figure(record, path, "Where one action chunk spends its time", height_inches=_height(len(rows), 1.65)) as axes:
         totals = [sum(max(value, 0.0) for value in row["stages"].values()) for row in rows]
         widest = max(totals, default=0.0)
         for place, (row, total) in enumerate(zip(rows, totals, strict=True)):
@@ -159,13 +173,10 @@ def stage_split(record: Mapping[str, Any], path: str | Path) -> None:
                     continue
                 axes.barh(place, value, left=left, color=colour, height=0.68, edgecolor="white", linewidth=0.8)
                 if value > 0.055 * widest:
-                    axes.text(
-                        left + value / 2, place, digits(value), ha="center", va="center", fontsize=8.5, color="white"
-                    )
+                    ink = INK if colour in LIGHT else "white"
+                    axes.text(left + value / 2, place, digits(value), ha="center", va="center", fontsize=8.5, color=ink)
                 left += value
-            axes.annotate(
-                f"{digits(total)} ms", (left, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            label(axes, left, place, f"{digits(total)} ms")
         if not rows:
             not_measured(axes, 0, "no row of this record has its stages timed")
         _legend(axes, [(name, colour) for name, (colour, _) in PARTS.items()])
@@ -182,11 +193,17 @@ def roofline(record: Mapping[str, Any], path: str | Path) -> None:
                 not_measured(axes, place, row.get("why_not"))
                 continue
             axes.barh(place, share, color=BLUE, height=0.68)
-            text = f"{share:.1f} %   {digits(row['roofline']['ms'])} of {digits(p50(row))} ms"
-            axes.annotate(text, (share, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+            label(axes, share, place, f"{share:.1f} %   {digits(row['roofline']['ms'])} of {digits(p50(row))} ms")
         if not rows:
             not_measured(axes, 0, "no ceilings are known for this device, so there is no roofline to compare with")
         _finish(axes, [row["name"] for row in rows] or [""], 100.0, "roofline time over p50, %", room=1.0)
+
+
+def label(axes: Any, end: float, place: float, text: str) -> None:
+    """Write a value behind the end of its bar."""
+    axes.annotate(
+        text, (end, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=INK, bbox=BEHIND
+    )
 
 
 def not_measured(axes: Any, place: float, why: str | None) -> None:
@@ -194,7 +211,7 @@ def not_measured(axes: Any, place: float, why: str | None) -> None:
     text = "not measured" + (f": {why}" if why else "")
     axes.annotate(
         textwrap.shorten(text, 96, placeholder=" …"), (0, place), xytext=(6, 0), textcoords="offset points",
-        va="center", fontsize=8.5, color=GREY, style="italic",
+        va="center", fontsize=8.5, color=GREY, style="italic", bbox=BEHIND,
     )  # fmt: skip
 
 
@@ -226,5 +243,5 @@ def _finish(axes: Any, labels: Sequence[str], widest: float, unit: str, room: fl
     axes.set_xlabel(unit, fontsize=9, color="#555555")
 
 
-def _height(rows: int, room: float = 1.25) -> float:
+def _height(rows: int, room: float = 1.35) -> float:
     return room + 0.36 * max(rows, 2)

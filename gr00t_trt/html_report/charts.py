@@ -8,14 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .figures import distance, exact, short, spelled
+from .figures import distance, exact, short, speedup, spelled
 from .markup import Html, element, join
 from .readings import REST, Reading
 
 MOST_ROWS = 40
 """Rows that a chart shows; the tables have all of them."""
 
-COLOURED = ("eager", "inductor", "torch_tensorrt", "tensorrt", "onnxruntime")
+COLOURED = ("plain", "eager", "inductor", "torch_tensorrt", "tensorrt", "onnxruntime")
 """Backends with a colour of their own; `c-<name>` in style.css."""
 
 SHADES = {
@@ -78,10 +78,11 @@ def latency_bar(reading: Reading, label: str, colour_class: str | None = None) -
     taken, shade = reading.timing, colour_class or colour(reading.backend)
     if taken is None:
         return Bar(label, None, reading.why_not or "not measured", f"{label}: {reading.why_not}", shade)
+    # A measurement says how it compares with eager; of backends side by side, the bars do.
     return Bar(
         label,
         taken.p50,
-        short(taken.p50, "ms"),
+        short(taken.p50, "ms") + (f" · {speedup(reading.ratio)}" if reading.eager and reading.ratio else ""),
         f"{label}: {spelled(taken)}" + (f". {reading.verdict}" if reading.verdict else ""),
         shade,
         low=taken.p10,

@@ -51,6 +51,7 @@ STAGE = {
 MEASUREMENT = {
     **dict.fromkeys(("group", "name", "why_not"), TEXT),
     "latency_ms": LATENCY,
+    "eager_latency_ms": LATENCY,
     "stages": {"*": NUMBER},
     "accuracy": AGREEMENT,
     "work": dict.fromkeys(("gflop", "bytes", "operators", "operators_per_step", "kernels"), NUMBER),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import charts, findings, published, tables
@@ -205,11 +206,10 @@ def _waterfall(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
         if not rows:
             continue
         drawn, before = [], None
-        first = next((row.timing.p50 for row in rows if row.timing), None)
         for row in rows:
             bar = charts.latency_bar(row, row.label, "c-first" if before is None else "c-step")
             if row.timing:
-                bar = _step(bar, row.timing.p50, before, first)
+                bar = _step(bar, row.timing.p50, before)
                 before = row.timing.p50
             drawn.append(bar)
         panels += [element("h3", tag[one.name], " ", one.name) if len(loaded) > 1 else None, charts.bars(drawn, "ms")]
@@ -217,23 +217,21 @@ def _waterfall(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
         return None
     return _section(
         "What each step brings",
-        "One step added after another, p50 of one request. Light: what the step saved. Red: what it cost.",
+        "One step added after another, p50 of one request, and how many times as fast as eager PyTorch, timed in turn. "
+        "Light: what the step saved. Red: what it cost.",
         panels,
     )
 
 
-def _step(bar: charts.Bar, value: float, before: float | None, first: float | None) -> charts.Bar:
-    if before is None or not first or value <= 0:
+def _step(bar: charts.Bar, value: float, before: float | None) -> charts.Bar:
+    if before is None:
         return bar
-    change = f"{first / value:.2f}× the first; {exact(value - before)} ms against the step before"
-    return charts.Bar(
-        bar.label, bar.value, f"{bar.shown} · {first / value:.2f}×", f"{bar.title}. {change}", bar.colour,
-        before=before, low=bar.low, high=bar.high, last=bar.last,
-    )  # fmt: skip
+    change = f"{exact(value - before)} ms against the bar before"
+    return replace(bar, before=before, title=f"{bar.title}. {change}")
 
 
 def _variations(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
-    groups = list(dict.fromkeys(row.subject for row in measured if row.subject != "waterfall"))
+    groups = list(dict.fromkeys(row.subject for row in measured if row.timing and row.subject != "waterfall"))
     panels = [
         element(
             "div",
@@ -245,7 +243,7 @@ def _variations(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapp
     ]
     if not panels:
         return None
-    lead = "Compilers, views, batch and denoising steps. Every panel has its own axis, which begins at zero."
+    lead = "Each with how many times as fast as eager PyTorch it is. Every panel has its own axis, from zero."
     return _section("What else was varied", lead, element("div", panels, class_="panels"))
 
 
@@ -274,7 +272,7 @@ def _roofline(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
     known = [row for row in measured if row.roofline_percent is not None]
     drawn = [
         charts.Bar(
-            _label(row, tag), row.roofline_percent, percent(row.roofline_percent),
+            _label(row, tag), row.roofline_percent, f"{row.roofline_percent:.1f}\u00a0%",
             f"{row.label}: {exact(row.roofline_percent)} %, {exact(row.roofline_ms)} ms of "
             f"{exact(row.timing.p50 if row.timing else None)} ms",
             "c-step",

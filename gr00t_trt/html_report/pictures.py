@@ -21,6 +21,7 @@ MOST_ROWS = 60
 """Bars of a picture; beyond, it would be taller than anyone scrolls, and says so."""
 
 COLOURS = {
+    "plain": "#5c6670",
     "eager": plots.GREY,
     "inductor": plots.YELLOW,
     "torch_tensorrt": plots.GREEN,
@@ -42,7 +43,7 @@ def draw(one: Loaded, folder: Path) -> list[Path]:
         raise RecordError(f"{folder}: no pictures can be written there: {why}", fix="change --plots") from error
     run = measurements([one])
     wanted = [
-        ("latency", latency_bars, True),
+        ("latency", latency_bars, bool(readings([one]))),
         ("speed-accuracy", speed_accuracy, bool(_points(one))),
         ("waterfall", _of_run(plots.waterfall), any(row.subject == "waterfall" for row in run)),
         ("stages", _of_run(plots.stage_split), any(row.stages and row.subject == "waterfall" for row in run)),

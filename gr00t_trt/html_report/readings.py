@@ -59,7 +59,9 @@ class Reading:
         subject: A submodule, `WHOLE`, or for a measurement its group.
         backend: As in the record; ``eager`` for the baseline; empty for a measurement, whose label says what ran.
         label: What sets it apart from others of its subject: backend and precision, or a measurement's name.
+        eager: Of a measurement: the plain model in eager PyTorch, timed in turn with it.
         why_not: Why there is no latency, when there is none.
+        ratio: Median of the baseline over this one's.
     """
 
     record: str
@@ -69,6 +71,7 @@ class Reading:
     precision: str | None
     label: str
     timing: Timing | None
+    eager: Timing | None = None
     why_not: str | None = None
     ratio: float | None = None
     winner: str | None = None
@@ -272,6 +275,7 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         precision=None,
         label=row["name"],
         timing=taken,
+        eager=timing(row["eager_latency_ms"]),
         why_not=None if taken else row["why_not"] or "not measured",
         **_verdict(row["verdict"]),
         **_accuracy(row["accuracy"], None),

@@ -87,13 +87,25 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
     head = (
         *("group", "configuration"),
         *(("record",) if several else ()),
-        *("p50 ms", "p90 ms", "p99 ms", "cosine", "max abs", "% of roofline", "roofline ms", "GFLOP"),
+        *(
+            "p50 ms",
+            "p90 ms",
+            "p99 ms",
+            "eager p50 ms",
+            "vs eager",
+            "cosine",
+            "max abs",
+            "% of roofline",
+            "roofline ms",
+            "GFLOP",
+        ),
         *("operators a step", "kernels", "notes"),
     )
     lines = []
     for row in rows:
         taken = row.timing
         p50, p90, p99 = (taken.p50, taken.p90, taken.p99) if taken else (None, None, None)
+        eager = row.eager.p50 if row.eager else None
         notes = "; ".join(text for text in (row.why_not, row.verdict, *row.notes) if text)
         lines.append(
             [
@@ -103,6 +115,8 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
                 (exact_short(p50), p50),
                 (exact_short(p90), p90),
                 (join_star(exact_short(p99), taken.p99_is_max) if taken and p99 is not None else DASH, p99),
+                (exact_short(eager), eager),
+                (_against(row), row.ratio),
                 (cosine(row.cosine, row.exact), row.cosine),
                 (distance(row.max_abs), row.max_abs),
                 (percent(row.roofline_percent), row.roofline_percent),

@@ -309,12 +309,11 @@ def test_axes_end_at_or_just_beyond_what_they_show(top) -> None:
 
 
 def test_known_fields_exist_in_the_records_that_are_written() -> None:
-    from gr00t_trt.html_report.intake import COMPARISON, MEASUREMENT, RECORD, STAGE, SUBMODULE
+    from gr00t_trt.html_report.intake import COMPARISON, RECORD, STAGE, SUBMODULE
 
     for kinds, fields in (
         (SUBMODULE, records.SUBMODULE_FIELDS),
         (STAGE, records.STAGE_FIELDS),
-        (MEASUREMENT, records.MEASUREMENT_FIELDS),
         (COMPARISON, records.COMPARISON_FIELDS),
         (RECORD, tuple(COMPARED)),
         (RECORD["end_to_end"], records.END_TO_END_FIELDS),
