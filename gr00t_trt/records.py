@@ -40,6 +40,7 @@ from .errors import RecordError
 from .files import prepare_file, write_whole
 
 SCHEMA = 1
+RECORD_FIX = "name a record; a run prints the path of its own as its last line"
 
 SUBMODULE_FIELDS = (
     "name",
@@ -352,13 +353,16 @@ def read_record(path: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
-        raise RecordError(f"{path}: no such record") from None
+        near = sorted(str(p) for p in Path(path).parent.glob("*.json"))
+        raise RecordError(f"{path}: no such record", known=near[:20] or None, fix=RECORD_FIX) from None
     except OSError as error:
-        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}") from error
+        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}", fix=RECORD_FIX) from error
     except (ValueError, RecursionError) as error:  # includes JSONDecodeError and UnicodeDecodeError
-        raise RecordError(f"{path}: not a record: {error}", known="JSON as this program writes it") from error
+        raise RecordError(
+            f"{path}: not a record: {error}", known="JSON as this program writes it", fix=RECORD_FIX
+        ) from error
     if not isinstance(record, dict) or "schema" not in record:
-        raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}")
+        raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}", fix=RECORD_FIX)
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path}: schema {record['schema']!r} is not known to this release", known=f"schema {SCHEMA}")
     for key, kind in _KINDS.items():

@@ -19,7 +19,7 @@ ORDER = [
     {"command", "compare_report"},
     {"report", "benchmark", "accuracy", "model", "data"},
     {"stages", "backends", "plots", "roofline"},
-    {"policy", "submodules"},
+    {"policy", "submodules", "html_report"},
     {"fast", "choice"},
     {"compile", "capture"},
     {"trial"},
@@ -81,6 +81,7 @@ def test_imports_point_one_way(name: str) -> None:
         "gr00t_trt.report",
         "gr00t_trt.plots",
         "gr00t_trt.measure",
+        "gr00t_trt.html_report.__main__",
     ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:

@@ -1,18 +1,15 @@
-"""Whole requests as CUDA graphs, for the forms that want them.
-
-The one place that knows how: `gr00t_trt.capture`, where this release has it.
-"""
+"""Whole requests as CUDA graphs, for the forms that want them."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from ..capture import capturer_for
 from ..errors import BackendError
-from ..fast import FastGr00tN1d5
+from ..fast import FastGr00tN1d5, RequestGraphs
 from .rows import Workload
 
 
@@ -23,15 +20,10 @@ class Graphs:
     """
 
     def __init__(self, model: FastGr00tN1d5):
-        try:
-            capture = importlib.import_module("gr00t_trt.capture")
-            requests = importlib.import_module("gr00t_trt.fast.graphs").RequestGraphs
-        except ModuleNotFoundError:
-            raise BackendError("one CUDA graph: this release cannot capture requests") from None
-        capturer = capture.capturer_for(model.device)
+        capturer = capturer_for(model.device)
         if capturer is None:
             raise BackendError("one CUDA graph: the model is not on a GPU")
-        self.answer = requests(model, capturer)
+        self.answer = RequestGraphs(model, capturer)
         self._model = model
         self._captured: set[Workload] = set()
 
@@ -51,4 +43,4 @@ class Graphs:
 
 def install(model: FastGr00tN1d5, graphs: Graphs | None) -> None:
     """Let the graphs answer requests of the model, or nothing but the model itself."""
-    model.graphs = None if graphs is None else graphs.answer  # type: ignore[assignment]
+    model.graphs = None if graphs is None else graphs.answer
