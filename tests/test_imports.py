@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 
 ORDER = [
     {"errors"},
-    {"settings", "shapes", "files", "figures"},
+    {"settings", "shapes", "modality", "files", "figures"},
     {"plan_fields", "environment"},
     {"plans", "records", "progress"},
     {"command", "compare_report"},
@@ -26,7 +26,7 @@ ORDER = [
     {"comparison"},
     {"run"},
     {"cli", "deploy", "measure"},
-    {"drop_in"},
+    {"drop_in", "serve"},
     {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""
