@@ -141,6 +141,22 @@ class StageTimer:
         rows.append(self._row(TOTAL, None, 1, totals, warmup))
         return rows
 
+    def pop(self) -> dict[str, float]:
+        """The last request, and forget all so far: stage -> milliseconds of all its calls; empty when it raised.
+
+        The wait for a GPU is only for its last event, which follows the request's own copy back to the host.
+        """
+        requests, self._requests = self._requests, []
+        if not requests:
+            return {}
+        last = requests[-1]
+        if self._device.type == "cuda":
+            last.end.synchronize()
+        out: dict[str, float] = {}
+        for name, _, start, end in last.calls:
+            out[name] = out.get(name, 0.0) + self._elapsed(start, end)
+        return out
+
     def _row(
         self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int
     ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 
 ORDER = [
     {"errors"},
-    {"settings", "shapes"},
+    {"settings", "shapes", "modality"},
     {"plan_fields", "environment"},
     {"plans", "records", "progress"},
     {"command"},
@@ -25,7 +25,7 @@ ORDER = [
     {"trial"},
     {"run"},
     {"cli", "deploy"},
-    {"drop_in"},
+    {"drop_in", "serve"},
     {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""
