@@ -11,6 +11,7 @@ with RobotInferenceClient("192.168.0.7", timeout_ms=2000, resize=True) as policy
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -72,9 +73,10 @@ class BaseInferenceClient:
         Raises: ServiceError when there is no answer within `timeout_ms`, or the answer is an error:
             ``Server error: <text>``.
         """
-        return self._call(
-            {"endpoint": endpoint, "data": dict(data or {})} if requires_input else {"endpoint": endpoint}
-        )
+        request: dict[str, Any] = {"endpoint": endpoint}
+        if requires_input:
+            request["data"] = dict(data or {})
+        return self._call(request)
 
     def close(self) -> None:
         """Give up the connection; the next call would make a new one."""
@@ -125,7 +127,7 @@ class BaseInferenceClient:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
-        ready = dict(poller.poll(max(0.0, (deadline - time.monotonic()) * 1e3)))
+        ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1e3))))
         return self._socket in ready
 
     def _connect(self) -> None:

@@ -15,13 +15,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from ..errors import Gr00tError, ServiceError
+from ..errors import ObservationError, ServiceError, ShapeError
 from .engine import Answer
 from .json_wire import decode_json, encode_json
 from .refusal import Refusal
-from .service import Service
+from .service import Service, cannot_listen
 
 try:
     import uvicorn
@@ -64,7 +65,7 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
             answer = await done
             if answer.error is not None:
                 raise answer.error
-            reply = dict(answer.action or {})
+            reply: dict[str, Any] = dict(answer.action or {})
             if body.get("timings") is True:
                 reply["timings"] = dict(answer.timings_ms)
             return Response(encode_json(reply), media_type="application/json")
@@ -147,17 +148,19 @@ def _deliver(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Answer], answ
         if not done.done():
             done.set_result(answer)
 
-    try:
+    with suppress(RuntimeError):  # the loop has ended, and its clients with it
         loop.call_soon_threadsafe(deliver)
-    except RuntimeError:
-        pass  # the loop has ended, and its clients with it
 
 
 def _refused(error: Exception) -> Response:
     status, detail = 500, f"Internal server error: {error}"
-    if isinstance(error, Gr00tError):
-        status, detail = getattr(error, "http_status", 400), str(error)
-    return Response(encode_json({"detail": detail}), status_code=status, media_type="application/json")
+    if isinstance(error, Refusal):
+        status, detail = error.http_status, str(error)
+    elif isinstance(error, ObservationError | ShapeError):
+        status, detail = 400, str(error)
+    # Where the body has not been read to its end, the rest of it must not be read either.
+    headers = {"Connection": "close"} if status in (408, 413) else None
+    return Response(encode_json({"detail": detail}), status, headers, media_type="application/json")
 
 
 class HttpServer:
@@ -176,9 +179,7 @@ class HttpServer:
             self._socket.bind(("0.0.0.0" if host == "*" else host, port))
         except OSError as error:
             self._socket.close()
-            raise ServiceError(
-                f"cannot listen on {host}:{port}: {error.strerror}", fix="choose another --port"
-            ) from error
+            raise cannot_listen(host, port, error.strerror) from error
         address, bound = self._socket.getsockname()[:2]
         self.endpoint = f"http://{f'[{address}]' if ':' in address else address}:{bound}"
         app = application(service, max_request_bytes=max_request_bytes, request_timeout_s=request_timeout_s)

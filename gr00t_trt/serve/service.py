@@ -6,6 +6,7 @@ import hmac
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from ..errors import ServiceError
 from ..modality import ModalityConfig
 from .engine import Answer, Engine, Job
 from .metrics import Metrics
@@ -13,6 +14,13 @@ from .refusal import Refusal
 
 UNAUTHORISED = "Unauthorized: Invalid API token"
 """Word for word what existing clients are shown."""
+
+
+def cannot_listen(host: str, port: int, why: str | None) -> ServiceError:
+    """What a transport raises for an address that it cannot have."""
+    return ServiceError(
+        f"cannot listen on {host}:{port}: {why}", fix="choose another --port, or a --host of this machine"
+    )
 
 
 class Service:

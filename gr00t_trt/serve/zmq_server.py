@@ -10,12 +10,13 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import ServiceError
 from .engine import Answer
 from .refusal import Refusal
-from .service import Service
+from .service import Service, cannot_listen
 from .wire import decode, encode
 
 try:
@@ -56,10 +57,8 @@ class ZmqServer:
             self._socket.bind(f"tcp://{address}:{port}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise ServiceError(
-                f"cannot listen on {host}:{port}: {error.strerror}", fix="choose another --port"
-            ) from error
-        self.endpoint: str = self._socket.getsockopt(zmq.LAST_ENDPOINT).decode()
+            raise cannot_listen(host, port, error.strerror) from error
+        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         # ZeroMQ's sockets belong to one thread; answers come from others, which leave them here and ring the bell.
         self._answers: deque[tuple[Sequence[bytes], Answer, bool]] = deque()
         self._bell, self._listener = socket.socketpair()
@@ -104,14 +103,14 @@ class ZmqServer:
         self._socket.send_multipart([*envelope, reply])  # ZeroMQ drops it where the client has gone
 
     def _ring(self) -> None:
-        try:
+        with suppress(BlockingIOError):  # it has been ringing for a while already
             self._bell.send(b"!")
-        except BlockingIOError:
-            pass  # it has been ringing for a while already
 
     def _receive(self, frames: Sequence[bytes]) -> None:
         if b"" not in frames[1:]:
-            self._service.count("unknown", ServiceError())  # from no REQ socket, so nobody waits for a reply
+            self._service.count(
+                "unknown", ServiceError("no envelope")
+            )  # from no REQ socket, so nobody waits for a reply
             return
         start = frames.index(b"", 1) + 1
         envelope, payload = frames[:start], frames[start:]
