@@ -84,12 +84,12 @@ def test_a_timeout_is_a_timeout(answers: str) -> None:
         port = listener.getsockname()[1]
         if answers == "silence":
             listener.listen()
-        for client in (
-            RobotInferenceClient("127.0.0.1", port, timeout_ms=200),
-            HttpInferenceClient("127.0.0.1", port, 200),
-        ):
+        for kind in (RobotInferenceClient, HttpInferenceClient):
             began = time.monotonic()
-            with client, pytest.raises(ServiceError, match=r"no answer from 127.0.0.1:\d+"):
+            with (
+                kind("127.0.0.1", port, timeout_ms=200) as client,
+                pytest.raises(ServiceError, match=r"no answer from 127.0.0.1:\d+"),
+            ):
                 client.get_action(observation())
             assert time.monotonic() - began < 2
             with kind("127.0.0.1", port, timeout_ms=200) as client:

@@ -132,10 +132,10 @@ def test_every_truncation_is_refused() -> None:
 
 
 def test_nothing_hostile_gets_further_than_an_error() -> None:
-    for _, raw in hostile.messages(300, observation(), seed=1):
+    for _, raw in hostile.messages(130, observation(), seed=1):
         with contextlib.suppress(ServiceError):
             decode(raw)
-    for _, raw in hostile.bodies(300, observation(), seed=1):
+    for _, raw in hostile.bodies(130, observation(), seed=1):
         with contextlib.suppress(ServiceError):
             decode_json(raw)
 

@@ -217,7 +217,7 @@ def test_a_flood_delays_others_by_its_turn_only() -> None:
 
 def test_hostile_messages_never_reach_a_good_client(served: Served) -> None:
     with requester(served.port, zmq.DEALER) as enemy, requester(served.port) as client:
-        for number, (kind, raw) in enumerate(hostile.messages(390, observation(), seed=3)):
+        for number, (kind, raw) in enumerate(hostile.messages(130, observation(), seed=3)):
             enemy.send_multipart([b"", raw])
             reply = msgpack.unpackb(enemy.recv_multipart()[1])
             assert list(reply) == ["error"] or kind not in hostile.REFUSED, (kind, reply)
