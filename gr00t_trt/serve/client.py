@@ -49,6 +49,8 @@ class BaseInferenceClient:
         self.host, self.port, self.timeout_ms, self.api_token = host, port, timeout_ms, api_token
         self._context = zmq.Context()
         self._socket: Any = None
+        self._monitor: Any = None
+        self._connected = False
 
     def ping(self) -> bool:
         """Whether a server answers, and accepts the token."""
@@ -80,11 +82,12 @@ class BaseInferenceClient:
 
     def close(self) -> None:
         """Give up the connection; the next call would make a new one."""
-        if self._socket is not None:
+        if self._monitor is not None:
             self._socket.disable_monitor()
             self._monitor.close(linger=0)
+        if self._socket is not None:
             self._socket.close(linger=0)
-            self._socket = None
+        self._socket = self._monitor = None
 
     def __enter__(self) -> Any:
         return self
@@ -104,12 +107,18 @@ class BaseInferenceClient:
         """Send a request and wait for its reply; once more `again` when the connection breaks meanwhile."""
         deadline = time.monotonic() + self.timeout_ms / 1e3
         while True:
-            self._connect()
-            self._socket.send(request)
-            if self._wait(deadline):
-                return bytes(self._socket.recv())
-            # A REQ socket that got no reply accepts no further request, and must be made anew.
-            self.close()
+            answered = False
+            try:
+                self._connect()
+                self._socket.send(request)
+                answered = self._wait(deadline)
+                if answered:
+                    return bytes(self._socket.recv())
+            except zmq.ZMQError as error:
+                raise ServiceError(f"{self.host}:{self.port} cannot be reached: {error.strerror}") from error
+            finally:
+                if not answered:  # a REQ socket without its reply takes no further request, and must be made anew
+                    self.close()
             if time.monotonic() >= deadline:
                 raise ServiceError(
                     f"no answer from {self.host}:{self.port} within {self.timeout_ms} ms",
@@ -127,8 +136,24 @@ class BaseInferenceClient:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
-        ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1e3))))
-        return self._socket in ready
+        while True:
+            ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1e3))))
+            if self._socket in ready or not ready:
+                return bool(ready)
+            if self._broke():
+                return False
+
+    def _broke(self) -> bool:
+        """Whether the connection has broken since the last look, which takes a request with it.
+
+        Not so before both sides have greeted each other: ZeroMQ tries again by itself, and keeps the request.
+        """
+        broke = False
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            broke |= self._connected and event == zmq.EVENT_DISCONNECTED
+            self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        return broke
 
     def _connect(self) -> None:
         if self._socket is None:
@@ -136,10 +161,10 @@ class BaseInferenceClient:
             self._socket.setsockopt(zmq.LINGER, 0)
             self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
-            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._connected = False
             self._socket.connect(f"tcp://{self.host}:{self.port}")
-        while self._monitor.poll(0):  # broken and mended since the last call
-            recv_monitor_message(self._monitor)
+        self._broke()  # between calls that takes nothing with it
 
 
 class RobotInferenceClient(BaseInferenceClient):

@@ -118,13 +118,15 @@ def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer |
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raises: ServiceError for an address that cannot be listened to, by listening to it for a moment."""
+    """Raises: ServiceError for an address that cannot be listened to.
+
+    Nothing is listened to meanwhile: clients of a server that restarts would take that for the server.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("" if host == "*" else host, port))
-            probe.listen(1)
         except OSError as error:
             raise cannot_listen(host, port, error.strerror) from error
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from puppet import Served, observation, serving
 
-
 CLIENT = httpx.Client(timeout=10, verify=False)  # certificates take longer to load than all these tests
 
 
