@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from .command import Parser, discard, parse_flags, run_program
-from .errors import PlanError, RecordError, unknown
+from .command import Parser, deliver, parse_flags, record_flags, record_path, run_program
+from .errors import PlanError, unknown
 from .settings import BACKENDS, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
@@ -140,8 +140,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--max_seconds", type=float, metavar="S", help="start no further round of calls after this long [60]"
     )
-    g.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
-    g.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+    record_flags(g)
 
     g = p.add_argument_group("flags of the published script that need nothing here")
     g.add_argument("--eval", action="store_true", help="every run compares every submodule with eager fp32 already")
@@ -221,16 +220,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     args, notes = parse(argv)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from .plans import load_plan, merge
-    from .records import default_record_path, dumps, prepare_record, write_record
     from .report import render
     from .run import Job, failures, run
     from .settings import Plan
 
     plan = merge(load_plan(args.config) if args.config else Plan(), overrides(args))
-    record_path = (
-        Path(args.record) if args.record else default_record_path(Path.cwd(), f"{plan.precision} {args.fn_name}")
-    )
-    prepare_record(record_path)
+    path = record_path(args, f"{plan.precision} {args.fn_name}")
     job = Job(
         model_path=args.model_path,
         dataset_path=args.dataset_path,
@@ -254,11 +249,5 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         record = run(job, plan, console)
     render(record, console)
-    write_record(record, record_path)
-    try:
-        print(dumps(record) if args.json else record_path, flush=True)
-    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
-        discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {record_path}") from error
+    deliver(record, path, args)
     return 1 if failures(record) else 0

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 
 ORDER = [
     {"errors"},
-    {"settings", "shapes", "modality"},
+    {"settings", "shapes", "samples", "modality"},
     {"plan_fields", "environment"},
     {"plans", "records", "progress"},
     {"command"},
