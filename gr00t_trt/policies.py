@@ -106,13 +106,14 @@ def plan_of(args: argparse.Namespace) -> Plan | None:
 
 
 def check_policy_flags(args: argparse.Namespace) -> None:
-    """Refuse what can only be meant for the other kind of policy. Raises: PlanError."""
+    """Refuse what cannot work, and what can only be meant for the other kind of policy. Raises: PlanError."""
     if not 0 <= args.seed < 2**63:
         raise PlanError(f"--seed: {args.seed} is out of range", known="0 to 2^63 - 1")
     if args.timeout_ms < 1 or not 0 < args.port < 65536:
         bad = f"--timeout_ms: {args.timeout_ms}" if args.timeout_ms < 1 else f"port {args.port}"
         raise PlanError(f"{bad} is out of range", known="at least 1 millisecond, a port from 1 to 65535")
     if args.model_path is not None:
+        plan_of(args)
         return
     local = ("backend", "config", "precision", "engine_dir", "denoising_steps", "device", "tokenizer", "metadata")
     given = [name for name in local if getattr(args, name) is not None]

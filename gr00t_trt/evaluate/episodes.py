@@ -103,11 +103,10 @@ def read_recording(dataset: LeRobotDataset, trajectory: int, *, steps: int, hori
     values = LeRobotDataset(dataset.path, whole).step(trajectory, 0)
     actions = {key: values[key] for key in keys}
     refuse_broken(actions, f"{dataset.path}: trajectory {trajectory}")
-    widths = {key.partition(".")[2]: value.shape[1] for key, value in actions.items()}
     states = {
         key: values[key]
         for key in whole["state"].modality_keys
-        if values[key].shape[1] == widths[key.partition(".")[2]]
+        if values[key].shape == actions[f"action.{key.partition('.')[2]}"].shape
     }
     text = next((values[key][0] for key in whole["language"].modality_keys), "")
     return Recording(trajectory, text, actions, states, tuple(range(0, rows, horizon)))

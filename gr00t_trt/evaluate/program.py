@@ -122,8 +122,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise PlanError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
     if args.video_backend not in FRAME_RULES:
         raise unknown(PlanError, "--video_backend", args.video_backend, FRAME_RULES)
-    if args.compare != "server":
-        check_policy_flags(args)
+    check_policy_flags(args)
     if args.compare is not None and args.model_path is None:
         raise PlanError(f"--compare {args.compare} needs a local policy", fix="add --model_path")
     if args.compare == "eager" and plan_of(args) is None:
@@ -177,24 +176,26 @@ def _main(argv: Sequence[str], console: Console) -> int:
     return 0
 
 
-def _open(
-    args: argparse.Namespace, steps: Steps
-) -> tuple[LeRobotDataset, Iterator[tuple[str, Policy, dict[str, Any]]]]:
+Candidate = tuple[str, Policy, dict[str, Any]]
+"""What to call it, what answers, and what the record says of it."""
+
+
+def _open(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Iterator[Candidate]]:
     """The dataset, read with the keys of the policy, and the policies, each made ready when its turn comes."""
     from ..data import LeRobotDataset, data_config, synthetic_dataset
 
-    server = connect(args) if args.model_path is None or args.compare == "server" else None
-    config = (
-        server.get_modality_config() if args.model_path is None else data_config(args.data_config).modality_config()
-    )
-    folder = synthetic_dataset(data_config=args.data_config) if args.dataset_path == "synthetic" else args.dataset_path
+    server: Any = connect(args) if args.model_path is None or args.compare == "server" else None
+    if args.model_path is None:
+        config = server.get_modality_config()
+    else:
+        config = data_config(args.data_config).modality_config()
+    synthetic = args.dataset_path == "synthetic"
+    folder = synthetic_dataset(data_config=args.data_config) if synthetic else args.dataset_path
     dataset = LeRobotDataset(folder, config, frame_lookup=FRAME_RULES[args.video_backend])
     return dataset, _candidates(args, dataset, server, steps)
 
 
-def _candidates(
-    args: argparse.Namespace, dataset: LeRobotDataset, server: Any, steps: Steps
-) -> Iterator[tuple[str, Policy, dict[str, Any]]]:
+def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, steps: Steps) -> Iterator[Candidate]:
     address = f"{args.host}:{args.port}"
     if args.model_path is not None:
         local = load_local(args, steps, metadata=dataset.metadata(args.embodiment_tag))

@@ -67,10 +67,8 @@ def fill(
     }
     if len(predictions) == 2:
         (first, a), (second, b) = predictions.items()
-        statistics = dataset.metadata(args.embodiment_tag)
-        span = {
-            key: np.asarray(statistics.statistics(key).max - statistics.statistics(key).min) for key in a[0].actions
-        }
+        metadata = dataset.metadata(args.embodiment_tag)
+        span = {key: metadata.statistics(key).max - metadata.statistics(key).min for key in a[0].actions}
         record["evaluation"]["difference"] = {"between": [first, second], "per_key": difference(a, b, span)}
         if args.compare == "server":
             records.skip(
