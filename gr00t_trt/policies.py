@@ -66,7 +66,10 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
     g.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise [%(default)s]")
     g.add_argument("--device", metavar="DEVICE", help="cuda:0, cpu [cuda:0 where there is one]")
     g.add_argument(
-        "--use_torch_tensorrt", action="store_true", help="compile with Torch-TensorRT: --backend torch_tensorrt"
+        "--use_torch_tensorrt",
+        action="store_true",
+        help="compile with Torch-TensorRT: --backend torch_tensorrt; with a server: tell it to use position ids, as "
+        "NVIDIA's fork needs",
     )
     g.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)} [none: eager fp32]")
     g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case [fp16 when compiled]")
@@ -156,14 +159,42 @@ def carry_out(local: LocalPolicy, plan: Plan, args: argparse.Namespace, steps: S
     local.deploy(plan, steps, engine_dir=Path(args.engine_dir) if args.engine_dir else None)
 
 
-def connect(args: argparse.Namespace) -> Any:
-    """A client of the server that the flags name; a `Policy` with `close()`.
+class ServedPolicy:
+    """A policy behind a server, which may be NVIDIA's own.
+
+    Args:
+        client: A `serve.client.RobotInferenceClient`.
+        address: What to call it.
+        position_ids: Send ``use_position_ids`` along, without which NVIDIA's fork cannot run the modules that it
+            compiled with Torch-TensorRT.
+    """
+
+    def __init__(self, client: Any, address: str, *, position_ids: bool):
+        self.client, self.address, self.position_ids = client, address, position_ids
+        self._config = client.get_modality_config()
+
+    def get_modality_config(self) -> Mapping[str, Any]:
+        return self._config
+
+    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        extra = {"use_position_ids": True} if self.position_ids else {}
+        answer = self.client.get_action({**observation, **extra})
+        return answer.get("actions", answer)  # some servers wrap the map once more
+
+    def describe(self) -> dict[str, Any]:
+        """For a record."""
+        return {"server": self.address}
+
+
+def connect(args: argparse.Namespace) -> ServedPolicy:
+    """The policy of the server that the flags name.
 
     Raises: ServiceError when nothing answers there, or the token is wrong.
     """
     from .serve.client import RobotInferenceClient
 
-    return RobotInferenceClient(args.host, args.port, timeout_ms=args.timeout_ms, api_token=args.api_token)
+    client = RobotInferenceClient(args.host, args.port, timeout_ms=args.timeout_ms, api_token=args.api_token)
+    return ServedPolicy(client, f"{args.host}:{args.port}", position_ids=args.use_torch_tensorrt)
 
 
 def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, dict[str, Any]]:
@@ -173,9 +204,8 @@ def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, dict[st
     """
     if args.model_path is None:
         steps.step(f"asking the server at {args.host}:{args.port} what it needs")
-        client = connect(args)
-        client.get_modality_config()
-        return client, {"server": f"{args.host}:{args.port}"}
+        served = connect(args)
+        return served, served.describe()
     plan = plan_of(args)
     local = load_local(args, steps)
     if plan is not None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 
 ORDER = [
     {"errors"},
-    {"settings", "shapes", "samples", "modality"},
+    {"settings", "shapes", "samples", "modality", "video_file"},
     {"plan_fields", "environment"},
     {"plans", "records", "progress"},
     {"command"},
@@ -28,7 +28,7 @@ ORDER = [
     {"drop_in", "serve"},
     {"local"},
     {"policies"},
-    {"evaluate"},
+    {"evaluate", "simulate"},
     {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""

@@ -196,7 +196,6 @@ def _open(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Itera
 
 
 def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, steps: Steps) -> Iterator[Candidate]:
-    address = f"{args.host}:{args.port}"
     if args.model_path is not None:
         local = load_local(args, steps, metadata=dataset.metadata(args.embodiment_tag))
         plan = plan_of(args)
@@ -207,7 +206,7 @@ def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, 
             carry_out(local, plan, args, steps)
             yield f"{plan.backend} {plan.precision}", local, local.describe()
     if server is not None:
-        yield f"server {address}", server, {"server": address}
+        yield f"server {server.address}", server, server.describe()
 
 
 def _replay_all(

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from .. import records
 from ..data import LeRobotDataset
+from ..environment import ROOT
 from ..plans import plan_to_mapping
 from ..policies import plan_of
-from ..run import ROOT
 from ..samples import Samples
 from .episodes import Prediction, Recording, difference, score
 

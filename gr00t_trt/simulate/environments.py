@@ -1,0 +1,89 @@
+"""Making environments: our own table top, RoboCasa's GR1 tasks where it is installed, any gymnasium id otherwise."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import TimeLimit
+
+from ..errors import Gr00tError, PlanError, unknown
+from . import tabletop
+from .wrappers import EpisodeVideo, MultiStep
+
+ROBOCASA = ("robosuite", "robocasa", "robocasa.utils.gym_utils")
+"""Importing these registers RoboCasa's environments."""
+LONG_VIEW, VIEW = tabletop.VIEW, "video.ego_view"
+"""What RoboCasa calls the ego view, and what the GR1 data configs do."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One environment and how its episodes go; plain values, so that it can be sent to a process.
+
+    Attributes:
+        env_id: Gymnasium id.
+        n_action_steps: Low-level steps per prediction.
+        max_episode_steps: Limit in low-level steps.
+        video_dir: Where videos go; None records none.
+    """
+
+    env_id: str
+    n_action_steps: int
+    max_episode_steps: int
+    video_dir: Path | None = None
+
+
+def find(env_id: str) -> None:
+    """Make sure that an id is registered, importing RoboCasa for ids that are not ours.
+
+    Raises: PlanError for an id that nobody registers, with the nearest one and how to install RoboCasa.
+    """
+    if env_id in gymnasium.registry:
+        return
+    try:
+        for module in ROBOCASA:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise PlanError(
+            f"--env_name {env_id}: no such environment, and RoboCasa cannot be imported: {error}",
+            known=f"{tabletop.ENV_ID}; with RoboCasa gr1_unified/..._GR1ArmsAndWaistFourierHands_Env",
+            fix="install NVIDIA's robocasa-gr1-tabletop-tasks and robosuite for the GR1 tasks",
+        ) from error
+    if env_id not in gymnasium.registry:
+        raise unknown(PlanError, "--env_name", env_id, [name for name in gymnasium.registry if "/" in name])
+
+
+def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
+    """One environment, wrapped: time limit, then a video of the first `recorded` episodes, then several steps at once.
+
+    Raises: PlanError for an environment that cannot be made.
+    """
+    find(world.env_id)
+    try:
+        env: Any = gymnasium.make(world.env_id, enable_render=True, disable_env_checker=True)
+    except Gr00tError:
+        raise
+    except Exception as error:  # simulators fail in their own ways: a missing asset, no display, a refused argument
+        raise PlanError(f"--env_name {world.env_id}: {type(error).__name__}: {error}") from error
+    env = TimeLimit(env, world.max_episode_steps)
+    if world.video_dir is not None:
+        env = EpisodeVideo(env, world.video_dir, recorded)
+    return MultiStep(env, n_action_steps=world.n_action_steps)
+
+
+def make_vector(world: World, quotas: Sequence[int]) -> gymnasium.vector.VectorEnv:
+    """Environments side by side: one in this process, several in processes of their own.
+
+    Args:
+        quotas: Per environment, how many of its episodes count and are recorded.
+    """
+    makers = [partial(make, world, quota) for quota in quotas]
+    if len(makers) == 1:
+        return gymnasium.vector.SyncVectorEnv(makers)
+    return gymnasium.vector.AsyncVectorEnv(makers, shared_memory=False, context="spawn")
