@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("serve.__main__", "answer robots and simulators over ZeroMQ or HTTP, or ask a server once"),
     "evaluate": ("evaluate.program", "compare a policy's actions with recorded episodes: errors, plots, latencies"),
     "simulate": ("simulate.program", "let a policy act in a simulated world: success rate, videos"),
+    "rollout": ("rollout.program", "let a policy drive a robot, real or simulated: latencies, loop times, jitter"),
 }
 """Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
 

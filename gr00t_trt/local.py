@@ -60,9 +60,10 @@ class LocalPolicy:
     def get_modality_config(self) -> Mapping[str, Any]:
         return self.policy.get_modality_config()
 
-    def resolution(self, key: str) -> tuple[int, int]:
-        """Width and height that the model wants of ``video.<view>``. Raises: PlanError for a view it does not have."""
-        return self.policy.metadata.view(key).resolution
+    def frame_sizes(self) -> dict[str, tuple[int, int]]:
+        """Video key -> height and width of the frames that the model was trained with."""
+        views = {key: self.policy.metadata.view(key) for key in self.policy.modality_config["video"].modality_keys}
+        return {key: (view.resolution[1], view.resolution[0]) for key, view in views.items()}
 
     def get_action(self, observation: Observation) -> Action:
         """One action chunk. Raises: ObservationError as `Gr00tPolicy.get_action`."""

@@ -34,6 +34,14 @@ class Policy(Protocol):
         ...
 
 
+class CameraPolicy(Policy, Protocol):
+    """A policy that tells which camera frames it was trained with."""
+
+    def frame_sizes(self) -> dict[str, tuple[int, int]]:
+        """Video key -> height and width in pixels."""
+        ...
+
+
 def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag: str, host_flag: str = "host") -> None:
     """The flags that choose a policy.
 
@@ -181,6 +189,15 @@ class ServedPolicy:
         answer = self.client.get_action({**observation, **extra})
         return answer.get("actions", answer)  # some servers wrap the map once more
 
+    def frame_sizes(self) -> dict[str, tuple[int, int]]:
+        """Video key -> height and width of the frames that the server's model was trained with.
+
+        Raises: ServiceError from a server that does not tell, which means one of another make.
+        """
+        from .serve.client import frame_sizes
+
+        return frame_sizes(self.client.status())
+
     def describe(self) -> dict[str, Any]:
         """For a record."""
         return {"server": self.address}
@@ -197,7 +214,7 @@ def connect(args: argparse.Namespace) -> ServedPolicy:
     return ServedPolicy(client, f"{args.host}:{args.port}", position_ids=args.use_torch_tensorrt)
 
 
-def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, dict[str, Any]]:
+def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[CameraPolicy, dict[str, Any]]:
     """The policy of the flags, ready to be asked, and what a record should say of it.
 
     Raises: Gr00tError: nothing to load, nothing that answers, or not accurate enough.

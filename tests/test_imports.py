@@ -29,6 +29,7 @@ ORDER = [
     {"local"},
     {"policies"},
     {"evaluate", "simulate"},
+    {"rollout"},
     {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""
@@ -75,7 +76,17 @@ def test_imports_point_one_way(name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["gr00t_trt", "gr00t_trt.__main__", "gr00t_trt.cli", "gr00t_trt.plans", "gr00t_trt.policies", "gr00t_trt.report"],
+    [
+        "gr00t_trt",
+        "gr00t_trt.__main__",
+        "gr00t_trt.cli",
+        "gr00t_trt.plans",
+        "gr00t_trt.policies",
+        "gr00t_trt.report",
+        "gr00t_trt.evaluate.program",
+        "gr00t_trt.rollout.program",
+        "gr00t_trt.simulate.program",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import TimeLimit
 
-from ..errors import Gr00tError, PlanError, unknown
+from ..errors import PlanError, unknown
 from . import tabletop
 from .wrappers import EpisodeVideo, MultiStep
 
@@ -51,12 +51,21 @@ def find(env_id: str) -> None:
             importlib.import_module(module)
     except ImportError as error:
         raise PlanError(
-            f"--env_name {env_id}: no such environment, and RoboCasa cannot be imported: {error}",
+            f"{env_id}: no such environment, and RoboCasa cannot be imported: {error}",
             known=f"{tabletop.ENV_ID}; with RoboCasa gr1_unified/..._GR1ArmsAndWaistFourierHands_Env",
             fix="install NVIDIA's robocasa-gr1-tabletop-tasks and robosuite for the GR1 tasks",
         ) from error
     if env_id not in gymnasium.registry:
-        raise unknown(PlanError, "--env_name", env_id, [name for name in gymnasium.registry if "/" in name])
+        raise unknown(PlanError, "environment", env_id, [name for name in gymnasium.registry if "/" in name])
+
+
+def make_plain(env_id: str) -> Any:
+    """One environment as gymnasium makes it. Raises: PlanError for one that is unknown or cannot be made."""
+    find(env_id)
+    try:
+        return gymnasium.make(env_id, enable_render=True, disable_env_checker=True)
+    except Exception as error:  # simulators fail in their own ways: a missing asset, no display, a refused argument
+        raise PlanError(f"environment {env_id} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
@@ -64,14 +73,7 @@ def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
 
     Raises: PlanError for an environment that cannot be made.
     """
-    find(world.env_id)
-    try:
-        env: Any = gymnasium.make(world.env_id, enable_render=True, disable_env_checker=True)
-    except Gr00tError:
-        raise
-    except Exception as error:  # simulators fail in their own ways: a missing asset, no display, a refused argument
-        raise PlanError(f"--env_name {world.env_id}: {type(error).__name__}: {error}") from error
-    env = TimeLimit(env, world.max_episode_steps)
+    env: Any = TimeLimit(make_plain(world.env_id), world.max_episode_steps)
     if world.video_dir is not None:
         env = EpisodeVideo(env, world.video_dir, recorded)
     return MultiStep(env, n_action_steps=world.n_action_steps)

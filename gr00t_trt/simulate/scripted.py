@@ -7,11 +7,11 @@ inverse kinematics. It knows of the scene what a robot would: its own camera and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from ..modality import ModalityConfig
 from .environments import VIEW
 from .kinematics import REST_ARM, SIDES, grasp_point, limits, reach
 from .tabletop import CLOSED, INSTRUCTION_KEY, PEAR_RADIUS, ego_camera
@@ -32,7 +32,7 @@ class ScriptedPolicy:
         self._parts = {part: len(low) for part, (low, _) in limits().items()}
         self._seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def get_modality_config(self) -> Mapping[str, Any]:
+    def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         keys = {
             "video": [VIEW],
             "state": [f"state.{part}" for part in self._parts],
@@ -40,9 +40,7 @@ class ScriptedPolicy:
             "language": [INSTRUCTION_KEY],
         }
         offsets = {"action": list(range(CHUNK))}
-        return {
-            name: SimpleNamespace(delta_indices=offsets.get(name, [0]), modality_keys=own) for name, own in keys.items()
-        }
+        return {name: ModalityConfig(offsets.get(name, [0]), own) for name, own in keys.items()}
 
     def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """``action.<part>`` float64 [B, 16, D] for a batch, whose order must stay the same."""
