@@ -1,7 +1,8 @@
-"""`python -m gr00t_trt.evaluate`."""
+"""`python -m gr00t_trt.evaluate`, the same as `gr00t-trt evaluate`."""
 
 import sys
 
 from .program import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

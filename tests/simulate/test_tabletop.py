@@ -81,7 +81,7 @@ def test_joints_follow_their_targets_at_a_bounded_speed(env: TableTop) -> None:
         most = 0.30 if part.endswith("hand") else 0.12
         assert np.abs(value - before[part]).max() <= most + 1e-12
         assert value.max() > before[part].max() or part.endswith("arm")
-    for _ in range(60):
+    for _ in range(45):
         env.step({key: np.full(len(value), 9.0) for key, value in hold(env).items()})
     assert all((value <= env.action_space[f"action.{part}"].high + 1e-12).all() for part, value in env.joints.items())
 

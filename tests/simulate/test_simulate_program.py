@@ -16,9 +16,9 @@ from gr00t_trt.simulate.program import main, parse
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory) -> tuple[dict, Path, str]:
-    """Three episodes in two processes, with videos, as a user runs it; and what was imported on the way."""
+    """Two episodes in two processes, with videos, as a user runs it; and what was imported on the way."""
     folder = tmp_path_factory.mktemp("simulate")
-    argv = ["--scripted", "--n-episodes", "3", "--n-envs", "2", "--video_dir", str(folder / "videos"), "--seed", "5"]
+    argv = ["--scripted", "--n-episodes", "2", "--n-envs", "2", "--video_dir", str(folder / "videos"), "--seed", "5"]
     argv += ["--n_action_steps", "8", "--max_episode_steps", "60", "--record", str(folder / "record.json")]
     code = f"import sys; from gr00t_trt.simulate.program import main; print(main({argv!r}), 'torch' in sys.modules)"
     done = subprocess.run(
@@ -36,9 +36,9 @@ def test_the_script_succeeds_by_looking_and_its_videos_say_so(scripted) -> None:
     record, videos, _ = scripted
     found = record["simulation"]
     assert found["success_rate"] == 1.0
-    assert sorted(e["environment"] for e in found["episodes"]) == [0, 0, 1]
+    assert sorted(e["environment"] for e in found["episodes"]) == [0, 1]
     assert all(20 < e["steps"] <= 60 and e["queries"] <= 8 for e in found["episodes"])
-    assert len(list(videos.glob("*_success1.mp4"))) == len(list(videos.iterdir())) == 3
+    assert len(list(videos.glob("*_success1.mp4"))) == len(list(videos.iterdir())) == 2
     assert found["latency_ms"]["iterations"] >= 3
 
 

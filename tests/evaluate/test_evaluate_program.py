@@ -22,7 +22,7 @@ QUICK = ["--model_path", "synthetic", "--dataset_path", "synthetic"]
 def compared(tmp_path_factory) -> tuple[dict, str]:
     """A run of everything at once: two trajectories, eager fp32 beside bf16, pictures."""
     folder = tmp_path_factory.mktemp("evaluate")
-    argv = [*QUICK, "--trajs", "2", "--precision", "bf16", "--compare", "--plot-state", "--action-horizon", "12"]
+    argv = [*QUICK, "--trajs", "2", "--modality-keys", "left_hand", "--precision", "bf16", "--compare", "--plot-state", "--action-horizon", "12"]
     argv += ["--save-plot-path", str(folder / "plot.png"), "--record", str(folder / "record.json")]
     assert main(argv) == 0
     return json.loads((folder / "record.json").read_text()), str(folder)
@@ -56,10 +56,10 @@ def test_every_trajectory_has_a_picture_of_its_own(compared) -> None:
     assert min(first.shape[:2]) > 600
     assert first.shape != second.shape or not np.array_equal(first, second)
     red = (first[..., 0] > 0.75) & (first[..., 1] < 0.25) & (first[..., 2] < 0.25)
-    assert red.sum() > 14 * 3 * 10  # a dot for each of three queries in each of 14 subplots
+    assert red.sum() > 6 * 3 * 10  # a dot for each of three queries in each of six subplots
 
 
-@pytest.mark.parametrize("dimensions", [1, 26])
+@pytest.mark.parametrize("dimensions", [1, 10])
 def test_one_dimension_or_many_can_be_drawn(tmp_path: Path, dimensions: int) -> None:
     actions = {"action.part": np.linspace(0, 1, 20 * dimensions).reshape(20, dimensions)}
     recording = Recording(0, "hold <it> $still$", actions, {}, (0, 16))
