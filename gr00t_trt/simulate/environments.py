@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,10 +76,22 @@ def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
 
     Raises: PlanError for an environment that cannot be made.
     """
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches all processes of a terminal; the first one closes the others.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     env: Any = TimeLimit(make_plain(world.env_id), world.max_episode_steps)
     if world.video_dir is not None:
         env = EpisodeVideo(env, world.video_dir, recorded)
     return MultiStep(env, n_action_steps=world.n_action_steps)
+
+
+def abandon(envs: gymnasium.vector.VectorEnv) -> None:
+    """Close environments after an error or an interruption, when their processes may be stuck, or gone already."""
+    for settings in ({"timeout": 2.0}, {"terminate": True}):
+        with suppress(Exception):
+            envs.close(**settings)
+            return
+    envs.closed = True  # else it would be tried once more when Python ends
 
 
 def make_vector(world: World, quotas: Sequence[int]) -> gymnasium.vector.VectorEnv:

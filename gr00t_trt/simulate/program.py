@@ -98,7 +98,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         import gymnasium  # noqa: F401
     except ImportError as error:
         raise PlanError("simulations need gymnasium: not installed", fix="pip install 'gr00t_trt[sim]'") from error
-    from .environments import World, find, make_vector
+    from .environments import World, abandon, find, make_vector
     from .episodes import play, share
 
     path = record_path(args, f"simulate {args.env_name}")
@@ -119,8 +119,10 @@ def _main(argv: Sequence[str], console: Console) -> int:
         try:
             steps.step("playing episodes")
             outcomes, latencies = play(envs, policy, quotas, seed=args.seed, advance=steps.advance)
-        finally:
             envs.close()
+        except BaseException:
+            abandon(envs)
+            raise
     record = _record(args, shlex.join(["gr00t-trt", "simulate", *argv]), about, quotas, outcomes, latencies)
     record["wall_s"] = time.monotonic() - began
     record["exit_reason"] = "done"

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from gr00t_trt.errors import AccuracyError, ObservationError
+from gr00t_trt.simulate.environments import abandon
 from gr00t_trt.simulate.episodes import play, share
 from gr00t_trt.simulate.wrappers import EpisodeVideo, MultiStep
 
@@ -175,3 +176,24 @@ def test_shares_are_fixed_beforehand_so_that_quick_episodes_do_not_crowd_out_slo
 def test_a_policy_that_does_not_fit_is_refused(policy, error, words) -> None:
     with pytest.raises(error, match=words):
         play(side_by_side((4, 4)), policy, [1, 1], seed=0, advance=lambda *_: None)
+
+
+class Stuck:
+    """Processes that are gone: closing them fails, politely and by force."""
+
+    def __init__(self) -> None:
+        self.tried, self.closed = [], False
+
+    def close(self, **settings) -> None:
+        self.tried.append(settings)
+        raise BrokenPipeError
+
+
+def test_environments_that_cannot_be_closed_are_given_up() -> None:
+    envs = Stuck()
+    abandon(envs)
+    assert envs.tried == [{"timeout": 2.0}, {"terminate": True}]
+    assert envs.closed  # or gymnasium would try a third time when Python ends
+    working = side_by_side((4, 4))
+    abandon(working)
+    assert working.closed
