@@ -116,7 +116,8 @@ class Loop:
                     trace.skipped_rows += min(row, _rows(chunk))
                     pending = None
                     self.told(trace)
-                if pending is None and self.horizon - row <= self._ticks_ahead(trace):
+                left = max(0, self.horizon - row)
+                if pending is None and left <= self._ticks_ahead(trace) and left < actions - len(trace.sent):
                     asked_at = len(trace.sent)
                     pending = pool.submit(self._infer, self._observe(trace), trace)
                 if row < _rows(chunk):

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("what it does")
     g.add_argument(
         "--lang_instruction",
-        default="Grab pens and place into pen holder.",
+        default="pick up the red ball",
         metavar="TEXT",
         help="what to do, in words [%(default)s]",
     )

@@ -52,6 +52,12 @@ def join_motors(action: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def check_fit(robot: Robot, modality_config: Mapping[str, Any]) -> None:
     """Refuse a policy that wants what the robot does not have. Raises: ObservationError naming both sides."""
+    for modality in ("video", "state"):
+        offsets = list(modality_config[modality].delta_indices) if modality in modality_config else [0]
+        if offsets != [0]:
+            raise ObservationError(
+                f"the policy wants {modality} at offsets {offsets}", known="a robot shows the present"
+            )
     has = {
         "video": [f"video.{name}" for name in robot.cameras],
         "state": [f"state.{name}" for name in robot.parts],

@@ -12,10 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-from gymnasium.wrappers import TimeLimit
-
 from ..errors import PlanError, unknown
+
+try:
+    import gymnasium
+    from gymnasium.wrappers import TimeLimit
+except ImportError as error:
+    raise PlanError("simulated worlds need gymnasium: not installed", fix="pip install 'gr00t_trt[sim]'") from error
+
 from . import tabletop
 from .wrappers import EpisodeVideo, MultiStep
 
@@ -33,12 +37,15 @@ class World:
         env_id: Gymnasium id.
         n_action_steps: Low-level steps per prediction.
         max_episode_steps: Limit in low-level steps.
+        video_offsets, state_offsets: Rows back from now that the policy wants to see, ending in 0.
         video_dir: Where videos go; None records none.
     """
 
     env_id: str
     n_action_steps: int
     max_episode_steps: int
+    video_offsets: tuple[int, ...] = (0,)
+    state_offsets: tuple[int, ...] = (0,)
     video_dir: Path | None = None
 
 
@@ -82,7 +89,12 @@ def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
     env: Any = TimeLimit(make_plain(world.env_id), world.max_episode_steps)
     if world.video_dir is not None:
         env = EpisodeVideo(env, world.video_dir, recorded)
-    return MultiStep(env, n_action_steps=world.n_action_steps)
+    return MultiStep(
+        env,
+        n_action_steps=world.n_action_steps,
+        video_offsets=world.video_offsets,
+        state_offsets=world.state_offsets,
+    )
 
 
 def abandon(envs: gymnasium.vector.VectorEnv) -> None:

@@ -94,10 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
-    try:
-        import gymnasium  # noqa: F401
-    except ImportError as error:
-        raise PlanError("simulations need gymnasium: not installed", fix="pip install 'gr00t_trt[sim]'") from error
     from .environments import World, abandon, find, make_vector
     from .episodes import play, share
 
@@ -112,7 +108,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
             args.env_name,
             args.n_action_steps,
             args.max_episode_steps,
-            Path(args.video_dir) if args.video_dir else None,
+            video_offsets=_offsets(policy, "video"),
+            state_offsets=_offsets(policy, "state"),
+            video_dir=Path(args.video_dir) if args.video_dir else None,
         )
         steps.step(f"making {len(quotas)} x {args.env_name}")
         envs = make_vector(world, quotas)
@@ -139,6 +137,11 @@ def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, dict[str, A
     if args.env_name != DEFAULT_ENV:
         raise PlanError(f"--scripted knows nothing of {args.env_name}", known=DEFAULT_ENV)
     return ScriptedPolicy(), {"model": "scripted"}
+
+
+def _offsets(policy: Policy, modality: str) -> tuple[int, ...]:
+    config = policy.get_modality_config()
+    return tuple(config[modality].delta_indices) if modality in config else (0,)
 
 
 def _record(

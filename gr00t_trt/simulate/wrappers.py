@@ -41,8 +41,8 @@ class MultiStep(gymnasium.Wrapper):
         env: gymnasium.Env,
         *,
         n_action_steps: int,
-        video_offsets: Sequence[int] = (0,),
-        state_offsets: Sequence[int] = (0,),
+        video_offsets: Sequence[int],
+        state_offsets: Sequence[int],
     ):
         super().__init__(env)
         self.n_action_steps = n_action_steps

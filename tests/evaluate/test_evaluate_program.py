@@ -22,7 +22,19 @@ QUICK = ["--model_path", "synthetic", "--dataset_path", "synthetic"]
 def compared(tmp_path_factory) -> tuple[dict, str]:
     """A run of everything at once: two trajectories, eager fp32 beside bf16, pictures."""
     folder = tmp_path_factory.mktemp("evaluate")
-    argv = [*QUICK, "--trajs", "2", "--modality-keys", "left_hand", "--precision", "bf16", "--compare", "--plot-state", "--action-horizon", "12"]
+    argv = [
+        *QUICK,
+        "--trajs",
+        "2",
+        "--modality-keys",
+        "left_hand",
+        "--precision",
+        "bf16",
+        "--compare",
+        "--plot-state",
+        "--action-horizon",
+        "12",
+    ]
     argv += ["--save-plot-path", str(folder / "plot.png"), "--record", str(folder / "record.json")]
     assert main(argv) == 0
     return json.loads((folder / "record.json").read_text()), str(folder)

@@ -10,6 +10,7 @@ import pytest
 
 from gr00t_trt.data import data_config
 from gr00t_trt.errors import ObservationError, PlanError
+from gr00t_trt.modality import ModalityConfig
 from gr00t_trt.rollout.lerobot import LeRobotArm, read_cameras
 from gr00t_trt.rollout.robots import EnvironmentRobot, check_fit, join_motors, split_motors
 from gr00t_trt.rollout.simulated import SPEED, START, SimulatedRobot
@@ -82,8 +83,14 @@ def test_robot_and_policy_must_have_the_same_parts(arm) -> None:
     with pytest.raises(ObservationError, match=r"state\.left_arm"):
         check_fit(
             SimulatedRobot(["ego_view"]),
-            data_config("unitree_g1").modality_config() | {"video": SimpleNamespace(modality_keys=[])},
+            data_config("unitree_g1").modality_config() | {"video": ModalityConfig([0], [])},
         )
+
+
+def test_a_policy_that_looks_back_is_refused(arm) -> None:
+    config = data_config("so100_dualcam").modality_config()
+    with pytest.raises(ObservationError, match=r"wants video at offsets \[-1, 0\]"):
+        check_fit(arm, {**config, "video": ModalityConfig([-1, 0], config["video"].modality_keys)})
 
 
 def test_any_gymnasium_environment_is_a_robot() -> None:

@@ -56,11 +56,15 @@ class Counting(gymnasium.Env):
         return self._observation()["video.ego_view"]
 
 
+def several(env: gymnasium.Env) -> MultiStep:
+    return MultiStep(env, n_action_steps=4, video_offsets=(0,), state_offsets=(0,))
+
+
 CHUNK = {"action.part": np.zeros((4, 2), np.float32)}
 
 
 def test_a_chunk_is_carried_out_row_by_row_until_the_episode_ends() -> None:
-    env = MultiStep(Counting(), n_action_steps=4)
+    env = several(Counting())
     observation, _ = env.reset()
     assert observation["video.ego_view"].shape == (1, 32, 32, 3)
     assert observation["annotation.task"] == "count"
@@ -75,7 +79,7 @@ def test_a_chunk_is_carried_out_row_by_row_until_the_episode_ends() -> None:
 
 
 def test_older_frames_are_stacked_and_the_first_one_is_repeated() -> None:
-    env = MultiStep(Counting(), n_action_steps=2, state_offsets=(-2, 0))
+    env = MultiStep(Counting(), n_action_steps=2, video_offsets=(0,), state_offsets=(-2, 0))
     assert env.reset()[0]["state.part"][:, 0].tolist() == [0.0, 0.0]
     observation, *_ = env.step({"action.part": np.zeros((2, 2))})
     assert observation["state.part"][:, 0].tolist() == [0.0, 2.0]
@@ -84,7 +88,7 @@ def test_older_frames_are_stacked_and_the_first_one_is_repeated() -> None:
 
 
 def test_the_time_limit_counts_low_level_steps() -> None:
-    env = MultiStep(TimeLimit(Counting(100), 6), n_action_steps=4)
+    env = several(TimeLimit(Counting(100), 6))
     env.reset()
     assert env.step(CHUNK)[3] is False
     *_, terminated, truncated, info = env.step(CHUNK)
@@ -93,7 +97,7 @@ def test_the_time_limit_counts_low_level_steps() -> None:
 
 def test_an_observation_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ObservationError, match=r"observes 'sound\.part'"):
-        MultiStep(Counting(prefix="sound"), n_action_steps=4)
+        several(Counting(prefix="sound"))
 
 
 def test_videos_are_named_by_result_and_play(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ class Still:
 
 def side_by_side(lengths: tuple[int, int], successes: tuple[bool, bool] = (True, True)) -> gymnasium.vector.VectorEnv:
     def maker(length: int, success: bool):
-        return lambda: MultiStep(Counting(length, success=success), n_action_steps=4)
+        return lambda: several(Counting(length, success=success))
 
     return gymnasium.vector.SyncVectorEnv([maker(n, s) for n, s in zip(lengths, successes, strict=True)])
 
