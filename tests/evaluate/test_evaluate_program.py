@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -22,19 +23,8 @@ QUICK = ["--model_path", "synthetic", "--dataset_path", "synthetic"]
 def compared(tmp_path_factory) -> tuple[dict, str]:
     """A run of everything at once: two trajectories, eager fp32 beside bf16, pictures."""
     folder = tmp_path_factory.mktemp("evaluate")
-    argv = [
-        *QUICK,
-        "--trajs",
-        "2",
-        "--modality-keys",
-        "left_hand",
-        "--precision",
-        "bf16",
-        "--compare",
-        "--plot-state",
-        "--action-horizon",
-        "12",
-    ]
+    argv = [*QUICK, "--trajs", "2", "--modality-keys", "left_hand", "--action-horizon", "12", "--plot-state"]
+    argv += ["--precision", "bf16", "--compare"]
     argv += ["--save-plot-path", str(folder / "plot.png"), "--record", str(folder / "record.json")]
     assert main(argv) == 0
     return json.loads((folder / "record.json").read_text()), str(folder)
@@ -80,6 +70,12 @@ def test_one_dimension_or_many_can_be_drawn(tmp_path: Path, dimensions: int) -> 
         path, recording, {"a": Prediction(actions, (1.0,))}, {"a": 0.0}, ["action.part"], fps=20.0, with_state=True
     )
     assert matplotlib.image.imread(path).shape[2] == 4
+
+
+def test_without_matplotlib_a_plot_is_refused_before_anything_is_loaded(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([*QUICK, "--plot"]) == 2
+    assert "pip install 'gr00t_trt[plots]'" in capsys.readouterr().err
 
 
 def test_where_pictures_go(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_flags_that_cannot_work_are_refused(argv: list[str], words: str) -> None
         parse(argv)
 
 
+def test_without_gymnasium_the_way_to_install_it_is_told() -> None:
+    code = (
+        "import sys; sys.modules['gymnasium'] = None; "
+        "from gr00t_trt.simulate.program import main; sys.exit(main(['--scripted']))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "pip install 'gr00t_trt[sim]'" in done.stderr
+
+
 def test_an_unknown_environment_is_refused_with_what_there_is() -> None:
     with pytest.raises(PlanError, match="gr00t_trt/TableTop-v0"):
         find("gr1_unified/PnPCupToDrawerClose_GR1ArmsAndWaistFourierHands_Env")
