@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from .command import Parser, discard, parse_flags, run_program
-from .errors import PlanError, RecordError, unknown
+from .command import Parser, deliver, parse_flags, record_flags, record_path, run_program
+from .errors import PlanError, unknown
 from .settings import AUTO, BACKENDS, CUDA_GRAPH, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS, Plan
 
 PLAN_FILE = ("plan", "--write_plan")
@@ -164,8 +164,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--max_seconds", type=float, metavar="S", help="start no further round of calls after this long [60]"
     )
-    g.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
-    g.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+    record_flags(g)
 
     g = p.add_argument_group("flags of the published script that need nothing here")
     g.add_argument("--eval", action="store_true", help="every run compares every submodule with eager fp32 already")
@@ -294,15 +293,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from .choice import plan_text
     from .files import prepare_file, write_whole
     from .plans import load_plan, merge, plan_from_mapping
-    from .records import default_record_path, dumps, prepare_record, write_record
     from .report import render
     from .run import Job, failures, run
 
     compare = compared(args)
     plan = merge(load_plan(args.config) if args.config else Plan(), overrides(args))
-    subject = f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}"
-    record_path = Path(args.record) if args.record else default_record_path(Path.cwd(), subject)
-    prepare_record(record_path)
+    path = record_path(args, f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}")
     if compare and args.config:
         notes.append(("--compare", f"the backends that {args.config} names count for nothing here"))
     plan_path = chosen_plan_path(args, plan, compare)
@@ -332,18 +328,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         record = run(job, plan, console)
     render(record, console)
-    write_record(record, record_path)
+    deliver(record, path, args)
     failed = failures(record)
     if plan_path is not None and failed:
         console.print(f"{plan_path}: not written, for a plan that misses its gates is none to keep", style="red")
     elif plan_path is not None:
-        chosen = plan_from_mapping(record["plan"], str(record_path))
+        chosen = plan_from_mapping(record["plan"], str(path))
         write_whole(plan_text(chosen, record, plan_path, args.fn_name), plan_path, *PLAN_FILE)
         console.print(f"plan: {plan_path}", markup=False, highlight=False, soft_wrap=True)
-    try:
-        print(dumps(record) if args.json else record_path, flush=True)
-    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
-        discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {record_path}") from error
     return 1 if failed else 0

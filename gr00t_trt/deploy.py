@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from . import records
+from .environment import ROOT
 from .errors import AccuracyError, PlanError
 from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import ModelPolicy
 from .progress import Steps
-from .run import ROOT, available, failures, side_stream
+from .run import available, failures, side_stream
 from .settings import AUTO, Plan
 from .submodules import select
 from .trial import Trial

@@ -15,6 +15,9 @@
     measurements    one entry per configuration that a measuring run tried: MEASUREMENT_FIELDS
     comparison      one entry per backend and submodule, or backend and whole request: COMPARISON_FIELDS
     accuracy        the actions: ACTION_ACCURACY_FIELDS
+    evaluation      only in records of that program, as the next two: errors and latencies against recorded episodes
+    simulation      success rate, every episode, latencies of the policy
+    rollout         per way of executing: latencies, loop times, jitter, stalls
     peak_memory     what `benchmark.PeakMemory` saw
     wall_s          seconds for the whole command
     skipped         [{what, why}]: everything that was not done or is not proven

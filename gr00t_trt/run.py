@@ -25,6 +25,7 @@ from .data import (
     synthetic_dataset,
     validate_observation,
 )
+from .environment import ROOT
 from .errors import BackendError, DatasetError, PlanError
 from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
@@ -34,8 +35,6 @@ from .settings import AUTO, BACKENDS, Plan
 from .stages import PeakMemory
 from .submodules import select
 from .trial import Trial
-
-ROOT = Path(__file__).resolve().parent.parent
 
 Note = tuple[str, str]
 """What it is about, and what the user should know of it."""
