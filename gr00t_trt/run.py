@@ -219,15 +219,10 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
     Args:
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-    Raises: BackendError for a chosen backend that is not installed; PlanError for `auto`, which is not one.
+    Raises: BackendError for a chosen backend that is not installed.
     """
     notes: list[Note] = []
     resolved = {name: resolve(plan, name).backend for name in names}
-    if AUTO in resolved.values():
-        raise PlanError(
-            f"backend: {AUTO} is decided by measuring, which takes a while and is not done here",
-            fix=f"run_groot_torchtrt.py --backend {AUTO} --write_plan plan.yaml measures; then use plan.yaml",
-        )
     for backend in dict.fromkeys(resolved.values()):
         found = get_backend(backend).availability()
         if found.installed:
