@@ -85,7 +85,7 @@ def _row(entry: dict[str, Any]) -> str:
         taken,
         entry["engines"],
         _number(entry["engine_bytes"], 1e-6, 0),
-        _number(entry["build_s"], 1, 1),
+        "cached" if entry.get("from_cache") else _number(entry["build_s"], 1, 1),
         _quantile(entry["eager_latency_ms"], "p50"),
         _quantile(entry["latency_ms"], "p50"),
         _quantile(entry["latency_ms"], "p99"),

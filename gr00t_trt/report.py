@@ -178,7 +178,7 @@ def _cells(entry: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
         "precision": entry.get("precision") or "-",
         "covered": _percent(entry.get("coverage_percent")),
         "mb": _megabytes(entry.get("engine_bytes")),
-        "build": digits(entry.get("build_s")),
+        "build": "cached" if entry.get("from_cache") else digits(entry.get("build_s")),
         "eager": _p50(entry.get("eager_latency_ms")),
         "compiled": _p50(entry.get("latency_ms")),
         "speedup": _speedup(entry, notes),
@@ -315,6 +315,9 @@ def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
         text += " Engines were built, not run: no latency is claimed for them."
     else:
         text += " No speed-up was measured for the whole request."
+    cached = sum(bool(entry.get("from_cache")) for entry in record["submodules"])
+    if cached:
+        text += f" {cached} of {len(record['submodules'])} engines came from the cache."
     reason = record.get("exit_reason")
     if reason not in (None, "done", "gate failed"):
         good, text = None if good else good, f"Ended early ({reason}). {text}"

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from . import records
 from .backends import get_backend
+from .backends.engine_cache import open_cache
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
 from .data import (
@@ -58,6 +59,7 @@ class Job:
     fn_name: str = "all"
     backend_chosen: bool = False
     engine_dir: Path | None = None
+    engine_cache: str | None = None
     plan_path: Path | None = None
     command: str = ""
     notes: tuple[Note, ...] = ()
@@ -119,7 +121,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             records.skip(result, what, why)
         trial = Trial(policy, plan, observation, result, steps)
         trial.reference(job.seed)
-        trial.compile(names, engine_dir)
+        trial.compile(names, engine_dir, open_cache(job.engine_cache))
         trial.check_actions()
         trial.capture()
         trial.time_submodules()

@@ -182,7 +182,7 @@ class TestGpuBuild:
 
     @pytest.fixture
     def run(self, rtx, monkeypatch):
-        def run(target, options=OPTIONS, engine_dir=None):
+        def run(target, options=OPTIONS, engine_dir=None, cache=None):
             with compiler_log(debug=False) as log, cpu_only() as module:
                 from torch_tensorrt.dynamo import _compiler
 
@@ -203,8 +203,8 @@ class TestGpuBuild:
                     cuda=True,
                     timing_cache_path="timings",
                 )
-                job = module_under_test._Job(
-                    module, target, options, settings, "tensorrt", True, engine_dir, {}, lambda p: None, log
+                job = module_under_test.TrtJob(
+                    module, target, options, settings, "tensorrt", True, engine_dir, cache, {}, lambda p: None, log
                 )
                 return job.run(), converted
 
