@@ -95,8 +95,9 @@ def _row(entry: dict[str, Any]) -> str:
 
 def _total(record: dict[str, Any]) -> str:
     entries, whole = record["submodules"], record["end_to_end"]
+    built = [entry for entry in entries if not entry.get("from_cache")]
 
-    def total(field: str) -> float | None:
+    def total(field: str, entries: list[dict[str, Any]] = entries) -> float | None:
         values = [entry[field] for entry in entries]
         return None if any(value is None for value in values) else sum(values)
 
@@ -106,7 +107,7 @@ def _total(record: dict[str, Any]) -> str:
         "",
         total("engines"),
         _number(total("engine_bytes"), 1e-6, 0),
-        _number(total("build_s"), 1, 1),
+        _number(total("build_s", built), 1, 1) if built else "cached",
         _quantile(whole["eager_latency_ms"], "p50"),
         _quantile(whole["latency_ms"], "p50"),
         _quantile(whole["latency_ms"], "p99"),

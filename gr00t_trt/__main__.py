@@ -13,6 +13,7 @@ from .errors import PlanError, unknown
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("cli", "compile, check and time the model: what run_groot_torchtrt.py does"),
+    "engines": ("engines", "list and prune the engines that earlier runs built"),
 }
 """Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
 

@@ -24,7 +24,7 @@ ORDER = [
     {"compile", "capture"},
     {"trial"},
     {"run"},
-    {"cli", "deploy"},
+    {"cli", "deploy", "engines"},
     {"drop_in"},
     {"__main__"},
 ]

@@ -75,7 +75,17 @@ def test_built_fields_cover_what_backends_give():
     from gr00t_trt.backends.base import Built
 
     given = {field.name for field in dataclasses.fields(Built)} - {"call"}
-    assert given == {"runs", "build_s", "phases_s", "coverage", "engine", "engine_bytes", "settings", "notes", "from_cache"}
+    assert given == {
+        "runs",
+        "build_s",
+        "phases_s",
+        "coverage",
+        "engine",
+        "engine_bytes",
+        "settings",
+        "notes",
+        "from_cache",
+    }
 
 
 def test_skipping_twice_is_said_once():

@@ -139,7 +139,7 @@ class TrtJob:
         return Built(call, True, 0.0, coverage=found.manifest.coverage, **self.taken(found))
 
     def taken(self, found: Cached) -> dict[str, Any]:
-        self.notes.append(f"The engine is from the cache, where it has been since {found.manifest.created}.")
+        self.notes.append("The engine is from the cache: an earlier run built it.")
         return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
 
     @contextmanager
