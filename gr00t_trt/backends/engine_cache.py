@@ -111,9 +111,7 @@ class EngineCache:
         return write_engine(self.folder, str(key["submodule"]), plan, description=described, stem=_stem(key))
 
     @contextmanager
-    def lock(
-        self, stem: str, *, timeout_s: float = LOCK_TIMEOUT_S, waiting: Callable[[], None] = lambda: None
-    ) -> Iterator[bool]:
+    def lock(self, stem: str, *, timeout_s: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
         """Keep other processes from building or removing this entry; see `file_lock`."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,6 +216,7 @@ class Slot:
                 stack.enter_context(
                     self.cache.lock(
                         _stem(self.key),
+                        timeout_s=LOCK_TIMEOUT_S,
                         waiting=lambda: self.progress("waiting for another process that builds the same engine"),
                     )
                 )

@@ -164,6 +164,11 @@ def engine_paths(engine_dir: Path, stem: str) -> tuple[Path, Path]:
     return engine_dir / f"{stem}.engine", engine_dir / f"{stem}.manifest.json"
 
 
+def checksum(fields: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's fields: what says which bytes to trust must not have changed itself."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest. Raises: RecordError when it is missing, malformed or of another schema."""
     fix = "build the engine again"
@@ -176,6 +181,9 @@ def read_manifest(path: Path) -> Manifest:
         raise RecordError(f"{path}: not a readable manifest ({type(e).__name__})", fix=fix) from e
     if schema != SCHEMA:
         raise RecordError(f"{path}: manifest of schema {schema!r}", known=f"schema {SCHEMA}", fix=fix)
+    written = raw.pop("checksum", None)
+    if written is not None and written != checksum(raw):
+        raise RecordError(f"{path}: the manifest is not as it was written", fix=fix)
     try:
         for key in ("inputs", "outputs"):
             raw[key] = tuple(Binding(**{k: _tuple(v) for k, v in each.items()}) for each in raw[key])
@@ -271,7 +279,8 @@ def _start(engine_dir: Path, manifest_path: Path) -> None:
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
-    _write_whole(path, (json.dumps(dataclasses.asdict(manifest), indent=2, default=str) + "\n").encode())
+    fields = json.loads(json.dumps(dataclasses.asdict(manifest), default=str))
+    _write_whole(path, (json.dumps({**fields, "checksum": checksum(fields)}, indent=2) + "\n").encode())
 
 
 def _tuple(value: Any) -> Any:

@@ -195,7 +195,7 @@ def _arguments(target: Target) -> list[dict[str, Any]]:
             "name": name,
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
-            "ranges": {str(axis): [dim.name, dim.minimum, dim.maximum] for axis, dim in ranges.items()},
+            "ranges": {str(axis): [dim.name, dim.minimum, dim.optimum, dim.maximum] for axis, dim in ranges.items()},
         }
         for name, tensor, ranges in zip(target.argument_names, target.inputs, target.ranges, strict=True)
     ]
