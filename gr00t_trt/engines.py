@@ -89,8 +89,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     leaving = _chosen(rows, args, time.time())
     kept = [] if args.dry_run else [row for row in leaving if not cache.remove(row["name"])]
     if not args.dry_run:
-        for path in cache.abandoned():
-            path.unlink(missing_ok=True)
+        cache.sweep()
     for row in kept:
         console.print(f"{row['name']}: in use by another process, and left", markup=False, highlight=False)
     gone = [row for row in leaving if row not in kept]
@@ -181,15 +180,15 @@ def _installed(route: str) -> Mapping[str, str]:
 
 def _chosen(rows: Sequence[dict[str, Any]], args: argparse.Namespace, now: float) -> list[dict[str, Any]]:
     """What is to go; `rows` are the most recently used first."""
-    limit = math.inf if args.max_gb is None else args.max_gb * 1e9
-    chosen, kept_bytes = [], 0
+    chosen = []
     for row in rows:
         old = args.older_than is not None and now - row["used"] > args.older_than * 86400
         named = (args.damaged and row["status"] == DAMAGED) or (args.other_versions and row["status"] == OTHER)
-        if args.all or old or named or kept_bytes + row["bytes"] > limit:
+        if args.all or old or named:
             chosen.append(row)
-        else:
-            kept_bytes += row["bytes"]
+    rest = [row for row in rows if row not in chosen]
+    while args.max_gb is not None and sum(row["bytes"] for row in rest) > args.max_gb * 1e9:
+        chosen.append(rest.pop())
     return chosen
 
 
@@ -225,13 +224,19 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
         name = row["name"] if row["route"] is None else f"{row['submodule']}\n{kind}"
         inputs = [f"{argument} {sizes}" for argument, sizes in (row["inputs"] or {}).items()]
         built = [row["gpu"] or "-", *(f"{key} {value}" for key, value in (row["versions"] or {}).items())]
-        age = None if row["created"] is None else now - datetime.fromisoformat(row["created"]).timestamp()
         status = row["status"] if row["why"] is None else f"{row['status']}: {row['why']}"
         cells = [name, "\n".join(inputs) or "-", "\n".join(built), f"{row['bytes'] / 1e6:.3g}"]
-        cells += [_ago(age), _ago(now - row["used"]), status]
+        cells += [_ago(_age(row["created"], now)), _ago(now - row["used"]), status]
         style = {DAMAGED: "bold red", OTHER: "yellow"}.get(row["status"], "")
         table.add_row(*(Text(cell, style=style if cell is status else "") for cell in cells))
     return table
+
+
+def _age(created: str | None, now: float) -> float | None:
+    try:
+        return now - datetime.fromisoformat(created or "").timestamp()
+    except (TypeError, ValueError):  # a damaged engine, or a manifest that somebody made up
+        return None
 
 
 def _ago(seconds: float | None) -> str:

@@ -113,6 +113,7 @@ class TestList:
     def test_a_manifest_that_somebody_made_up(self, cache: EngineCache, capsys: Any) -> None:
         description = dict.fromkeys(("inputs", "outputs", "compute_capabilities"), ())
         description |= {"versions": {}, "options": {}, "settings": {}, "weights_sha256": "", "executed": True}
+        description["created"] = "yesterday"
         cache.put({"submodule": "odd", "versions": [1]}, b"x", description)
         status, rows = listed(capsys, "list")
         assert (status, rows["odd"]["status"]) == (0, "other version")
@@ -135,10 +136,12 @@ class TestPrune:
         assert names(cache) == ["dit_model"]
 
     def test_by_size_the_least_recently_used_first(self, cache: EngineCache) -> None:
-        for days, name in enumerate(("dit_model", "vl_components", "state_encoder")):
-            keep(cache, name, days=days, size=1_000_000)
-        assert main(["prune", "--max_gb", "0.0025"]) == 0
+        for days, (name, size) in enumerate({"dit_model": 15, "vl_components": 10, "state_encoder": 3}.items()):
+            keep(cache, name, days=days, size=size * 100_000)
+        assert main(["prune", "--max_gb", "0.0026"]) == 0
         assert names(cache) == ["dit_model", "vl_components"]
+        assert main(["prune", "--max_gb", "0.002"]) == 0
+        assert names(cache) == ["dit_model"]
         assert main(["prune", "--max_gb", "0"]) == 0
         assert names(cache) == []
 

@@ -160,11 +160,15 @@ class EngineCache:
             raise RecordError(f"{self.folder}: {stem} cannot be removed: {e.strerror or e}") from e
         return True
 
-    def abandoned(self) -> list[Path]:
-        """Half-written files that a killed process left behind, over an hour old."""
-        found = [self.folder / n for n in self._names() if n.startswith(".") and n.endswith(".partial")]
+    def sweep(self) -> None:
+        """Remove half-written files that a killed process left behind, once they are over an hour old."""
         limit = time.time() - _ABANDONED_S
-        return sorted(path for path in found if (status := _status(path)) is not None and status.st_mtime < limit)
+        for name in self._names():
+            path = self.folder / name
+            if name.startswith(".") and name.endswith(".partial") and (status := _status(path)) is not None:
+                with suppress(OSError):
+                    if status.st_mtime < limit:
+                        path.unlink()
 
     def _names(self) -> list[str]:
         try:

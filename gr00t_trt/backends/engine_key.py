@@ -47,7 +47,7 @@ def engine_key(
 
     Args:
         route: Name of the backend.
-        settings: Everything that the compiler is told, without paths.
+        settings: Everything that the compiler is told, without paths, in values that JSON has a form for.
         gpu: See `target_gpu`.
         versions: Of torch, the compiler and its library.
     Raises: BackendError naming the part of the module that keeps its engine from being recognised.
@@ -65,7 +65,7 @@ def engine_key(
         "versions": dict(versions),
         "platform": this_platform(),
     }
-    return dict(json.loads(json.dumps(key, default=str)))
+    return dict(json.loads(json.dumps(key)))
 
 
 def digest(key: Mapping[str, Any]) -> str:

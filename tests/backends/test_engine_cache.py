@@ -371,17 +371,19 @@ class TestFolder:
         assert cache.remove(file.path.stem)
         assert list(cache.folder.iterdir()) == []
 
-    def test_what_a_killed_writer_left_is_found_once_it_is_old(self, cache: EngineCache) -> None:
+    def test_what_a_killed_writer_left_is_removed_once_it_is_old(self, cache: EngineCache) -> None:
         cache.folder.mkdir()
         old, new = (cache.folder / f".dit.engine-{name}.partial" for name in ("old", "new"))
         old.touch()
         new.touch()
         os.utime(old, (1000, 1000))
-        assert cache.abandoned() == [old]
         assert cache.stems() == []
+        cache.sweep()
+        assert list(cache.folder.iterdir()) == [new]
 
     def test_there_is_none(self, cache: EngineCache) -> None:
-        assert (cache.stems(), cache.abandoned()) == ([], [])
+        cache.sweep()
+        assert cache.stems() == []
 
     def test_a_file_in_its_place(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
