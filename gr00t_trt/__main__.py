@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "rollout": ("rollout.program", "let a policy drive a robot, real or simulated: latencies, loop times, jitter"),
     "simulate": ("simulate.program", "let a policy act in a simulated world: success rate, videos"),
     "evaluate": ("evaluate.program", "compare a policy's actions with recorded episodes: errors, plots, latencies"),
+    "engines": ("engines", "list and prune the engines that earlier runs built"),
 }
 """Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
 

@@ -119,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     g.add_argument(
+        "--engine_cache",
+        metavar="DIR|off",
+        help="where finished engines are kept, so that no later run builds them again; off: nowhere "
+        "[$GR00T_TRT_ENGINE_CACHE, else ~/.cache/gr00t_trt/engines]",
+    )
+    g.add_argument(
         "--use_eagle_backbone_joint",
         action="store_true",
         default=None,
@@ -320,6 +326,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         backend_chosen=args.backend is not None or args.config is not None,
         compare=compare,
         engine_dir=Path(args.engine_dir) if args.engine_dir else None,
+        engine_cache=args.engine_cache,
         plan_path=Path(args.config) if args.config else None,
         command=shlex.join(["run_groot_torchtrt.py", *argv]),
         notes=tuple(notes),

@@ -60,6 +60,7 @@ SUBMODULE_FIELDS = (
     "runs",
     "build_s",
     "build_phases_s",
+    "from_cache",
     "settings",
     "notes",
     "latency_ms",
@@ -71,7 +72,8 @@ SUBMODULE_FIELDS = (
     "failures",
 )
 """`shapes`: argument -> sizes and range as text. `latency_ms`, `eager_latency_ms`: `Samples.to_dict()`. `verdict`:
-`Verdict.to_dict()`. `accuracy`: `Agreement.to_dict()`. `runs`: false for an engine that cannot run on this machine."""
+`Verdict.to_dict()`. `accuracy`: `Agreement.to_dict()`. `runs`: false for an engine that cannot run on this machine.
+`from_cache`: true for an engine that an earlier run built; `build_s` is then what finding and checking it took."""
 
 STAGE_FIELDS = ("stage", "within", "calls_per_request", "latency_ms", "eager_latency_ms")
 """`within`: the stage that called this one, or null. Latencies are of all calls in one request, added up."""
@@ -226,6 +228,7 @@ def built_fields(built: Any) -> dict[str, Any]:
         "runs": built.runs,
         "build_s": built.build_s,
         "build_phases_s": dict(built.phases_s),
+        "from_cache": built.from_cache,
         "settings": dict(built.settings),
         "notes": list(built.notes),
     }

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from . import records
 from .backends import get_backend
+from .backends.engine_cache import open_cache
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
 from .comparison import Comparison
@@ -63,6 +64,7 @@ class Job:
     backend_chosen: bool = False
     compare: tuple[str, ...] = ()
     engine_dir: Path | None = None
+    engine_cache: str | None = None
     plan_path: Path | None = None
     command: str = ""
     notes: tuple[Note, ...] = ()
@@ -147,7 +149,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             else:
                 comparison.hand_over(comparison.choose())
         else:
-            trial.compile(names, engine_dir)
+            trial.compile(names, engine_dir, open_cache(job.engine_cache))
         if not job.compare:
             trial.check_actions()
             trial.capture()

@@ -25,7 +25,7 @@ ORDER = [
     {"trial"},
     {"comparison"},
     {"run"},
-    {"cli", "deploy", "measure"},
+    {"cli", "deploy", "engines", "measure"},
     {"drop_in", "serve"},
     {"local"},
     {"policies"},

@@ -60,7 +60,7 @@ def test_a_built_submodule_fills_its_entry():
     engine = SimpleNamespace(path=Path("engines/dit.engine"))
     built = SimpleNamespace(
         coverage=coverage, engine=engine, engine_bytes=7, runs=False, build_s=1.5,
-        phases_s={"export": 1.0}, settings={"min_block_size": 1}, notes=("built, not run",),
+        phases_s={"export": 1.0}, settings={"min_block_size": 1}, notes=("built, not run",), from_cache=True,
     )  # fmt: skip
     entry = records.submodule_entry("dit_model", "torch_tensorrt", "fp16", **records.built_fields(built))
     assert (entry["operators"], entry["coverage_percent"], entry["engines"]) == (10, 90.0, 2)
@@ -75,7 +75,17 @@ def test_built_fields_cover_what_backends_give():
     from gr00t_trt.backends.base import Built
 
     given = {field.name for field in dataclasses.fields(Built)} - {"call"}
-    assert given == {"runs", "build_s", "phases_s", "coverage", "engine", "engine_bytes", "settings", "notes"}
+    assert given == {
+        "runs",
+        "build_s",
+        "phases_s",
+        "coverage",
+        "engine",
+        "engine_bytes",
+        "settings",
+        "notes",
+        "from_cache",
+    }
 
 
 def test_skipping_twice_is_said_once():

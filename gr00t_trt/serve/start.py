@@ -21,9 +21,9 @@ from rich.text import Text
 from .. import __version__
 from ..backends.engine_files import prepare_engine_dir
 from ..deploy import Deployment, deploy
+from ..figures import digits
 from ..policy import Gr00tPolicy, load_policy
 from ..progress import progress
-from ..report import digits
 from ..run import Job, choose_device, open_dataset, recorded_step
 from .batching import Batcher
 from .engine import Engine
