@@ -99,7 +99,7 @@ def test_rows_fail_alone_and_say_why(record: dict[str, Any]) -> None:
     first = entry(record, "reduce-overhead")
     assert "replays CUDA graphs, and there is no GPU" in first["why_not"]
     assert "could not be built" in entry(record, "denoising loop, CUDA graphs")["why_not"]
-    assert "one CUDA graph" in entry(record, "one CUDA graph")["why_not"]
+    assert "one CUDA graph: the model is not on a GPU" in entry(record, "one CUDA graph")["why_not"]
     for name in ("reduce-overhead", "one CUDA graph"):
         assert entry(record, name)["latency_ms"] is None
     assert record["exit_reason"] == "a row failed"
