@@ -10,6 +10,7 @@ from typing import Any
 
 from . import records
 from .backends import get_backend
+from .backends.engine_cache import EngineCache
 from .backends.guarded import first_line
 from .benchmark import Samples, verdict
 from .choice import beaten_by, leader, winner, with_choice
@@ -55,6 +56,7 @@ class Comparison:
         candidates: Compile target -> the backends to try on it. A single one is not up for comparison: it was chosen
             by the user, and its failure is an error.
         engine_dir: Engines go into a folder in it for each backend, as their file names are the same.
+        cache: Where engines are kept; None builds every one, as a comparison of build times must.
         only_running: Once something built with a backend turned out not to run here, build no more of it.
     """
 
@@ -64,9 +66,11 @@ class Comparison:
         candidates: Mapping[str, tuple[str, ...]],
         engine_dir: Path | None,
         *,
+        cache: EngineCache | None,
         only_running: bool,
     ):
-        self.trial, self.candidates, self.engine_dir, self.only_running = trial, candidates, engine_dir, only_running
+        self.trial, self.candidates, self.only_running = trial, candidates, only_running
+        self.engine_dir, self.cache = engine_dir, cache
         self.backends = tuple(dict.fromkeys(b for own in candidates.values() if len(own) > 1 for b in own))
         self.tried: dict[str, dict[str, Tried]] = {}
         self.requests: dict[str, Tried] = {}
@@ -125,6 +129,7 @@ class Comparison:
                     trial.dims,
                     engine_dir=self.engine_dir / backend if self.engine_dir else None,
                     progress=lambda phase: trial.steps.step(f"{place}, {backend}: {phase}"),
+                    cache=self.cache,
                 )
         except Exception as error:  # a compiler may fail in any way, and the other backends are not to blame
             if self._settled(name):

@@ -142,7 +142,8 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
         trial = Trial(policy, plan, observation, result, steps)
         trial.reference(job.seed)
         if candidates:
-            comparison = Comparison(trial, candidates, engine_dir, only_running=not job.compare)
+            kept = None if job.compare else open_cache(job.engine_cache)
+            comparison = Comparison(trial, candidates, engine_dir, cache=kept, only_running=not job.compare)
             comparison.compare_submodules()
             if job.compare:
                 comparison.compare_requests({backend: dict.fromkeys(names, backend) for backend in job.compare})

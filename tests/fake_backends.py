@@ -69,6 +69,7 @@ class Fake:
         self.error, self.runs, self.breaks, self.absent = error, runs, breaks or {}, absent
         self.built: list[str] = []
         self.folders: list[Path | None] = []
+        self.caches: list[EngineCache | None] = []
         self.alive_at_next_build: list[bool] = []
         self._last: weakref.ref[Any] | None = None
 
@@ -91,6 +92,7 @@ class Fake:
             raise self.breaks[target.name]
         self.built.append(target.name)
         self.folders.append(engine_dir)
+        self.caches.append(cache)
         call = _Call(self, target)
         self._last = weakref.ref(call)
         if self.name == "eager":

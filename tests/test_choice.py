@@ -100,7 +100,8 @@ def test_each_submodule_gets_its_fastest_and_the_plan_is_what_ran(machine, capsy
         inductor={"costs": QUICK_DIT},
         torch_tensorrt={"costs": {"": 0.1}, "runs": False},
     )
-    assert main([*AUTO_RUN, "--engine_dir", "engines"]) == 0
+    assert main([*AUTO_RUN, "--engine_dir", "engines", "--engine_cache", "cache"]) == 0
+    assert {cache.folder for cache in fakes["torch_tensorrt"].caches} == {Path("cache")}
     record = read_record("r.json")
     fastest = {"vl_components": "eager", "state_encoder": "eager", "action_encoder": "eager", "dit_model": "inductor",
                "action_decoder": "eager"}  # fmt: skip

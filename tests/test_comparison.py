@@ -141,6 +141,10 @@ def test_each_backend_has_an_engine_folder_of_its_own(record, fakes) -> None:
     assert {folder.name for folder in fakes["quick"].folders} == {"quick"}
 
 
+def test_build_times_are_those_of_building_not_of_the_cache(record, fakes) -> None:
+    assert set(fakes["torch_tensorrt"].caches) == {None}
+
+
 def test_a_comparison_runs_no_plan(record) -> None:
     assert record["submodules"] == []
     assert record["plan"]["backend"] is None
