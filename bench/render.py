@@ -9,13 +9,16 @@ No figure in these files is typed by hand.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import compared
 import measured
 import runs
+import served
 
 from gr00t_trt import plots
 from gr00t_trt.records import read_record
@@ -36,9 +39,14 @@ PLOTS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
 def main(argv: list[str]) -> int:
     check = "--check" in argv
     records = {path.stem: read_record(path) for path in sorted((BENCH / "records").glob("*.json"))}
+    services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
     written = {
-        ROOT / "README.md": sections(records, "bench/records/", None),
-        BENCH / "README.md": sections(records, "records/", "plots/"),
+        ROOT / "README.md": "\n\n".join(
+            [sections(records, "bench/records/", None), *served_sections(services, "bench/service/")]
+        ),
+        BENCH / "README.md": "\n\n".join(
+            [sections(records, "records/", "plots/"), *served_sections(services, "service/")]
+        ),
         BENCH / "LOG.md": measured.log(records, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]
@@ -57,7 +65,9 @@ def sections(records: Records, links: str, pictures: str | None) -> str:
     """
     out = []
     for name, record in records.items():
-        if not record["measurements"]:
+        if record["comparison"]:
+            out.append(compared.section(name, record, links))
+        elif not record["measurements"]:
             out.append(runs.section(name, record, links))
         elif pictures is None:
             out.append(measured.summary(name, record, links))
@@ -65,6 +75,10 @@ def sections(records: Records, links: str, pictures: str | None) -> str:
             shown = [f"![{kind} of {name}]({pictures}{name}-{kind}.png)" for kind in drawable(record)]
             out.append("\n\n".join([measured.section(name, record, links), *shown]))
     return "\n\n".join(out)
+
+
+def served_sections(services: Records, links: str) -> list[str]:
+    return [served.section(name, record, links) for name, record in services.items()]
 
 
 def put(file: Path, new: str, check: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -97,3 +98,54 @@ def test_a_measuring_run_is_rendered_and_checked(checkout: Path) -> None:
     assert render(checkout).returncode == 0
     assert not (checkout / "bench" / "plots" / "of-no-record.png").exists()
     assert render(checkout, "--check").returncode == 0
+
+
+def test_backends_side_by_side_are_one_line_a_submodule(checkout: Path) -> None:
+    record = records.new_record("run", device="cpu", plan={"precision": "fp16"}, model={"path": "synthetic:full"})
+    record["workload"].update(views=1, batch_size=1, sequence_length=296, denoising_steps=4)
+    record.update(wall_s=300.0, peak_memory={"kind": "process resident", "peak_bytes": 12e9})
+    agreement = {"cosine": 0.9999991}
+    record["comparison"] = [
+        records.comparison_entry("dit_model", "eager", runs=True, build_s=0.0, latency_ms=EAGER, accuracy=agreement),
+        records.comparison_entry(
+            "dit_model", "tensorrt", runs=False, build_s=31.04, engine_bytes=1.111e9, layers_before=1520,
+            layers_after=None, accuracy=agreement,
+        ),
+        records.comparison_entry("dit_model", "onnxruntime", why_not="not installed"),
+        records.comparison_entry("whole request", "eager", runs=True, latency_ms=EAGER, accuracy=agreement),
+    ]  # fmt: skip
+    records.write_record(record, checkout / "bench" / "records" / "compared.json")
+    assert render(checkout).returncode == 0
+    full = (checkout / "README.md").read_text()
+    assert (
+        "| submodule | eager: p50 ms | eager: cosine to fp32 | tensorrt: build s | tensorrt: MB | tensorrt: layers"
+        in full
+    )
+    assert "| dit_model | 49 | 0.999999 | 31.0 | 1111 | 1520 → – | 0.999999 |" in full
+    assert "tensorrt: built and not run, so without a latency." in full
+    assert "Not tried: onnxruntime, dit_model: not installed" in full
+
+
+def test_a_service_under_load_is_rendered(checkout: Path) -> None:
+    good = {"answered": 700, "lost": 0, "mixed_up": 0}
+    record = {
+        "environment": {"cpu_cores": 2},
+        "startup": {"first_s": 12.3, "again_s": 4.5},
+        "overhead": {"overhead_ms": {"p50": 0.61, "p99": 1.9}, "policy_ms": {"p50": 33.3}},
+        "load": {
+            "clients": 8, "answered": 1800, "seconds": 60.0, "lost": 0, "mixed_up": 0,
+            "round_trip_ms": {"p50": 260.0}, "rss_bytes": {"quarter": 6e8, "end": 6.01e8},
+        },
+        "hostile": {
+            "messages": 10000, "unanswered_or_wrong": {}, "good_client": good,
+            "before": {"rss_bytes": 6e8}, "after": {"rss_bytes": 6.1e8},
+        },
+        "restart": {"clients": 8, "recovered": 8, "lost": 3},
+    }  # fmt: skip
+    (checkout / "bench" / "service").mkdir(exist_ok=True)
+    (checkout / "bench" / "service" / "loopback.json").write_text(json.dumps(record))
+    assert render(checkout).returncode == 0
+    full = (checkout / "bench" / "README.md").read_text()
+    assert "([record](service/loopback.json))" in full
+    assert "| overhead of a request | p50 0.61 ms, p99 1.90 ms, beside 33.3 ms of the policy |" in full
+    assert "| hostile messages | 10000, of which 0 unanswered or answered wrongly;" in full
