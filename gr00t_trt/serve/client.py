@@ -133,11 +133,8 @@ class BaseInferenceClient:
 
     def _wait(self, deadline: float) -> bool:
         """Whether a reply came; False when the connection broke first, or the time was over."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
         while True:
-            ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1e3))))
+            ready = dict(self._poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1e3))))
             if self._socket in ready or not ready:
                 return bool(ready)
             if self._broke():
@@ -163,6 +160,9 @@ class BaseInferenceClient:
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
             self._connected = False
+            self._poller = zmq.Poller()
+            for each in (self._socket, self._monitor):
+                self._poller.register(each, zmq.POLLIN)
             self._socket.connect(f"tcp://{self.host}:{self.port}")
         self._broke()  # between calls that takes nothing with it
 

@@ -87,6 +87,16 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ServiceError(f"an array's header cannot be read: {str(error)[:200]}") from error
 
 
+@lru_cache(maxsize=256)
+def _npy_start(dtype: np.dtype, shape: tuple[int, ...], columns_first: bool) -> bytes:
+    if dtype.hasobject:
+        raise TypeError(f"an array of dtype {dtype}")
+    stream = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": columns_first, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
 def array_from_bytes(
     data: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], *, columns_first: bool = False
 ) -> np.ndarray:
@@ -108,9 +118,9 @@ def array_from_bytes(
 
 def _marked(value: object) -> dict[str, Any]:
     if isinstance(value, np.ndarray):
-        stream = io.BytesIO()
-        np.save(stream, value, allow_pickle=False)
-        return {ARRAY: True, "as_npy": stream.getvalue()}
+        columns_first = value.flags.f_contiguous and not value.flags.c_contiguous
+        start = _npy_start(value.dtype, value.shape, columns_first)
+        return {ARRAY: True, "as_npy": start + value.tobytes("F" if columns_first else "C")}
     if isinstance(value, ModalityConfig):
         fields = {"delta_indices": value.delta_indices, "modality_keys": value.modality_keys}
         return {MODALITY: True, "as_json": json.dumps(fields, separators=(",", ":"), ensure_ascii=False)}

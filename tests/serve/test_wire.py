@@ -76,6 +76,16 @@ def test_arrays_of_any_dtype_pass_both_ways(value: dict[str, np.ndarray]) -> Non
             assert received[key].flags.writeable
 
 
+@given(ARRAYS, st.booleans())
+def test_an_array_is_written_as_numpy_writes_it(array: np.ndarray, columns_first: bool) -> None:
+    array = np.asfortranarray(array) if columns_first else array
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    assert msgpack.unpackb(encode(array))["as_npy"] == stream.getvalue()
+    strided = np.repeat(array[..., None], 2, axis=-1)[..., 0]
+    np.testing.assert_array_equal(decode(encode(strided)), strided)
+
+
 def test_what_numpy_writes_is_what_we_read() -> None:
     for array in (
         np.asfortranarray(np.arange(6.0).reshape(2, 3)),
