@@ -36,6 +36,7 @@ import hostile
 import httpx
 import numpy as np
 import psutil
+import served
 import zmq
 from rich.console import Console
 from rich.table import Table
@@ -390,22 +391,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     table = Table(title="gr00t-trt serve under load", title_justify="left", title_style="")
     for head in ("", "what was seen"):
         table.add_column(head)
-    cost, load_, fire, again = (record[key] for key in ("overhead", "load", "hostile", "restart"))
-    trip, megabyte = load_["round_trip_ms"] or {}, 1e6
-    rows = {
-        "start-up": f"{record['startup']['first_s']:.1f} s to ready, {record['startup']['again_s']:.1f} s again",
-        "overhead": f"p50 {cost['overhead_ms']['p50']:.2f} ms, p99 {cost['overhead_ms']['p99']:.2f} ms, beside "
-        f"{cost['policy_ms']['p50']:.1f} ms of the policy",
-        "load": f"{load_['clients']} clients, {load_['answered']} answers in {load_['seconds']:.0f} s, "
-        f"{load_['lost']} lost, {load_['mixed_up']} mixed up, p50 {trip.get('p50', 0):.0f} ms; memory "
-        f"{load_['rss_bytes']['quarter'] / megabyte:.0f} to {load_['rss_bytes']['end'] / megabyte:.0f} MB",
-        "hostile": f"{fire['messages']} messages, {sum(fire['unanswered_or_wrong'].values())} unanswered or wrong; "
-        f"good client: {fire['good_client']['answered']} answers, {fire['good_client']['lost']} lost, "
-        f"{fire['good_client']['mixed_up']} mixed up; memory {fire['before']['rss_bytes'] / megabyte:.0f} to "
-        f"{fire['after']['rss_bytes'] / megabyte:.0f} MB",
-        "kill -9": f"{again['recovered']} of {again['clients']} clients recovered, {again['lost']} requests lost",
-    }
-    for name, text in rows.items():
+    for name, text in served.rows(record).items():
         table.add_row(name, text)
     console.print(table)
 
