@@ -71,6 +71,8 @@ class Bench:
         calls, warmup = self._rounds(row)
         if row.of == "loop" and self._request_of(row) is not None:
             return 0.0
+        if row.candidate == PLAIN and self._beside(row) is not None:
+            return self._pair_s(row) / 2  # only its accuracy is left to look at
         return self._build_s(row.candidate) + self._pair_s(row) * (calls + warmup + 1)
 
     def _pair_s(self, row: Row) -> float:
@@ -137,14 +139,16 @@ class Bench:
 
     def _run(self, row: Row, form: Form) -> Taken:
         key = (row.of, row.candidate, row.workload)
-        if row.candidate == PLAIN:
-            # Every run has timed eager PyTorch already; the first one stands for it.
-            done = next((t for (of, _, work), t in self._taken.items() if (of, work) == (row.of, row.workload)), None)
-            if done is not None:
-                return Taken(done.eager, None, done.eager_stages, [])
+        beside = self._beside(row) if row.candidate == PLAIN else None
+        if beside is not None:
+            return Taken(beside.eager, None, beside.eager_stages, [])
         calls, warmup = self._rounds(row)
         self._taken[key] = alternate(self._forms, row, form, calls=calls, warmup=warmup)
         return self._taken[key]
+
+    def _beside(self, row: Row) -> Taken | None:
+        """The first run of the same calls, of whatever candidate: eager PyTorch was timed in turn with it."""
+        return next((t for (of, _, work), t in self._taken.items() if (of, work) == (row.of, row.workload)), None)
 
     def _request_of(self, row: Row) -> Taken | None:
         """A run of whole calls of the row's candidate whose stages were timed."""
