@@ -18,7 +18,7 @@ from typing import Any
 import compared
 import measured
 import runs
-import served
+import service_table
 
 from gr00t_trt import plots
 from gr00t_trt.records import read_record
@@ -78,7 +78,7 @@ def sections(records: Records, links: str, pictures: str | None) -> str:
 
 
 def served_sections(services: Records, links: str) -> list[str]:
-    return [served.section(name, record, links) for name, record in services.items()]
+    return [service_table.section(name, record, links) for name, record in services.items()]
 
 
 def put(file: Path, new: str, check: bool) -> bool:
