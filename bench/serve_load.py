@@ -21,13 +21,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,25 +34,21 @@ from typing import Any
 import hostile
 import httpx
 import numpy as np
-import psutil
 import served
 import zmq
+from marked import Server, Subject, driving, running, tally
 from rich.console import Console
 from rich.table import Table
 
 from gr00t_trt.benchmark import Samples
 from gr00t_trt.command import Parser, parse_flags, run_program
 from gr00t_trt.environment import environment, git_state
-from gr00t_trt.errors import ServiceError
 from gr00t_trt.progress import progress
 from gr00t_trt.records import dumps
-from gr00t_trt.serve.ask import example
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.wire import decode
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "action.mark"
-READY_S = 3600.0
 ENEMIES = 4
 HALF_OPEN = 100
 
@@ -108,133 +103,6 @@ def _main(argv: Sequence[str], console: Console) -> int:
         Path(args.record).write_text(dumps(record) + "\n", encoding="utf-8")
     print(args.record or dumps(record))
     return 1 if found_wrong(record) else 0
-
-
-class Server:
-    """A server's process; `ready_s` is the time from its start to its last `ready`."""
-
-    def __init__(self, flags: Sequence[str], port: int, http_port: int):
-        own = [sys.executable, str(Path(__file__).resolve()), "serve", "--server", *flags]
-        began = time.monotonic()
-        self.process = subprocess.Popen(
-            [*own, "--port", str(port), "--http_port", str(http_port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.words: list[str] = []
-        # Read all along: a full pipe would stop the server.
-        threading.Thread(target=self._listen, daemon=True).start()
-        ports = [self._ready_line() for _ in range(2)]
-        self.port, self.http_port = (int(line.rpartition(":")[2]) for line in ports)
-        self.ready_s = time.monotonic() - began
-        self.usage = psutil.Process(self.process.pid)
-
-    def _listen(self) -> None:
-        for line in self.process.stderr or ():
-            self.words.append(line)
-
-    def _ready_line(self) -> str:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        if not line.startswith("ready "):
-            self.process.wait(10)
-            raise ServiceError(f"the server did not start: {''.join(self.words)[-2000:]}")
-        return line.strip()
-
-
-@contextmanager
-def running(flags: Sequence[str], port: int, http_port: int) -> Iterator[Server]:
-    server = Server(flags, port, http_port)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.terminate()
-        server.process.wait(30)
-
-
-def marked_server(argv: Sequence[str]) -> int:
-    """The real program, whose policy hands the first state value of every request back beside its actions."""
-    from gr00t_trt.policy import Gr00tPolicy
-    from gr00t_trt.serve.__main__ import main as serve
-
-    plain = Gr00tPolicy.get_action
-
-    def get_action(self: Gr00tPolicy, observation: Any, **settings: Any) -> Any:
-        action = plain(self, observation, **settings)
-        first = self.modality_config["state"].modality_keys[0]
-        action[MARK] = np.asarray(observation[first], np.float64)[..., 0]
-        return action
-
-    Gr00tPolicy.get_action = get_action  # type: ignore[method-assign]
-    return serve(argv)
-
-
-class Subject:
-    """What is asked: an observation with a number in it that no other request has."""
-
-    def __init__(self, port: int, wanted: dict[str, Any]):
-        self.port = port
-        self.observation = example(wanted)
-        self._key = next(key for key in self.observation if key.startswith("state."))
-        self._numbers = iter(range(1, 10**9))
-        self._lock = threading.Lock()
-
-    def ask(self, client: RobotInferenceClient) -> bool:
-        """One request; whether the reply belongs to it. Raises: ServiceError without one."""
-        with self._lock:
-            number = float(next(self._numbers))
-        state = self.observation[self._key].copy()
-        state[..., 0] = number
-        action = client.get_action({**self.observation, self._key: state})
-        return bool((action.pop(MARK) == number).all()) and all(np.isfinite(value).all() for value in action.values())
-
-
-class Driver(threading.Thread):
-    """A client that asks again and again until it is told to stop."""
-
-    def __init__(self, subject: Subject, timeout_ms: int = 60_000):
-        super().__init__(daemon=True)
-        self._subject, self._timeout_ms = subject, timeout_ms
-        self.stop = threading.Event()
-        self.right: list[tuple[float, float]] = []  # (when, milliseconds)
-        self.mixed_up, self.errors = 0, []
-
-    def run(self) -> None:
-        with RobotInferenceClient("127.0.0.1", self._subject.port, self._timeout_ms) as client:
-            while not self.stop.is_set():
-                began = time.perf_counter()
-                try:
-                    if self._subject.ask(client):
-                        self.right.append((time.monotonic(), (time.perf_counter() - began) * 1e3))
-                    else:
-                        self.mixed_up += 1
-                except ServiceError as error:
-                    self.errors.append(str(error).splitlines()[0])
-
-
-@contextmanager
-def driving(subject: Subject, count: int) -> Iterator[list[Driver]]:
-    drivers = [Driver(subject) for _ in range(count)]
-    for driver in drivers:
-        driver.start()
-    try:
-        yield drivers
-    finally:
-        for driver in drivers:
-            driver.stop.set()
-        for driver in drivers:
-            driver.join(90)
-
-
-def tally(drivers: Sequence[Driver]) -> dict[str, Any]:
-    return {
-        "clients": len(drivers),
-        "answered": sum(len(driver.right) for driver in drivers),
-        "lost": sum(len(driver.errors) for driver in drivers),
-        "mixed_up": sum(driver.mixed_up for driver in drivers),
-        "errors": dict(Counter(error for driver in drivers for error in driver.errors)),
-    }
 
 
 def overhead(subject: Subject, count: int) -> dict[str, Any]:
@@ -397,4 +265,4 @@ def show(record: dict[str, Any], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(marked_server(sys.argv[2:]) if sys.argv[1:2] == ["serve"] else main())
+    sys.exit(main())
