@@ -36,9 +36,9 @@ import httpx
 import numpy as np
 import service_table
 import zmq
+from marked import Server, Subject, driving, running, tally
 from rich.console import Console
 from rich.table import Table
-from served import Server, Subject, driving, running, tally
 
 from gr00t_trt.benchmark import Samples
 from gr00t_trt.command import Parser, parse_flags, run_program
