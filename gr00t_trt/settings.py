@@ -26,7 +26,7 @@ LOOPS = ("submodules", "denoise_step", "denoise_loop")
 """How the denoising loop is cut: three submodules and Euler in PyTorch, one graph per step, or one for all steps.
 The last two exist in the restructured model only, and are compile targets of their own."""
 
-BACKENDS = ("eager", "inductor", "torch_tensorrt")
+BACKENDS = ("eager", "inductor", "onnxruntime", "torch_tensorrt", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("fp8", "int8", "nvfp4")
 """Names that users know from elsewhere and that are refused with a message of their own."""
@@ -68,6 +68,8 @@ class BuildOptions:
         require_full_compilation: A submodule that needs more than one engine is an error, not a warning.
         compute_capabilities: Targets of engines built ahead of time, such as ``("8.9", "12.0")``.
             Empty: TensorRT-RTX's portable default (8.0 and newer).
+        trt_engine_path: Folder of engines that NVIDIA's deployment scripts built; the tensorrt backend takes those that
+            fit and builds the rest.
     """
 
     use_fp32_acc: bool = False
@@ -80,6 +82,7 @@ class BuildOptions:
     decompose_attention: bool = False
     require_full_compilation: bool = True
     compute_capabilities: tuple[str, ...] = ()
+    trt_engine_path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The backends: eager, inductor, torch_tensorrt. Importing this package imports none of their compilers."""
+"""The backends, from eager PyTorch to TensorRT. Importing this package imports none of their compilers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from ..errors import PlanError, unknown
 from .base import Availability, Backend, Built, Coverage, EngineFile, Target
 from .eager import EagerBackend
 from .inductor import InductorBackend
+from .onnxruntime import OnnxRuntimeBackend
+from .tensorrt import TensorRTBackend
 from .torch_tensorrt import TorchTensorRTBackend
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (EagerBackend(), InductorBackend(), TorchTensorRTBackend())
+    backend.name: backend
+    for backend in (
+        EagerBackend(),
+        InductorBackend(),
+        OnnxRuntimeBackend(),
+        TorchTensorRTBackend(),
+        TensorRTBackend(),
+    )
 }
 """Name on the command line and in plans -> the backend."""
 

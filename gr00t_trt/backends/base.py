@@ -75,6 +75,8 @@ class Built:
         coverage: None for backends without a notion of it.
         engine: The engine file, when one was written.
         engine_bytes: Size of all engines of this target; None when unknown.
+        layers_before, layers_after: Operators of the exported graph, and layers of the engine made from it; None where
+            the backend has no such graph, or the engine cannot be looked into on this machine.
         settings: The exact keyword arguments handed to the compiler, for the record.
         notes: Plain sentences for the user: what was skipped, what is not proven.
     """
@@ -86,6 +88,8 @@ class Built:
     coverage: Coverage | None = None
     engine: EngineFile | None = None
     engine_bytes: int | None = None
+    layers_before: int | None = None
+    layers_after: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -33,9 +33,6 @@ from .guarded import GuardedModule, build_failed, first_line
 from .trt_log import compiler_log
 from .trt_settings import NEWEST, OLDEST, TENSORRT, TENSORRT_RTX, TrtSettings, map_settings, release_tuple
 
-PORTABLE_TARGETS = "8.0, 8.6, 8.9, 12.0 and newer (not for Orin, Hopper or Thor)"
-"""What TensorRT-RTX builds for when it is asked for nothing else."""
-
 _DISTRIBUTIONS = {TENSORRT: "torch-tensorrt", TENSORRT_RTX: "torch-tensorrt-rtx"}
 _INSTALL = 'pip install "gr00t_trt[tensorrt]" (or "gr00t_trt[rtx]" for TensorRT-RTX, also on a machine without a GPU)'
 
@@ -82,8 +79,8 @@ class TorchTensorRTBackend:
             raise BackendError(
                 f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
             )
-        if cuda and options.compute_capabilities:
-            _check_this_gpu(options.compute_capabilities)
+        if cuda:
+            trt_build.check_this_gpu(options.compute_capabilities)
         if engine_dir is not None:
             prepare_engine_dir(engine_dir)
         with compiler_log(options.debug) as log, cpu_only() as module:
@@ -138,7 +135,7 @@ class _Job:
         else:
             with self.phase("building the TensorRT-RTX engine", "engine"):
                 engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-            targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
+            targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
             self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         size, file = (len(engine.plan) if engine is not None else None), None
         if engine is not None and self.engine_dir is not None:
@@ -262,15 +259,6 @@ def _caveats(release: tuple[int, int], flavour: str) -> list[str]:
         what = "engines are built and not run" if flavour == TENSORRT_RTX else "only a dry run is possible"
         out.append(f"No CUDA device: {what}.")
     return out
-
-
-def _check_this_gpu(capabilities: tuple[str, ...]) -> None:
-    here = "{}.{}".format(*torch.cuda.get_device_capability())
-    if here not in capabilities:
-        raise PlanError(
-            f"compute_capabilities: {list(capabilities)} leaves out this GPU, {here}, where the engine is to run",
-            fix=f"add {here}, or build for the others on a machine without a GPU",
-        )
 
 
 def _cache_dir(versions: dict[str, str]) -> Path:

@@ -250,9 +250,9 @@ class TestGpuBuild:
 
 def test_a_target_list_without_this_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
-    module_under_test._check_this_gpu(("8.6", "8.9"))
+    trt_build.check_this_gpu(("8.6", "8.9"))
     with pytest.raises(PlanError, match=r"\['8.9'\] leaves out this GPU, 8.6"):
-        module_under_test._check_this_gpu(("8.9",))
+        trt_build.check_this_gpu(("8.9",))
 
 
 class Unconvertible(nn.Module):
