@@ -13,6 +13,7 @@ from .errors import PlanError, unknown
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("cli", "compile, check and time the model: what run_groot_torchtrt.py does"),
+    "export": ("export", "write the submodules as ONNX files and check them"),
 }
 """Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
 

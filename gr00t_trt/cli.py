@@ -22,6 +22,9 @@ from .settings import BACKENDS, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
+ONNX_FLAGS = {"use_onnx_vit": "vision_model", "use_onnx_llm": "language_model"}
+"""Published flag -> the submodule that takes the ONNX route."""
+
 EPILOG = """\
 examples:
   try it, nothing needed (a generated model and dataset):
@@ -100,6 +103,17 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
+    for flag, submodule in ONNX_FLAGS.items():
+        g.add_argument(
+            f"--{flag}",
+            action="store_true",
+            help=f"{submodule} by way of ONNX: backend tensorrt where it is installed, else onnxruntime",
+        )
+    g.add_argument(
+        "--trt_engine_path",
+        metavar="DIR",
+        help="engines of NVIDIA's deployment scripts, taken by the tensorrt backend where they fit",
+    )
     g.add_argument(
         "--use_eagle_backbone_joint",
         action="store_true",
@@ -150,8 +164,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="attention is always torch's scaled_dot_product_attention, which picks its own kernel",
     )
-    g.add_argument("--use_onnx_vit", action="store_true", help="the ONNX route is not part of this release: refused")
-    g.add_argument("--use_onnx_llm", action="store_true", help="the ONNX route is not part of this release: refused")
     return p
 
 
@@ -169,6 +181,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         "build.use_cpp_runtime": args.use_cpp_runtime,
         "build.cpu_offload": args.cpu_offload,
         "build.debug": args.debug,
+        "build.trt_engine_path": args.trt_engine_path,
         "benchmark.timer": args.benchmark,
         "benchmark.iterations": args.num_iterations,
         "benchmark.warmup": args.warmup_iterations,
@@ -188,12 +201,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """
     p = parser()
     args = parse_flags(p, argv)
-    for flag in ("use_onnx_vit", "use_onnx_llm"):
-        if getattr(args, flag):
-            raise PlanError(
-                f"--{flag}: the ONNX route is not part of this release",
-                fix="leave the flag out: the submodule is compiled by --backend",
-            )
     notes = []
     if args.attn_implementation is not None:
         if args.attn_implementation not in ATTENTION:
@@ -212,6 +219,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     return args, notes
 
 
+def onnx_overrides(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The plan keys that `ONNX_FLAGS` set, and (flag, sentence) that tells which backend they came to."""
+    given = {flag: submodule for flag, submodule in ONNX_FLAGS.items() if getattr(args, flag)}
+    if not given:
+        return {}, []
+    from .backends import onnx_route
+
+    route = onnx_route()
+    keys = {f"submodules.{submodule}.backend": route for submodule in given.values()}
+    return keys, [(f"--{flag}", f"{name} takes the ONNX route, by the {route} backend") for flag, name in given.items()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
     return run_program(_main, argv, interrupted="interrupted; finished engines are whole, nothing else was written")
@@ -226,7 +245,8 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from .run import Job, failures, run
     from .settings import Plan
 
-    plan = merge(load_plan(args.config) if args.config else Plan(), overrides(args))
+    onnx_keys, onnx_notes = onnx_overrides(args)
+    plan = merge(load_plan(args.config) if args.config else Plan(), {**overrides(args), **onnx_keys})
     record_path = (
         Path(args.record) if args.record else default_record_path(Path.cwd(), f"{plan.precision} {args.fn_name}")
     )
@@ -248,7 +268,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         engine_dir=Path(args.engine_dir) if args.engine_dir else None,
         plan_path=Path(args.config) if args.config else None,
         command=shlex.join(["run_groot_torchtrt.py", *argv]),
-        notes=tuple(notes),
+        notes=(*notes, *onnx_notes),
     )
     # Compilers print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr):

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -24,7 +23,6 @@ from .settings import GROUPS, LOOPS, PRECISIONS, SUBMODULES, Plan
 if TYPE_CHECKING:
     from .accuracy import Agreement
     from .backends.onnx_export import OnnxFile
-    from .compile import Model
     from .progress import Steps
     from .trial import Trial
 
@@ -81,7 +79,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="LeRobot v2 dataset whose observation is used, or `synthetic` [an example observation]",
     )
-    g.add_argument("--data_config", default="fourier_gr1_arms_only", metavar="NAME", help="keys and transforms [%(default)s]")
+    g.add_argument(
+        "--data_config", default="fourier_gr1_arms_only", metavar="NAME", help="keys and transforms [%(default)s]"
+    )
     g.add_argument("--embodiment_tag", default="gr1", metavar="TAG", help="projector and statistics [%(default)s]")
     g.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder, tokenizer.json or hub id [found by itself]")
     g.add_argument(
@@ -90,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--config", metavar="PLAN.yaml", help="plan file: precisions, ranges, gates; flags win over it")
     g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)} [fp16]")
     switch(g, "use_fp32_acc", default=None, help="matrix products of half precision accumulate in fp32")
-    g.add_argument("--optimisations", metavar="WHICH", help="restructured model: all, none, or names [none]")
+    g.add_argument(
+        "--optimisations", metavar="WHICH", help="restructured model: all, none, or names [none, or what --config says]"
+    )
     g.add_argument("--loop", metavar="AS", help=f"{', '.join(LOOPS)}; the last two need --optimisations [submodules]")
     g.add_argument("--device", metavar="DEVICE", help="cuda:0, cpu [cuda:0 where there is one]")
     g.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise [%(default)s]")
@@ -99,14 +101,15 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--onnx_dir", default="gr00t_onnx", metavar="DIR", help="where the files go [%(default)s]")
     switch(g, "print_trtexec", help="print the trtexec commands on stdout, and the table on stderr")
     g.add_argument(
-        "--trt_engine_path", default="gr00t_engine", metavar="DIR", help="where those commands put engines [%(default)s]"
+        "--trt_engine_path",
+        default="gr00t_engine",
+        metavar="DIR",
+        help="where those commands put engines [%(default)s]",
     )
     return p
 
 
-def export(
-    trial: Trial, names: Sequence[str], onnx_dir: Path, engine_dir: Path, steps: Steps
-) -> Iterator[Exported]:
+def export(trial: Trial, names: Sequence[str], onnx_dir: Path, engine_dir: Path, steps: Steps) -> Iterator[Exported]:
     """Export the named targets one after the other, each checked before the next begins.
 
     Args:
@@ -141,10 +144,12 @@ def export(
 
 def table(done: Sequence[Exported]) -> Table:
     """One row per file."""
-    out = Table(box=box.SIMPLE_HEAD)
-    for heading, side in (("file", "left"), ("type", "left"), ("MB", "right"), ("opset", "right"), ("nodes", "right")):
-        out.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
-    out.add_column("cosine to fp32", justify="right")
+    # Narrow enough for the 80 columns of a terminal, or of a file, whatever the longest name.
+    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    out.add_column("file", no_wrap=True)
+    out.add_column("type")
+    for heading in ("MB", "opset", "nodes", "cosine"):
+        out.add_column(heading, justify="right", no_wrap=True)
     out.add_column("gate")
     for each in done:
         file, agreement = each.file, each.agreement
@@ -171,13 +176,15 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from .backends import get_backend
     from .plans import load_plan, merge
     from .progress import progress
-    from .run import Job, choose_device
+    from .records import new_record
+    from .run import Job, choose_device, load
     from .submodules import select
+    from .trial import Trial
 
     given = {key: getattr(args, key) for key in ("precision", "optimisations", "loop")}
-    plan = merge(
-        load_plan(args.config) if args.config else Plan(), {**given, "build.use_fp32_acc": args.use_fp32_acc}
-    )
+    # The published files are cut as the plain model is.
+    base = load_plan(args.config) if args.config else Plan(optimisations=())
+    plan = merge(base, {**given, "build.use_fp32_acc": args.use_fp32_acc})
     names = select(args.fn_name, plan)
     device = choose_device(args.device)
     available = get_backend("onnxruntime").availability()
@@ -185,14 +192,15 @@ def _main(argv: Sequence[str], console: Console) -> int:
         raise BackendError(available.reason)
     job = Job(
         model_path=args.model_path,
-        dataset_path=args.dataset_path or "",
+        dataset_path=args.dataset_path,
         data_config=args.data_config,
         embodiment_tag=args.embodiment_tag,
         tokenizer=args.tokenizer,
     )
     onnx_dir = Path(args.onnx_dir)
     with progress(console) as steps:
-        trial = _trial(job, plan, device, steps)
+        policy, observation = load(job, plan, device, steps)
+        trial = Trial(policy, plan, observation, new_record("gr00t-trt export"), steps)
         trial.reference(args.seed)
         done = list(export(trial, names, onnx_dir, Path(args.trt_engine_path), steps))
     console.print(f"ONNX files of {args.model_path} in {onnx_dir}:", highlight=False)

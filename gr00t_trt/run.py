@@ -27,8 +27,8 @@ from .data import (
 from .errors import BackendError, DatasetError, PlanError
 from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
-from .policy import load_policy
-from .progress import progress
+from .policy import Gr00tPolicy, load_policy
+from .progress import Steps, progress
 from .settings import Plan
 from .stages import PeakMemory
 from .submodules import select
@@ -36,16 +36,23 @@ from .trial import Trial
 
 ROOT = Path(__file__).resolve().parent.parent
 
+WRITERS = ("torch_tensorrt", "tensorrt", "onnxruntime")
+"""The backends that leave engines, or ONNX files, in `--engine_dir`."""
+
 Note = tuple[str, str]
 """What it is about, and what the user should know of it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for besides the plan; `cli.parser` explains each."""
+    """What the command line asks for besides the plan; `cli.parser` explains each.
+
+    Attributes:
+        dataset_path: None takes the policy's example observation instead of a recorded one.
+    """
 
     model_path: str = "nvidia/GR00T-N1.5-3B"
-    dataset_path: str = "./demo_data/robot_sim.PickNPlace"
+    dataset_path: str | None = "./demo_data/robot_sim.PickNPlace"
     data_config: str = "fourier_gr1_arms_only"
     embodiment_tag: str = "gr1"
     episode: int = 0
@@ -79,33 +86,15 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
         notes.append((f"--benchmark {plan.benchmark.timer}", timer_note))
         plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
     engine_dir = job.engine_dir
-    if engine_dir is not None and all(resolve(plan, name).backend != "torch_tensorrt" for name in names):
-        notes.append(
-            (f"--engine_dir {engine_dir}", "nothing is written: only the torch_tensorrt backend makes engines")
-        )
+    if engine_dir is not None and not any(resolve(plan, name).backend in WRITERS for name in names):
+        why = f"nothing is written: only the {', '.join(WRITERS)} backends write files"
+        notes.append((f"--engine_dir {engine_dir}", why))
         engine_dir = None
     if engine_dir is not None:
         prepare_engine_dir(engine_dir)
 
     with PeakMemory(device) as memory, progress(console) as steps, side_stream(device):
-        steps.step(f"reading the observation: {job.dataset_path}")
-        dataset = open_dataset(job)
-        observation = recorded_step(dataset, job.episode, job.step)
-        steps.step(f"loading the model: {job.model_path}")
-        folder = resolve_checkpoint(job.model_path)
-        metadata = dataset.metadata(job.embodiment_tag) if folder is None else read_metadata(folder, job.embodiment_tag)
-        # The policy checks it too, but only once it has its weights, which takes a while.
-        validate_observation(observation, dataset.modality_config, metadata)
-        policy = load_policy(
-            folder or job.model_path,  # the hub is asked once
-            data_config=job.data_config,
-            embodiment_tag=job.embodiment_tag,
-            metadata=metadata,
-            tokenizer=job.tokenizer,
-            denoising_steps=plan.denoising_steps,
-            bracketed_instruction=job.bracketed_instruction,
-            device=device,
-        )
+        policy, observation = load(job, plan, device, steps)
         result = records.new_record(
             job.command,
             root=ROOT,
@@ -113,7 +102,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             plan=plan_to_mapping(plan),
             plan_path=job.plan_path,
             model={"path": job.model_path, "config": asdict(policy.model.config)},
-            workload={"dataset": f"{Path(job.dataset_path).name}, episode {job.episode}, step {job.step}"},
+            workload={"dataset": subject(job)},
         )
         for what, why in notes:
             records.skip(result, what, why)
@@ -127,6 +116,41 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     result["wall_s"] = time.monotonic() - began
     result["exit_reason"] = "gate failed" if failures(result) else "done"
     return result
+
+
+def load(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[Gr00tPolicy, dict[str, Any]]:
+    """The job's policy, in fp32, and the observation that the rest is done with.
+
+    Raises: Gr00tError for anything missing; what is small is found before the weights are read.
+    """
+    steps.step(f"reading the observation: {subject(job)}")
+    folder = resolve_checkpoint(job.model_path)
+    observation, metadata = None, None
+    if job.dataset_path is not None:
+        dataset = open_dataset(job, job.dataset_path)
+        observation = recorded_step(dataset, job.episode, job.step)
+        metadata = dataset.metadata(job.embodiment_tag) if folder is None else read_metadata(folder, job.embodiment_tag)
+        # The policy checks it too, but only once it has its weights, which takes a while.
+        validate_observation(observation, dataset.modality_config, metadata)
+    steps.step(f"loading the model: {job.model_path}")
+    policy = load_policy(
+        folder or job.model_path,  # the hub is asked once
+        data_config=job.data_config,
+        embodiment_tag=job.embodiment_tag,
+        metadata=metadata,
+        tokenizer=job.tokenizer,
+        denoising_steps=plan.denoising_steps,
+        bracketed_instruction=job.bracketed_instruction,
+        device=device,
+    )
+    return policy, observation or policy.example()
+
+
+def subject(job: Job) -> str:
+    """Which observation a job is about, in a few words."""
+    if job.dataset_path is None:
+        return "an example observation"
+    return f"{Path(job.dataset_path).name}, episode {job.episode}, step {job.step}"
 
 
 def failures(result: dict[str, Any]) -> list[str]:
@@ -168,8 +192,14 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
     Args:
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-    Raises: BackendError for a chosen backend that is not installed.
+    Raises: BackendError for a chosen backend that is not installed; PlanError for a folder of ready-made engines that
+        is not there.
     """
+    if plan.build.trt_engine_path is not None and not Path(plan.build.trt_engine_path).is_dir():
+        raise PlanError(
+            f"trt_engine_path: {plan.build.trt_engine_path}: no such folder",
+            fix="name the folder that build_engine.sh wrote to, gr00t_engine by default",
+        )
     notes: list[Note] = []
     resolved = {name: resolve(plan, name).backend for name in names}
     for backend in dict.fromkeys(resolved.values()):
@@ -193,9 +223,8 @@ def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str,
     return dataset.step(episode, step)
 
 
-def open_dataset(job: Job) -> LeRobotDataset:
-    """The dataset of the job; `synthetic` is generated once and reused."""
+def open_dataset(job: Job, where: str) -> LeRobotDataset:
+    """The dataset at a path; `synthetic` is generated once and reused."""
     config = data_config(job.data_config)
-    synthetic = job.dataset_path == "synthetic"
-    path = synthetic_dataset(data_config=job.data_config) if synthetic else Path(job.dataset_path)
+    path = synthetic_dataset(data_config=job.data_config) if where == "synthetic" else Path(where)
     return LeRobotDataset(path, config.modality_config(), frame_lookup=job.frame_lookup)

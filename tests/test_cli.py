@@ -88,7 +88,7 @@ def test_published_flags_without_effect_say_so() -> None:
         (["--fn_name", "dit"], "did you mean dit_model?"),
         (["--precision", "fp17"], "did you mean fp16?"),
         (["--vit_dtype", "fp8"], "quantisation is not available yet"),
-        (["--backend", "tensort"], "did you mean torch_tensorrt?"),
+        (["--backend", "tensort"], "did you mean tensorrt?"),
         (["--data_config", "fourier_gr1"], "did you mean fourier_gr1_"),
         (["--embodiment_tag", "gr2"], "did you mean gr1?"),
         (["--frame_lookup", "nearst"], "did you mean nearest?"),

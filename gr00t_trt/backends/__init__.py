@@ -30,6 +30,11 @@ def get_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
+def onnx_route() -> str:
+    """The backend that an ONNX file goes to on this machine: tensorrt where it can build, else onnxruntime."""
+    return "tensorrt" if BACKENDS["tensorrt"].availability().installed else "onnxruntime"
+
+
 __all__ = [
     "BACKENDS",
     "Availability",
@@ -39,4 +44,5 @@ __all__ = [
     "EngineFile",
     "Target",
     "get_backend",
+    "onnx_route",
 ]

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from ..model.action_head import ActionDecoder, ActionEncoder, StateEncoder, VLComponents
+from ..model.dit import DiT
+from ..model.qwen3 import Qwen3Decoder
 from ..model.siglip import VisionModel
 from .base import Target
 
@@ -26,9 +29,11 @@ class _Published:
     """Published names of one submodule.
 
     Attributes:
+        module: The plain model's class: a restructured submodule of the same name may take and give something else.
         inputs: Our argument name -> theirs, in the order of `forward`.
     """
 
+    module: type[nn.Module]
     onnx_file: str
     engine_file: str
     inputs: Mapping[str, str]
@@ -37,35 +42,45 @@ class _Published:
 
 PUBLISHED: Mapping[str, _Published] = {
     "vision_model": _Published(
-        "eagle2/vit_{dtype}.onnx", "vit_{dtype}.engine", {"pixel_values": "pixel_values"}, "vit_embeds"
+        VisionModel,
+        "eagle2/vit_{dtype}.onnx",
+        "vit_{dtype}.engine",
+        {"pixel_values": "pixel_values"},
+        "vit_embeds",
     ),
     "language_model": _Published(
+        Qwen3Decoder,
         "eagle2/llm_{dtype}.onnx",
         "llm_{dtype}.engine",
         {"inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask"},
         "embeddings",
     ),
     "vl_components": _Published(
+        VLComponents,
         "action_head/vlln_vl_self_attention.onnx",
         "vlln_vl_self_attention.engine",
         {"backbone_features": "backbone_features"},
     ),
     "state_encoder": _Published(
+        StateEncoder,
         "action_head/state_encoder.onnx",
         "state_encoder.engine",
         {"state": "state", "embodiment_id": "embodiment_id"},
     ),
     "action_encoder": _Published(
+        ActionEncoder,
         "action_head/action_encoder.onnx",
         "action_encoder.engine",
         {"actions": "actions", "timestep": "timesteps_tensor", "embodiment_id": "embodiment_id"},
     ),
     "dit_model": _Published(
+        DiT,
         "action_head/DiT_{dtype}.onnx",
         "DiT_{dtype}.engine",
         {"hidden_states": "sa_embs", "encoder_hidden_states": "vl_embs", "timestep": "timesteps_tensor"},
     ),
     "action_decoder": _Published(
+        ActionDecoder,
         "action_head/action_decoder.onnx",
         "action_decoder.engine",
         {"model_output": "model_output", "embodiment_id": "embodiment_id"},
@@ -122,9 +137,7 @@ def interface(target: Target) -> Interface:
     """The published interface of a target that has one, else its own."""
     known = PUBLISHED.get(target.name)
     dtype = DTYPES[floating_dtype(target)]
-    # The restructured tower takes the same argument, but has no positions to look up.
-    fused = target.name == "vision_model" and not isinstance(target.module, VisionModel)
-    if known is None or fused or target.argument_names != tuple(known.inputs):
+    if known is None or not isinstance(target.module, known.module):
         stem = f"{target.name}_{dtype}"
         return Interface(target, "output", f"{stem}.onnx", f"{stem}.engine", published=False)
     positions = None

@@ -73,7 +73,7 @@ class TensorRTBackend:
                 f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
             )
         trt = trt_network.load_tensorrt(verbose=options.debug)
-        trt_network.refuse_options(trt, options)
+        trt_network.refuse_targets(trt, options)
         if cuda:
             check_this_gpu(options.compute_capabilities)
         if engine_dir is not None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BackendError, Gr00tError, PlanError
+from ..errors import BackendError, Gr00tError
 from ..settings import BuildOptions
 from . import trt_build
 from .base import Availability, Built, EngineFile, Target

@@ -320,7 +320,10 @@ def resolve_compute_capabilities(tensorrt: Any, names: Sequence[str]) -> list[An
 
 
 def check_this_gpu(capabilities: Sequence[str]) -> None:
-    """Raises: PlanError when an engine that is to run here is asked for other GPUs only; an empty list asks for none."""
+    """Refuse an engine that is to run here and is asked for other GPUs only; an empty list asks for none.
+
+    Raises: PlanError.
+    """
     here = "{}.{}".format(*torch.cuda.get_device_capability())
     if capabilities and here not in capabilities:
         raise PlanError(
