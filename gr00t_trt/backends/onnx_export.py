@@ -135,10 +135,41 @@ def _program(form: Interface) -> Any:
         )
 
 
+def _split_gemms(graph: Any) -> None:
+    """Make every Gemm of a layer on a 2-d input a product and a sum.
+
+    TensorRT recognises casts around a MatMul; around a Gemm it would keep the weights in fp32, at twice the size.
+    """
+    import onnx_ir as ir
+
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    for node in list(graph):
+        if node.op_type != "Gemm" or len(node.inputs) != 3 or node.outputs[0].is_graph_output():
+            continue
+        given = {name: attribute.value for name, attribute in node.attributes.items()}
+        rows, weight, bias = node.inputs
+        if {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **given} != plain or weight.const_value is None:
+            continue
+        tensor = ir.Tensor(weight.const_value.numpy().T, dtype=weight.dtype, name=f"{weight.name}.T")
+        turned = ir.Value(name=tensor.name, type=weight.type, shape=tensor.shape, const_value=tensor)
+        graph.initializers[turned.name] = turned
+        product = ir.node("MatMul", [rows, turned])
+        total = ir.node("Add", [product.outputs[0], bias])
+        result = node.outputs[0]
+        for new in (product, total):
+            graph.insert_before(node, new)
+            new.outputs[0].shape, new.outputs[0].type = result.shape, result.type
+        ir.convenience.replace_all_uses_with(result, total.outputs[0])
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[weight.name]
+
+
 def _accumulate_in_fp32(graph: Any) -> None:
     """Put every half-precision product between casts to fp32 and back."""
     import onnx_ir as ir
 
+    _split_gemms(graph)
     for node in list(graph):
         kind = node.outputs[0].dtype
         if node.op_type not in PRODUCTS or kind is None or kind.name not in HALVES:

@@ -97,8 +97,8 @@ class _Job:
     def run(self) -> Built:
         start = time.perf_counter()
         with onnxruntime.onnx_folder(None) as folder:
-            with self.phase("exporting to ONNX", "export"):
-                file = onnx_export.export(self.target, folder, self.options, self.progress)
+            file = onnx_export.export(self.target, folder, self.options, self.progress)
+            self.phases["export"] = time.perf_counter() - start
             with self.phase(f"building the {self.trt.flavour} engine", "engine"):
                 engine = trt_network.build_engine(self.trt, file, self.options)
             gc.collect()

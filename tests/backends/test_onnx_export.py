@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import cosine, make_target, needs_no_gpu, needs_onnx, tensors
+from conftest import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
 from gr00t_trt.backends import Target, get_backend, onnx_export, onnxruntime
@@ -122,6 +122,31 @@ class TestEncoder:
         kept = first.clone()
         call(*(x + 1 for x in tensors("encoder", 1, 20, torch.float32)))
         assert torch.equal(first, kept)
+
+
+class Flat(nn.Module):
+    """A layer on rows, which the exporter writes as a Gemm, and its result joined to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(torch.relu(self.first(x)))
+        return torch.cat((y, y), dim=-1)
+
+
+def test_layers_on_rows_sum_in_fp32_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Flat().half().eval().requires_grad_(False)
+    x = torch.randn(3, 8).half()
+    file = export(Target("flat", module, (x,), ("x",), ({0: BATCH},)), tmp_path, use_fp32_acc=True)
+    assert "Gemm" not in file.operators
+    assert file.operators["MatMul"] == 2
+    torch.testing.assert_close(run(file.path, x[:2]), module(x[:2]), atol=2e-3, rtol=2e-3)
+    shapes = {tuple(each.dims) for each in onnx.load(str(file.path)).graph.initializer}
+    assert {(8, 16), (16, 4)} <= shapes
+    assert not {(16, 8), (4, 16)} & shapes
 
 
 class Strange(nn.Module):
