@@ -21,6 +21,8 @@ DISTRIBUTIONS = (
     "tensorrt-rtx",
     "transformers",
     "numpy",
+    "onnx",
+    "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
 )

@@ -124,15 +124,18 @@ def load(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[Gr00
     Raises: Gr00tError for anything missing; what is small is found before the weights are read.
     """
     steps.step(f"reading the observation: {subject(job)}")
-    folder = resolve_checkpoint(job.model_path)
-    observation, metadata = None, None
+    recorded = None
     if job.dataset_path is not None:
         dataset = open_dataset(job, job.dataset_path)
-        observation = recorded_step(dataset, job.episode, job.step)
+        recorded = dataset, recorded_step(dataset, job.episode, job.step)
+    steps.step(f"loading the model: {job.model_path}")
+    folder = resolve_checkpoint(job.model_path)
+    metadata = None
+    if recorded is not None:
+        dataset, observation = recorded
         metadata = dataset.metadata(job.embodiment_tag) if folder is None else read_metadata(folder, job.embodiment_tag)
         # The policy checks it too, but only once it has its weights, which takes a while.
         validate_observation(observation, dataset.modality_config, metadata)
-    steps.step(f"loading the model: {job.model_path}")
     policy = load_policy(
         folder or job.model_path,  # the hub is asked once
         data_config=job.data_config,
@@ -143,7 +146,7 @@ def load(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[Gr00
         bracketed_instruction=job.bracketed_instruction,
         device=device,
     )
-    return policy, observation or policy.example()
+    return policy, policy.example() if recorded is None else recorded[1]
 
 
 def subject(job: Job) -> str:

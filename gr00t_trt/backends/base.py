@@ -69,8 +69,8 @@ class Built:
 
     Attributes:
         call: Runs the submodule in the model, same arguments and result as the eager module.
-        runs: False when what was built cannot run on this machine; `call` then executes the compiler's own
-            partitioned graph in PyTorch, so its numbers are worth checking and its time is not worth quoting.
+        runs: False when what was built cannot run on this machine; `call` then executes the compiler's own graph by
+            other means, as the notes say, so its numbers are worth checking and its time is not worth quoting.
         build_s: Seconds for everything: export, lowering, engine. `phases_s` splits it.
         coverage: None for backends without a notion of it.
         engine: The engine file, when one was written.

@@ -92,7 +92,7 @@ def prepare_engine_dir(path: Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-"):
             pass
     except OSError as e:
-        raise _cannot_write(path, e) from e
+        raise cannot_write(path, e) from e
     return path
 
 
@@ -117,7 +117,7 @@ def write_engine(
     try:
         manifest_path.unlink(missing_ok=True)
     except OSError as e:
-        raise _cannot_write(manifest_path, e) from e
+        raise cannot_write(manifest_path, e) from e
     _write_whole(engine, plan)
     _write_whole(manifest_path, text.encode())
     return EngineFile(path=engine, manifest=manifest_path, bytes=manifest.bytes)
@@ -211,7 +211,7 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as e:
-        raise _cannot_write(path, e) from e
+        raise cannot_write(path, e) from e
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -238,7 +238,8 @@ def _sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError) -> RecordError:
+def cannot_write(path: Path, error: OSError) -> RecordError:
+    """An error that says why a file or folder cannot be written, and what to do; raise it `from` the original."""
     reasons = {
         errno.ENOSPC: ("no space left on the device", "free some space, or name another folder with --engine_dir"),
         errno.EDQUOT: ("the disk quota is used up", "free some space, or name another folder with --engine_dir"),

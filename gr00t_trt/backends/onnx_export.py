@@ -22,7 +22,7 @@ from ..errors import BackendError, Gr00tError
 from ..settings import BuildOptions
 from ..shapes import tracing_example
 from .base import Target
-from .engine_files import prepare_engine_dir, weights_hash
+from .engine_files import cannot_write, prepare_engine_dir, weights_hash
 from .guarded import build_failed
 from .onnx_interface import DTYPES, Interface, floating_dtype, interface
 from .trt_build import dynamic_shapes
@@ -66,6 +66,17 @@ def missing() -> str:
     return f"{' and '.join(names)} not installed: pip install 'gr00t_trt[onnx]'" if names else ""
 
 
+@contextlib.contextmanager
+def folder_for(keep: Path | None) -> Iterator[Path]:
+    """The folder that ONNX files go to: the one to keep them in, or one that is gone after the scope."""
+    if keep is not None:
+        yield prepare_engine_dir(keep)
+        return
+    # A session holds the weights' file mapped, which Windows will not delete under it.
+    with tempfile.TemporaryDirectory(prefix="gr00t_trt-onnx-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def export(target: Target, folder: Path, options: BuildOptions, progress: Callable[[str], None]) -> OnnxFile:
     """Write a target as an ONNX file below `folder`, whole or not at all, and check it.
 
@@ -86,7 +97,8 @@ def export(target: Target, folder: Path, options: BuildOptions, progress: Callab
             program = _program(form)
             if options.use_fp32_acc:
                 _accumulate_in_fp32(program.model.graph)
-            program.model.metadata_props.update(metadata(target))
+            facts = metadata(target)
+            program.model.metadata_props.update(facts)
             operators = _operators(target, program.model)
         with _phase(target, "writing the ONNX file", progress):
             size = _write(program, path)
@@ -94,7 +106,7 @@ def export(target: Target, folder: Path, options: BuildOptions, progress: Callab
     gc.collect()  # the exporter's graphs refer to each other in circles, and hold on to the weights
     with _phase(target, "checking the ONNX file", progress):
         _check(path, form)
-    return OnnxFile(path, form, size, sum(operators.values()), metadata(target), operators)
+    return OnnxFile(path, form, size, sum(operators.values()), facts, operators)
 
 
 def metadata(target: Target) -> dict[str, str]:
@@ -116,6 +128,8 @@ def _phase(target: Target, what: str, progress: Callable[[str], None]) -> Iterat
         yield
     except Gr00tError:
         raise
+    except OSError as e:
+        raise cannot_write(Path(e.filename or what), e) from e
     except Exception as e:
         raise build_failed(target, what, e) from e
 
@@ -224,7 +238,6 @@ def _in_row_order(graph: Any) -> None:
 
 def _write(program: Any, path: Path) -> int:
     _in_row_order(program.model.graph)
-    # The two files appear together under their final names, weights first.
     data = path.with_name(f"{path.name}.data")
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
@@ -234,6 +247,7 @@ def _write(program: Any, path: Path) -> int:
         size = sum(part.stat().st_size for part in parts)
         if len(parts) == 1:
             data.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # an old graph must not read new weights
         for part in parts:
             part.replace(path.parent / part.name)
     return size

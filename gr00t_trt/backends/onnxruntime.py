@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +23,7 @@ from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export
 from .base import Availability, Built, Target
-from .engine_files import prepare_engine_dir
-from .guarded import GuardedModule, build_failed, same_form
+from .guarded import GuardedModule, build_failed, check_form
 from .onnx_export import OnnxFile
 from .onnx_interface import floating_dtype
 
@@ -88,7 +86,7 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{target.name}: {reason}", fix="use fp16 or fp32, or another backend, for it")
         start = time.perf_counter()
         phases: dict[str, float] = {}
-        with onnx_folder(engine_dir) as folder:
+        with onnx_export.folder_for(engine_dir) as folder:
             file = onnx_export.export(target, folder, options, progress)
             phases["export"] = time.perf_counter() - start
             progress("opening an ONNX Runtime session")
@@ -115,25 +113,6 @@ def cannot_run(target: Target) -> str:
     if floating_dtype(target) == torch.bfloat16 and target.inputs[0].device.type == "cpu":
         return "ONNX Runtime has no bf16 matrix product for the CPU"
     return ""
-
-
-@contextmanager
-def onnx_folder(keep: Path | None) -> Iterator[Path]:
-    """The folder that ONNX files go to: the one to keep them in, or one that is gone after the scope."""
-    if keep is not None:
-        yield prepare_engine_dir(keep)
-        return
-    # A session holds the weights' file mapped, which Windows will not delete under it.
-    with tempfile.TemporaryDirectory(prefix="gr00t_trt-onnx-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-def check_form(target: Target, call: Callable[..., torch.Tensor]) -> None:
-    """Run once at the recorded size. Raises: BackendError when the result has another form than the eager one."""
-    with torch.no_grad():
-        difference = same_form(target.module(*target.inputs), call(*target.inputs))
-    if difference is not None:
-        raise BackendError(f"{target.name}: the exported submodule returns {difference}")
 
 
 def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxCall:

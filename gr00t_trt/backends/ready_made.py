@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..shapes import ArgumentRange
 from .engine_files import Binding
 from .onnx_interface import PUBLISHED, Interface
 from .trt_build import binding
@@ -49,7 +50,7 @@ def misfit(form: Interface, inputs: Sequence[Binding], outputs: Sequence[Binding
     return None
 
 
-def _input_misfit(theirs: Binding, ours: Binding, ranges: object) -> str | None:
+def _input_misfit(theirs: Binding, ours: Binding, ranges: ArgumentRange) -> str | None:
     if theirs.dtype != ours.dtype:
         return f"its {ours.name} is {theirs.dtype} and not {ours.dtype}"
     if len(theirs.maximum) != len(ours.maximum):
@@ -58,7 +59,7 @@ def _input_misfit(theirs: Binding, ours: Binding, ranges: object) -> str | None:
         least, most = theirs.minimum[axis], theirs.maximum[axis]
         if least <= low and high <= most:
             continue
-        dim = ranges.get(axis) if isinstance(ranges, dict) else None
+        dim = ranges.get(axis)
         subject = dim.name if dim is not None else f"axis {axis}"
         asked = str(low) if low == high else f"{low} to {high}"
         fix = f"; `ranges` in the plan within {least} to {most} would fit" if dim is not None and least <= most else ""

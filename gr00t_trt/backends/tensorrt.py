@@ -7,7 +7,6 @@ what is called then is the exported graph in ONNX Runtime, so that its numbers c
 from __future__ import annotations
 
 import dataclasses
-import gc
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,8 @@ from ..errors import BackendError, Gr00tError
 from ..settings import BuildOptions
 from . import onnx_export, onnxruntime, ready_made, trt_network
 from .base import Availability, Built, Coverage, EngineFile, Target
-from .engine_files import prepare_engine_dir, weights_hash, write_engine
-from .guarded import GuardedModule, build_failed, first_line
+from .engine_files import prepare_engine_dir, write_engine
+from .guarded import GuardedModule, build_failed, check_form, first_line
 from .onnx_export import OnnxFile
 from .onnx_interface import interface
 from .trt_build import PORTABLE_TARGETS, SerializedEngine, check_this_gpu
@@ -96,15 +95,20 @@ class _Job:
 
     def run(self) -> Built:
         start = time.perf_counter()
-        with onnxruntime.onnx_folder(None) as folder:
+        call: Callable[..., Any]
+        layers: int | None
+        with onnx_export.folder_for(None) as folder:
             file = onnx_export.export(self.target, folder, self.options, self.progress)
             self.phases["export"] = time.perf_counter() - start
             with self.phase(f"building the {self.trt.flavour} engine", "engine"):
                 engine = trt_network.build_engine(self.trt, file, self.options)
-            gc.collect()
+            size = len(engine.plan)
             written = self.write(engine, file) if self.engine_dir is not None else None
-            call, layers = self.callable(engine, file)
-        size = len(engine.plan)
+            if self.cuda:
+                call, layers = self.load(engine, file)
+            else:
+                del engine  # a gigabyte, and the session is about to need more
+                call, layers = self.stand_in(file), None
         return Built(
             call=GuardedModule(self.target, call),
             runs=self.cuda,
@@ -138,7 +142,7 @@ class _Job:
             misfit = ready_made.misfit(form, *describe_engine(self.trt.module, engine))
             if misfit is None:
                 call = EngineCall(self.trt, engine, form, self.target.inputs[0].device)
-                onnxruntime.check_form(self.target, call)
+                check_form(self.target, call)
         except (BackendError, OSError) as e:
             misfit = first_line(e)
         if misfit is not None:
@@ -165,14 +169,16 @@ class _Job:
             raise build_failed(self.target, what, e) from e
         self.phases[key] = time.perf_counter() - start
 
-    def callable(self, engine: SerializedEngine, file: OnnxFile) -> tuple[Callable[..., Any], int | None]:
-        """What runs the submodule here, and the engine's layers where it can be looked into."""
-        if self.cuda:
-            with self.phase("running the engine at the recorded size", "warm"):
-                loaded = deserialize(self.trt, engine.plan, self.target.name)
-                call = EngineCall(self.trt, loaded, file.interface, self.target.inputs[0].device)
-                onnxruntime.check_form(self.target, call)
-            return call, loaded.num_layers
+    def load(self, engine: SerializedEngine, file: OnnxFile) -> tuple[EngineCall, int]:
+        """The engine on this GPU, and its layers."""
+        with self.phase("running the engine at the recorded size", "warm"):
+            loaded = deserialize(self.trt, engine.plan, self.target.name)
+            call = EngineCall(self.trt, loaded, file.interface, self.target.inputs[0].device)
+            check_form(self.target, call)
+        return call, loaded.num_layers
+
+    def stand_in(self, file: OnnxFile) -> Callable[..., Any]:
+        """What is called where the engine cannot run."""
         targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
         self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         why_not = onnxruntime.cannot_run(self.target)
@@ -180,12 +186,12 @@ class _Job:
             why_not = "onnxruntime is not installed"
         if why_not:
             self.notes.append(f"Numbers are of the eager module, not of the exported graph: {why_not}.")
-            return self.target.module, None
+            return self.target.module
         with self.phase("opening the exported graph in ONNX Runtime", "session"):
             session = onnxruntime.open_session(self.target, file, self.options)
-            onnxruntime.check_form(self.target, session)
+            check_form(self.target, session)
         self.notes.append("Numbers are of the exported graph, run by ONNX Runtime on the CPU.")
-        return session, None
+        return session
 
     def write(self, engine: SerializedEngine, file: OnnxFile) -> EngineFile:
         assert self.engine_dir is not None
@@ -197,7 +203,7 @@ class _Job:
                 "versions": self.versions,
                 "options": dataclasses.asdict(self.options),
                 "settings": {"route": "onnx", **file.metadata},
-                "weights_sha256": weights_hash(self.target.module),
+                "weights_sha256": file.metadata["weights_sha256"],
                 "executed": self.cuda,
             }
             return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
