@@ -1,140 +1,112 @@
 #!/usr/bin/env python3
-"""Write the tables of README.md and bench/README.md from the records in bench/records.
+"""Write the tables of README.md, bench/README.md and bench/LOG.md, and the plots, from the records in bench/records.
 
-    python bench/render.py            rewrite what stands between the markers
-    python bench/render.py --check    exit 1 if a table does not say what the records say
+    python bench/render.py            rewrite what stands between the markers, and the plots (needs matplotlib)
+    python bench/render.py --check    exit 1 if a table or a plot does not say what the records say
 
-No figure in either file is typed by hand.
+No figure in these files is typed by hand.
 """
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import measured
+import runs
+
+from gr00t_trt import plots
 from gr00t_trt.records import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = ROOT / "bench" / "records"
+BENCH = ROOT / "bench"
 BEGIN, END = "<!-- from bench/records, by bench/render.py -->", "<!-- end -->"
+
+Records = Mapping[str, dict[str, Any]]
+
+PLOTS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
+    "waterfall": plots.waterfall,
+    "stages": plots.stage_split,
+    "roofline": plots.roofline,
+}
 
 
 def main(argv: list[str]) -> int:
-    records = {path.name: read_record(path) for path in sorted(RECORDS.glob("*.json"))}
-    stale = []
-    for file, links in ((ROOT / "README.md", "bench/records/"), (ROOT / "bench" / "README.md", "records/")):
-        text = file.read_text(encoding="utf-8")
-        head, found, rest = text.partition(BEGIN)
-        _, closed, tail = rest.partition(END)
-        if not found or not closed:
-            raise SystemExit(f"{file}: no place for the tables: {BEGIN} ... {END}")
-        new = f"{head}{BEGIN}\n\n{tables(records, links)}\n\n{END}{tail}"
-        if new != text:
-            stale.append(file)
-            if "--check" not in argv:
-                file.write_text(new, encoding="utf-8")
-    for file in stale:
-        print(f"{file.relative_to(ROOT)}: {'stale' if '--check' in argv else 'written'}")
-    return 1 if stale and "--check" in argv else 0
-
-
-def tables(records: dict[str, dict[str, Any]], links: str) -> str:
-    """One section per record."""
-    return "\n\n".join(_section(name, record, links) for name, record in records.items())
-
-
-def _section(name: str, record: dict[str, Any], links: str) -> str:
-    environment, workload, versions = record["environment"], record["workload"], record["environment"]["distributions"]
-    gpu = environment.get("gpu") if str(record["device"]).startswith("cuda") else None
-    where = gpu or f"no GPU, {environment['cpu_cores']} CPU cores"
-    used = [f"{key} {versions[key]}" for key in ("torch", "torch-tensorrt", "torch-tensorrt-rtx") if versions.get(key)]
-    peak = record["peak_memory"]
-    restructured = ", restructured model" if record["plan"].get("optimisations") else ""
-    lines = [
-        f"**{record['model']['path']}{restructured}, {record['plan']['precision']}, {where}** "
-        f"([record]({links}{name}): {', '.join(used)}; {workload['views']} view, {workload['sequence_length']} tokens, "
-        f"{workload['denoising_steps']} steps, batch {workload['batch_size']})",
-        "",
-        "| submodule | backend | operators in engine | engines | MB | build s | eager p50 ms | compiled p50 ms "
-        "| p99 ms | cosine to fp32 |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-        *(_row(entry) for entry in record["submodules"]),
-        _total(record),
-        "",
-        f"Whole run {record['wall_s']:.0f} s, peak {peak['peak_bytes'] / 1e9:.1f} GB ({peak['kind']}).",
-    ]
-    if verdict := record["end_to_end"]["verdict"]:
-        lines.append(f"Whole request: {verdict['text']}.")
-    if restructured:
-        lines.append("Eager in the last row is the plain model; above, the restructured submodule itself in PyTorch.")
-    executed = {
-        "torch_tensorrt": "the compiler's own graph, executed in PyTorch",
-        "tensorrt": "the exported graph, run by ONNX Runtime",
+    check = "--check" in argv
+    records = {path.stem: read_record(path) for path in sorted((BENCH / "records").glob("*.json"))}
+    written = {
+        ROOT / "README.md": sections(records, "bench/records/", None),
+        BENCH / "README.md": sections(records, "records/", "plots/"),
+        BENCH / "LOG.md": measured.log(records, "records/"),
     }
-    if idle := {entry["backend"] for entry in record["submodules"] if not entry["runs"]}:
-        lines.append(
-            "Engines were built and not run, so they have no latency. Cosines are of "
-            f"{' and '.join(text for backend, text in executed.items() if backend in idle)}."
-        )
-    return "\n".join(lines)
+    stale = [file for file, text in written.items() if put(file, text, check)]
+    stale += draw(records, check)
+    for file in stale:
+        print(f"{file.relative_to(ROOT)}: {'stale' if check else 'written'}")
+    return 1 if stale and check else 0
 
 
-def _row(entry: dict[str, Any]) -> str:
-    taken = None if entry["operators"] is None else f"{entry['converted']} of {entry['operators']}"
-    return _cells(
-        entry["name"],
-        f"{entry['backend']} {entry['precision']}",
-        taken,
-        entry["engines"],
-        _number(entry["engine_bytes"], 1e-6, 0),
-        _number(entry["build_s"], 1, 1),
-        _quantile(entry["eager_latency_ms"], "p50"),
-        _quantile(entry["latency_ms"], "p50"),
-        _quantile(entry["latency_ms"], "p99"),
-        _cosine(entry["accuracy"]),
-    )
+def sections(records: Records, links: str, pictures: str | None) -> str:
+    """One section per record.
+
+    Args:
+        links: Where the records lie, seen from the file.
+        pictures: Where the plots lie; None for a file that shows the outcome alone.
+    """
+    out = []
+    for name, record in records.items():
+        if not record["measurements"]:
+            out.append(runs.section(name, record, links))
+        elif pictures is None:
+            out.append(measured.summary(name, record, links))
+        else:
+            shown = [f"![{kind} of {name}]({pictures}{name}-{kind}.png)" for kind in drawable(record)]
+            out.append("\n\n".join([measured.section(name, record, links), *shown]))
+    return "\n\n".join(out)
 
 
-def _total(record: dict[str, Any]) -> str:
-    entries, whole = record["submodules"], record["end_to_end"]
-
-    def total(field: str) -> float | None:
-        values = [entry[field] for entry in entries]
-        return None if any(value is None for value in values) else sum(values)
-
-    return _cells(
-        "whole request",
-        "",
-        "",
-        total("engines"),
-        _number(total("engine_bytes"), 1e-6, 0),
-        _number(total("build_s"), 1, 1),
-        _quantile(whole["eager_latency_ms"], "p50"),
-        _quantile(whole["latency_ms"], "p50"),
-        _quantile(whole["latency_ms"], "p99"),
-        _cosine(record["accuracy"]["normalised"]),
-    )
+def put(file: Path, new: str, check: bool) -> bool:
+    """Whether `file` said something else between its markers; without `check` it says `new` now."""
+    text = file.read_text(encoding="utf-8")
+    head, found, rest = text.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        raise SystemExit(f"{file}: no place for the tables: {BEGIN} ... {END}")
+    whole = f"{head}{BEGIN}\n\n{new}\n\n{END}{tail}"
+    if whole != text and not check:
+        file.write_text(whole, encoding="utf-8")
+    return whole != text
 
 
-def _quantile(latency: dict[str, Any] | None, name: str) -> str | None:
-    value = None if latency is None else latency[name]
-    return None if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+def drawable(record: Mapping[str, Any]) -> list[str]:
+    """The plots that a record has something to show in."""
+    rows = [row for row in record["measurements"] if row["why_not"] is None]
+    known = {
+        "waterfall": any(row["group"] == "waterfall" for row in rows),
+        "stages": any(row["group"] == "waterfall" and row["stages"] for row in rows),
+        "roofline": any((row["roofline"] or {}).get("percent") is not None for row in rows),
+    }
+    return [kind for kind in PLOTS if known[kind]]
 
 
-def _cosine(agreement: dict[str, Any] | None) -> str | None:
-    """Cut off, not rounded: only equal results may read 1."""
-    value = (agreement or {}).get("cosine")
-    return None if value is None else "1" if value == 1 else f"{math.floor(value * 1e6) / 1e6:.6f}"
-
-
-def _number(value: float | None, scale: float, digits: int) -> str | None:
-    return None if value is None else f"{value * scale:.{digits}f}"
-
-
-def _cells(*values: object) -> str:
-    return "| " + " | ".join("–" if value is None else str(value) for value in values) + " |"
+def draw(records: Records, check: bool) -> list[Path]:
+    """The plots that were not drawn from today's records; without `check` they are, and plots of no record go."""
+    wanted = {
+        BENCH / "plots" / f"{name}-{kind}.png": (PLOTS[kind], record)
+        for name, record in records.items()
+        for kind in drawable(record)
+    }
+    stale = [path for path, (_, record) in wanted.items() if plots.drawn_from(path) != plots.digest(record)]
+    strangers = [path for path in sorted((BENCH / "plots").glob("*.png")) if path not in wanted]
+    if not check:
+        for path in stale:
+            paint, record = wanted[path]
+            paint(record, path)
+        for path in strangers:
+            path.unlink()
+    return stale + strangers
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from .command import Parser, discard, parse_flags, run_program
 from .errors import PlanError, RecordError, unknown
-from .settings import BACKENDS, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS
+from .settings import AUTO, BACKENDS, CUDA_GRAPH, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS, Plan
 
+PLAN_FILE = ("plan", "--write_plan")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 ONNX_FLAGS = {"use_onnx_vit": "vision_model", "use_onnx_llm": "language_model"}
@@ -33,6 +34,11 @@ examples:
     run_groot_torchtrt.py --precision FP16 --use_fp32_acc --use_explicit_typing --fn_name all --benchmark cuda_event
   one submodule, against torch.compile instead of TensorRT:
     run_groot_torchtrt.py --fn_name dit_model --backend inductor
+  every backend that this machine has, side by side:
+    run_groot_torchtrt.py --compare all
+  the fastest of them for each submodule, measured, and kept as a plan:
+    run_groot_torchtrt.py --backend auto --write_plan plans/robot.yaml
+    run_groot_torchtrt.py --config plans/robot.yaml
   a plan from a file, engines kept for another machine:
     run_groot_torchtrt.py --config compile_configs/rtx_4090_5090.yaml --engine_dir engines
 
@@ -99,9 +105,21 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--backend",
         metavar="NAME",
-        help=f"{', '.join(BACKENDS)} [torch_tensorrt; eager, announced, where it is not installed]",
+        help=f"{', '.join(BACKENDS)}, or {AUTO}: the fastest of them for each submodule, measured here "
+        "[torch_tensorrt; eager, announced, where it is not installed]",
+    )
+    g.add_argument(
+        "--compare",
+        metavar="NAMES",
+        help="try several backends, timed in turn on the same inputs: names with commas between them, or all; eager "
+        "is always among them. Compares, and runs no plan",
     )
     g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
+    g.add_argument(
+        "--write_plan",
+        metavar="PATH",
+        help=f"where --backend {AUTO} writes the plan it chose [plans/<machine>-<precision>.yaml]",
+    )
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     for flag, submodule in ONNX_FLAGS.items():
         g.add_argument(
@@ -131,6 +149,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="AS",
         help=f"{', '.join(LOOPS)}: what one graph of the denoising loop covers; the last two exist in the "
         "restructured model only [submodules]",
+    )
+    g.add_argument(
+        "--cuda_graph",
+        metavar="WHEN",
+        help=f"{', '.join(CUDA_GRAPH)}: capture whole requests as CUDA graphs, for the observation's shapes or for "
+        "every new shape at its first request too [none]",
     )
 
     g = p.add_argument_group("precision and compiler")
@@ -189,8 +213,55 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         "joint_backbone": args.use_eagle_backbone_joint,
         "optimisations": args.optimisations,
         "loop": args.loop,
+        "cuda_graph": args.cuda_graph,
         "denoising_steps": args.denoising_steps,
     }
+
+
+def compared(args: argparse.Namespace) -> tuple[str, ...]:
+    """The backends that --compare names, eager first; empty without the flag.
+
+    Raises: PlanError for an unknown name, one given twice, nothing to compare eager with, or a --backend beside it.
+    """
+    if args.compare is None:
+        return ()
+    if args.backend is not None:
+        raise PlanError(
+            f"--compare {args.compare} --backend {args.backend}: one tries several backends, the other runs one",
+            fix="leave --backend out",
+        )
+    names = [name.strip().lower() for name in args.compare.split(",")]
+    if names == ["all"]:
+        return BACKENDS
+    for i, name in enumerate(names):
+        if name not in BACKENDS:
+            raise unknown(PlanError, "--compare", name, (*BACKENDS, "all"))
+        if name in names[:i]:
+            raise PlanError(f"--compare: {name} is named twice", known=BACKENDS)
+    if names == ["eager"]:
+        raise PlanError("--compare eager: nothing to compare it with", known=(*BACKENDS[1:], "all"))
+    return tuple(dict.fromkeys(("eager", *names)))
+
+
+def chosen_plan_path(args: argparse.Namespace, plan: Plan, compare: tuple[str, ...]) -> Path | None:
+    """Where the plan goes that `auto` comes to; None for a run that chooses nothing.
+
+    Raises: PlanError for --write_plan on such a run.
+    """
+    from .choice import default_plan_path
+    from .run import choose_device, to_compare
+    from .submodules import select
+
+    if compare or not to_compare(plan, select(args.fn_name, plan), ()):
+        if args.write_plan is not None:
+            raise PlanError(
+                f"--write_plan {args.write_plan}: this run chooses no plan",
+                fix=f"add --backend {AUTO}, or leave it out",
+            )
+        return None
+    return (
+        Path(args.write_plan) if args.write_plan else default_plan_path(choose_device(args.device), plan, args.fn_name)
+    )
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -239,18 +310,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str], console: Console) -> int:
     args, notes = parse(argv)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
-    from .plans import load_plan, merge
+    from .choice import plan_text
+    from .files import prepare_file, write_whole
+    from .plans import load_plan, merge, plan_from_mapping
     from .records import default_record_path, dumps, prepare_record, write_record
     from .report import render
     from .run import Job, failures, run
-    from .settings import Plan
 
+    compare = compared(args)
     onnx_keys, onnx_notes = onnx_overrides(args)
     plan = merge(load_plan(args.config) if args.config else Plan(), {**overrides(args), **onnx_keys})
-    record_path = (
-        Path(args.record) if args.record else default_record_path(Path.cwd(), f"{plan.precision} {args.fn_name}")
-    )
+    subject = f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}"
+    record_path = Path(args.record) if args.record else default_record_path(Path.cwd(), subject)
     prepare_record(record_path)
+    if compare and args.config:
+        notes.append(("--compare", f"the backends that {args.config} names count for nothing here"))
+    plan_path = chosen_plan_path(args, plan, compare)
+    if plan_path is not None:
+        prepare_file(plan_path, *PLAN_FILE)
     job = Job(
         model_path=args.model_path,
         dataset_path=args.dataset_path,
@@ -265,6 +342,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         device=args.device,
         fn_name=args.fn_name,
         backend_chosen=args.backend is not None or args.config is not None,
+        compare=compare,
         engine_dir=Path(args.engine_dir) if args.engine_dir else None,
         plan_path=Path(args.config) if args.config else None,
         command=shlex.join(["run_groot_torchtrt.py", *argv]),
@@ -275,10 +353,17 @@ def _main(argv: Sequence[str], console: Console) -> int:
         record = run(job, plan, console)
     render(record, console)
     write_record(record, record_path)
+    failed = failures(record)
+    if plan_path is not None and failed:
+        console.print(f"{plan_path}: not written, for a plan that misses its gates is none to keep", style="red")
+    elif plan_path is not None:
+        chosen = plan_from_mapping(record["plan"], str(record_path))
+        write_whole(plan_text(chosen, record, plan_path, args.fn_name), plan_path, *PLAN_FILE)
+        console.print(f"plan: {plan_path}", markup=False, highlight=False, soft_wrap=True)
     try:
         print(dumps(record) if args.json else record_path, flush=True)
     except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
         discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {record_path}") from error
-    return 1 if failures(record) else 0
+    return 1 if failed else 0

@@ -62,16 +62,30 @@ def compile_submodule(
     engine_dir: Path | None,
     progress: Callable[[str], None],
 ) -> Compiled:
-    """Build one submodule, put it into `model.stages`, and hold it against the eager fp32 recording.
+    """`build_submodule` as the plan has it, put into `model.stages`."""
+    done = build_submodule(model, name, resolve(plan, name), recording, dims, engine_dir=engine_dir, progress=progress)
+    model.stages[name] = done.built.call
+    return done
+
+
+def build_submodule(
+    model: Model,
+    name: str,
+    resolved: ResolvedSubmodule,
+    recording: Recording,
+    dims: Mapping[str, DimRange],
+    *,
+    engine_dir: Path | None,
+    progress: Callable[[str], None],
+) -> Compiled:
+    """Build one submodule and hold it against the eager fp32 recording; the model is left as it is.
 
     Raises: BackendError, PlanError or RecordError from the backend.
     """
-    resolved = resolve(plan, name)
     wanted = target_of(model, name, recording, dims)
     built = get_backend(resolved.backend).build(wanted, resolved.build, engine_dir=engine_dir, progress=progress)
     progress("comparing with eager fp32")
     agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), model.device)
-    model.stages[name] = built.call
     return Compiled(wanted, resolved, built, agreement, judge(name, agreement, resolved.gate))
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from . import records
-from .errors import AccuracyError
-from .plans import plan_to_mapping, plan_warnings
+from .errors import AccuracyError, PlanError
+from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import ModelPolicy
 from .progress import Steps
 from .run import ROOT, available, failures, side_stream
-from .settings import Plan
+from .settings import AUTO, Plan
 from .submodules import select
 from .trial import Trial
 
@@ -61,6 +61,11 @@ def deploy(
     Raises: AccuracyError when a gate is missed, naming it; PlanError and BackendError as `run.run`.
     """
     names = select(fn_name, plan)
+    if undecided := [name for name in names if resolve(plan, name).backend == AUTO]:
+        raise PlanError(
+            f"backend: {AUTO} ({', '.join(undecided)}) is decided by measuring, which takes too long at every start",
+            fix="run run_groot_torchtrt.py --backend auto once, and use the plan that it writes",
+        )
     plan, notes = available(plan, names, chosen=backend_chosen)
     device = policy.model.device
     policy.denoising_steps = plan.denoising_steps
@@ -87,6 +92,7 @@ def deploy(
                 known="the gates of the plan, per submodule and for the actions",
                 fix="choose a more exact precision for what is named, or set its `gate` in the plan",
             )
+        trial.capture()
         steps.step("warming up")
         for _ in range(WARM_CALLS):
             policy.get_action(observation)

@@ -73,8 +73,11 @@ class AccuracyError(Gr00tError):
     """A compiled policy whose submodules or actions stray further from eager fp32 than their gates allow."""
 
 
-class ServiceError(Gr00tError):
-    """A server that cannot start or does not answer, or a request that it refused."""
+class ServiceError(Gr00tError, RuntimeError):
+    """A server that cannot start or does not answer, or a request that it refused.
+
+    Also a RuntimeError, which is what programs written for NVIDIA's client catch.
+    """
 
 
 class RecordError(Gr00tError):

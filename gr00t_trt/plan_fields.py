@@ -8,7 +8,9 @@ from typing import Any
 
 from .errors import PlanError, nearest, unknown
 from .settings import (
+    AUTO,
     BACKENDS,
+    CUDA_GRAPH,
     GROUPS,
     LOOPS,
     OPTIMISATIONS,
@@ -39,6 +41,10 @@ QUANTISED_SPELLINGS = frozenset((*QUANTISED, "float8", "fp4"))
 
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX can build engines for ahead of time. Hopper (9.0), Orin (8.7) and Thor are not among them."""
+
+
+LONGEST = 40960
+"""Tokens of the longest prompt that the language model has positions for."""
 
 
 def shown(value: object) -> str:
@@ -165,6 +171,14 @@ def compute_capabilities(value: object, at: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def lengths(value: object, at: str) -> tuple[int, ...]:
+    """Prompt lengths in tokens, each once, in rising order."""
+    if not isinstance(value, (list, tuple)):
+        raise PlanError(f"{at}: {shown(value)} is not a list", known="a list of prompt lengths, such as [294, 300]")
+    one = integer(1, LONGEST)
+    return tuple(sorted({one(item, f"{at}[{i}]") for i, item in enumerate(value)}))
+
+
 def optimisations(value: object, at: str) -> tuple[str, ...]:
     """``all``, ``none``, a list of names, or a mapping that switches some off: names in the order of the waterfall."""
     if isinstance(value, str) and value.strip().lower() in ("all", "none"):
@@ -220,7 +234,7 @@ def gate(value: object, at: str) -> Gate:
 
 
 SUBMODULE: Mapping[str, Check] = {
-    "backend": optional(name(BACKENDS)),
+    "backend": optional(name((*BACKENDS, AUTO))),
     "precision": optional(precision),
     "decompose_attention": optional(boolean),
     "gate": optional(gate),
@@ -264,7 +278,7 @@ BUILD: Mapping[str, Check] = {
 RANGES: Mapping[str, Check] = {
     "batch": size_range(1, 1024),
     "views": size_range(1, 64),
-    "length": optional(size_range(1, 40960)),
+    "length": optional(size_range(1, LONGEST)),
 }
 
 BENCHMARK: Mapping[str, Check] = {
@@ -275,7 +289,7 @@ BENCHMARK: Mapping[str, Check] = {
 }
 
 PLAN: Mapping[str, Check] = {
-    "backend": name(BACKENDS),
+    "backend": name((*BACKENDS, AUTO)),
     "precision": precision,
     "submodules": submodules,
     "build": lambda value, at: BuildOptions(**section(value, at, BUILD)),
@@ -286,6 +300,8 @@ PLAN: Mapping[str, Check] = {
     "joint_backbone": boolean,
     "optimisations": optimisations,
     "loop": name(LOOPS),
+    "cuda_graph": name(CUDA_GRAPH),
+    "cuda_graph_lengths": lengths,
     # The denoising timestep is a bucket in [0, 1000): more steps than that would repeat buckets.
     "denoising_steps": integer(1, 1000),
 }

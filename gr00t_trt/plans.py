@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from .errors import PlanError, unknown
-from .plan_fields import PLAN, section, shown
-from .settings import SUBMODULES, BuildOptions, Gate, Plan, SubmodulePlan
+from .plan_fields import LONGEST, PLAN, section, shown
+from .settings import AUTO, SUBMODULES, BuildOptions, Gate, Plan, SubmodulePlan
 
 DEFAULT_GATES: Mapping[str, Gate] = {
     "fp32": Gate(cosine=0.99999, sqnr_db=45.0),
@@ -61,6 +61,7 @@ PLAIN_ONLY: Mapping[str, str] = {
 }
 """Setting that needs the plain model -> why."""
 
+MAY_BE_ENGINES = ("torch_tensorrt", AUTO)
 EXACTNESS = ("bf16", "fp16", "fp32")
 ATTENTION = ("vision_model", "language_model", "vl_components", "dit_model")
 IMAGE_TOKENS = 256
@@ -87,6 +88,7 @@ class ResolvedSubmodule:
     """What a plan comes to for one submodule; nothing is left to inherit.
 
     Attributes:
+        backend: May be `auto`, which only a comparison decides.
         gate: Cosine and sqnr_db are always numbers; max_abs stays None unless the plan sets it.
     """
 
@@ -288,13 +290,20 @@ def _refuse_impossible(plan: Plan, where: str) -> None:
                 f"{where}: loop: {plan.loop} is one build, but the plan gives {backends}",
                 fix="give the three the same backend, or set `loop: submodules`",
             )
-    if not plan.build.use_explicit_typing and any(r.backend == "tensorrt" for r in resolved.values()):
+    if plan.cuda_graph != "none" and "prompt_cache" not in plan.optimisations:
         raise PlanError(
-            f"{where}: build.use_explicit_typing: false is impossible with the tensorrt backend, whose networks are "
-            "strongly typed",
-            fix="drop the setting: the plan's precision casts the submodule instead",
+            f"{where}: cuda_graph: a graph is given the image positions that prompt_cache looks up on the host, and "
+            "this plan is without it",
+            fix="set `optimisations: all`, or `cuda_graph: none`",
         )
-    if plan.build.cpu_offload and not any(r.backend == "torch_tensorrt" for r in resolved.values()):
+    low, high = plan.ranges.length or (1, LONGEST)
+    for length in plan.cuda_graph_lengths:
+        if not low <= length <= high:
+            raise PlanError(
+                f"{where}: cuda_graph_lengths: {length} tokens lie outside ranges.length, {low} to {high}",
+                fix="leave it out, or widen the range",
+            )
+    if plan.build.cpu_offload and not any(r.backend in MAY_BE_ENGINES for r in resolved.values()):
         raise PlanError(
             f"{where}: build.cpu_offload: no submodule uses torch_tensorrt, so no engine could take the weights' place",
             fix="use `backend: torch_tensorrt`, or drop cpu_offload",
@@ -313,12 +322,12 @@ def plan_warnings(plan: Plan) -> list[str]:
     resolved = {name: resolve(plan, name) for name in SUBMODULES}
     plain_only = [] if plan.optimisations else _plain_only(plan)
     backends = {r.backend for r in resolved.values()}
-    engines = [r for r in resolved.values() if r.backend in HONOURED["use_explicit_typing"]]
+    engines = [r for r in resolved.values() if r.backend in (*HONOURED["use_explicit_typing"], AUTO)]
     precisions = {r.precision for r in engines}
     out = [f"{key}: {PLAIN_ONLY[key]}: the plain model is used instead" for key in plain_only]
     default = BuildOptions()
     for key, users in HONOURED.items():
-        if getattr(plan.build, key) != getattr(default, key) and not backends & set(users):
+        if getattr(plan.build, key) != getattr(default, key) and not backends & {*users, AUTO}:
             out.append(f"build.{key} has no effect: no submodule uses {' or '.join(users)}")
     if engines:
         if plan.build.use_fp32_acc and "fp16" not in precisions:
@@ -336,10 +345,12 @@ def plan_warnings(plan: Plan) -> list[str]:
             continue
         if name not in ATTENTION:
             out.append(f"submodules.{name}.decompose_attention has no effect: it has no attention")
-        elif resolved[name].backend != "torch_tensorrt":
+        elif resolved[name].backend not in MAY_BE_ENGINES:
             out.append(f"submodules.{name}.decompose_attention has no effect on the {resolved[name].backend} backend")
     if plan.joint_backbone and resolved["vision_model"].backend == "eager":
         out.append("joint_backbone has no effect: the backbone stays in eager PyTorch")
+    if plan.cuda_graph_lengths and plan.cuda_graph == "none":
+        out.append("cuda_graph_lengths has no effect: cuda_graph is none")
     if plan.ranges.length and plan.ranges.length[1] <= IMAGE_TOKENS * plan.ranges.views[1]:
         needed = IMAGE_TOKENS * plan.ranges.views[1]
         out.append(

@@ -115,6 +115,7 @@ class Gr00tPolicy(ModelPolicy):
         self.modality_transform = config.transform()
         self.modality_transform.set_metadata(metadata)
         self.modality_transform.set_prompter(prompter)
+        self.prompter = prompter
         self.bracketed_instruction = bracketed_instruction
         self._courier: Courier | None = None
         self._fit_model()

@@ -30,7 +30,6 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,8 +37,10 @@ from typing import Any
 
 from .environment import environment, git_state
 from .errors import RecordError
+from .files import prepare_file, write_whole
 
 SCHEMA = 1
+RECORD_FIX = "name a record; a run prints the path of its own as its last line"
 
 SUBMODULE_FIELDS = (
     "name",
@@ -74,7 +75,9 @@ SUBMODULE_FIELDS = (
 STAGE_FIELDS = ("stage", "within", "calls_per_request", "latency_ms", "eager_latency_ms")
 """`within`: the stage that called this one, or null. Latencies are of all calls in one request, added up."""
 
-END_TO_END_FIELDS = ("latency_ms", "eager_latency_ms", "verdict", "first_call_ms")
+END_TO_END_FIELDS = ("latency_ms", "eager_latency_ms", "verdict", "first_call_ms", "cuda_graph")
+"""`cuda_graph`: when requests were replayed, `graphs` captured, their `input_bytes`, and how far the worst of them
+`strayed` from the uncaptured actions; else null. Stages are timed without it."""
 
 ACTION_ACCURACY_FIELDS = ("reference", "normalised", "per_key", "gate", "passed", "failures")
 """`normalised`: one agreement; `per_key`: action key -> agreement in physical units; the gate judges the first."""
@@ -84,6 +87,7 @@ MEASUREMENT_FIELDS = (
     "name",
     "settings",
     "latency_ms",
+    "eager_latency_ms",
     "stages",
     "accuracy",
     "work",
@@ -92,9 +96,11 @@ MEASUREMENT_FIELDS = (
     "notes",
     "why_not",
 )
-"""`group`: what is varied: waterfall, compile, views, batch, steps, percentiles. `stages`: stage -> milliseconds.
-`work`: gflop, bytes, operators, operators_per_step, kernels; null where not counted. `roofline`: device, ms, percent.
-`why_not`: why nothing was measured, else null."""
+"""`group`: what is varied: waterfall, loop, compile, submodules, views, batch, steps, percentiles, request.
+`settings`: what was timed (`of`), how it was made, and the size of the request. `eager_latency_ms`: the plain model in
+eager PyTorch on the same request, timed in turn with it. `stages`: stage -> milliseconds. `work`: gflop, bytes,
+weight_bytes (a part of them), operators, operators_per_step, kernels; null where not counted. `roofline`: device,
+source, ms, percent; null where none is known. `why_not`: why nothing was measured, else null."""
 
 COMPARISON_FIELDS = (
     "subject",
@@ -111,11 +117,19 @@ COMPARISON_FIELDS = (
     "peak_bytes",
     "accuracy",
     "passed",
+    "failures",
+    "best",
     "notes",
     "why_not",
 )
-"""`subject`: a submodule, or ``whole request``. `runs`: false for an engine that was built and cannot run here.
-`why_not`: why the backend could not be tried on it, else null."""
+"""`subject`: a submodule, or ``whole request``. `backend`: of a whole request also ``plain``, the model as it was
+published, in PyTorch, and ``auto``, the fastest backend of each submodule. `runs`: false for an engine that was built
+and cannot run here. `verdict`: against eager (of a whole request's eager: against plain). `peak_bytes`: the most that
+`PeakMemory` saw beyond what was in use before, while it was built and first called; of a whole request, during one.
+`best`: whether it passes its gate and is faster than every other that does, beyond doubt; null for one without a
+latency. `why_not`: why the backend could not be tried on it, else null."""
+
+WHOLE_REQUEST = "whole request"
 
 WORKLOAD_FIELDS = (
     "views",
@@ -126,6 +140,8 @@ WORKLOAD_FIELDS = (
     "dataset",
     "instruction",
 )
+
+_FILE = ("record", "--record")
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "created_utc": str,
@@ -226,7 +242,8 @@ def measurement_entry(group: str, name: str, **known: Any) -> dict[str, Any]:
 def comparison_entry(subject: str, backend: str, **known: Any) -> dict[str, Any]:
     """One entry of `comparison`; what is not given is null. Raises: TypeError for a field of another name."""
     entry = _entry("comparison", COMPARISON_FIELDS, {"subject": subject, "backend": backend, **known})
-    entry["notes"] = list(entry["notes"] or ())
+    for field in ("notes", "failures"):
+        entry[field] = list(entry[field] or ())
     return entry
 
 
@@ -273,35 +290,8 @@ def default_record_path(root: str | Path, name: str) -> Path:
 
 
 def prepare_record(path: str | Path) -> None:
-    """Find out before a long run that its record could not be written; leaves nothing behind but the folder.
-
-    Raises: RecordError for a path that cannot be written.
-    """
-    path = Path(path)
-    _refuse_other_than_file(path)
-    probe = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unwritable(path, error) from error
-
-
-def _refuse_other_than_file(path: Path) -> None:
-    # Renaming a file to /dev/null or /dev/stdout, as root, would take them away from the whole machine.
-    if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
-        raise RecordError(f"{path}: a folder, not a file", fix="add a file name, such as result.json")
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
-        raise RecordError(
-            f"{path}: a link or a device, and a record replaces what it is written to",
-            fix="name a file; --json prints the record on stdout",
-        )
-
-
-def _unwritable(path: Path, error: Exception) -> RecordError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return RecordError(f"{path}: the record cannot be written: {reason}", fix="name another path with --record")
+    """`files.prepare_file` for a record. Raises: RecordError for a path that cannot be written."""
+    prepare_file(path, *_FILE)
 
 
 def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
@@ -312,24 +302,7 @@ def write_record(record: Mapping[str, Any], path: str | Path) -> Path:
     Returns: `path`.
     Raises: RecordError for a path that cannot be written, a full disk, or a value that JSON has no form for.
     """
-    path = Path(path)
-    text = dumps(record)
-    _refuse_other_than_file(path)
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unwritable(path, error) from error
-    return path
+    return write_whole(dumps(record) + "\n", path, *_FILE)
 
 
 def dumps(record: Mapping[str, Any]) -> str:
@@ -350,7 +323,7 @@ def _plain(value: Any, at: str, lost: list[dict[str, str]]) -> Any:
         lost.append({"at": at, "value": str(float(value))})
         return None
     if isinstance(value, (str, Path)):
-        return _without_home(str(value))
+        return without_home(str(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{at}.{key}" if at else str(key), lost) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -364,7 +337,7 @@ def _plain(value: Any, at: str, lost: list[dict[str, str]]) -> Any:
     )
 
 
-def _without_home(text: str) -> str:
+def without_home(text: str) -> str:
     """Home folders carry the user's name, which is nobody's business in a shared result."""
     home = os.path.expanduser("~")
     if len(home) <= 1:
@@ -384,13 +357,16 @@ def read_record(path: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
-        raise RecordError(f"{path}: no such record") from None
+        near = sorted(str(p) for p in Path(path).parent.glob("*.json"))
+        raise RecordError(f"{path}: no such record", known=near[:20] or None, fix=RECORD_FIX) from None
     except OSError as error:
-        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}") from error
+        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}", fix=RECORD_FIX) from error
     except (ValueError, RecursionError) as error:  # includes JSONDecodeError and UnicodeDecodeError
-        raise RecordError(f"{path}: not a record: {error}", known="JSON as this program writes it") from error
+        raise RecordError(
+            f"{path}: not a record: {error}", known="JSON as this program writes it", fix=RECORD_FIX
+        ) from error
     if not isinstance(record, dict) or "schema" not in record:
-        raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}")
+        raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}", fix=RECORD_FIX)
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path}: schema {record['schema']!r} is not known to this release", known=f"schema {SCHEMA}")
     for key, kind in _KINDS.items():

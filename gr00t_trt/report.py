@@ -7,7 +7,6 @@ the record's path.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from . import compare_report
+from .figures import cosine, digits, gate, megabytes, p50, percent, small
 from .records import dumps
 
 ONE_LINE_WIDTH = 112
@@ -36,8 +37,11 @@ def render(record: Mapping[str, Any], console: Console) -> None:
     # What is shown is what the file says: samples and agreements become plain, NaN becomes null.
     plain = json.loads(dumps(record))
     notes = _Footnotes()
-    main = _main_table(plain, notes, console.width)
-    parts: list[Any] = [_header(plain, console.width), main]
+    parts: list[Any] = [_header(plain, console.width)]
+    if plain["comparison"]:
+        parts += compare_report.tables(plain["comparison"], notes.mark)
+    if not _compares_only(plain):
+        parts.append(_main_table(plain, notes, console.width))
     stages = _stage_table(plain, "#" if console.options.ascii_only else "█")
     if stages is not None:
         parts.append(stages)
@@ -47,6 +51,10 @@ def render(record: Mapping[str, Any], console: Console) -> None:
     good, line = summary(plain)
     parts.append(Text("\n" + line, style="bold green" if good else "bold red" if good is False else "bold"))
     console.print(Group(*parts))
+
+
+def _compares_only(record: Mapping[str, Any]) -> bool:
+    return bool(record["comparison"]) and not record["submodules"]
 
 
 class _Footnotes:
@@ -93,11 +101,15 @@ def _device(record: Mapping[str, Any]) -> str:
 def _plan(record: Mapping[str, Any]) -> str:
     plan = record.get("plan") or {}
     parts = [record.get("plan_path") or "defaults and flags"]
-    parts += [str(plan[key]) for key in ("backend", "precision") if plan.get(key)]
+    chosen = record["comparison"] and record["submodules"]
+    parts += ["backends chosen by measuring"] if chosen else [str(plan["backend"])] if plan.get("backend") else []
+    parts += [str(plan["precision"])] if plan.get("precision") else []
     if (plan.get("build") or {}).get("use_fp32_acc"):
         parts.append("fp32 accumulation")
     if plan.get("optimisations"):
         parts.append(f"restructured by {len(plan['optimisations'])} optimisations, loop as {plan.get('loop')}")
+    if (record.get("end_to_end") or {}).get("cuda_graph"):
+        parts.append("requests replayed as one CUDA graph")
     return ", ".join(parts)
 
 
@@ -174,15 +186,15 @@ def _cells(entry: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
         "name": f"{name} {notes.mark(*remarks)}".rstrip(),
         "backend": entry.get("backend") or "-",
         "precision": entry.get("precision") or "-",
-        "covered": _percent(entry.get("coverage_percent")),
-        "mb": _megabytes(entry.get("engine_bytes")),
+        "covered": percent(entry.get("coverage_percent")),
+        "mb": megabytes(entry.get("engine_bytes")),
         "build": digits(entry.get("build_s")),
-        "eager": _p50(entry.get("eager_latency_ms")),
-        "compiled": _p50(entry.get("latency_ms")),
+        "eager": p50(entry.get("eager_latency_ms")),
+        "compiled": p50(entry.get("latency_ms")),
         "speedup": _speedup(entry, notes),
-        "cosine": _cosine(accuracy),
-        "max_abs": _small(accuracy.get("max_abs")),
-        "gate": _gate(entry.get("passed")),
+        "cosine": cosine(accuracy),
+        "max_abs": small(accuracy.get("max_abs")),
+        "gate": gate(entry.get("passed")),
     }
 
 
@@ -195,14 +207,14 @@ def _request_cells(record: Mapping[str, Any], notes: _Footnotes) -> dict[str, st
         "backend": "",
         "precision": "",
         "covered": "",
-        "mb": _megabytes(_total(submodules, "engine_bytes")),
+        "mb": megabytes(_total(submodules, "engine_bytes")),
         "build": digits(_total(submodules, "build_s")),
-        "eager": _p50(whole.get("eager_latency_ms")),
-        "compiled": _p50(whole.get("latency_ms")),
+        "eager": p50(whole.get("eager_latency_ms")),
+        "compiled": p50(whole.get("latency_ms")),
         "speedup": _speedup(whole, notes),
-        "cosine": _cosine(accuracy),
-        "max_abs": _small(accuracy.get("max_abs")),
-        "gate": _gate(record["accuracy"].get("passed")),
+        "cosine": cosine(accuracy),
+        "max_abs": small(accuracy.get("max_abs")),
+        "gate": gate(record["accuracy"].get("passed")),
     }
 
 
@@ -248,8 +260,8 @@ def _stage_table(record: Mapping[str, Any], block: str) -> Table | None:
         indent = "  " if row.get("within") else ""
         cells = [indent + row["stage"], digits(row.get("calls_per_request"))]
         if both:
-            cells.append(_p50(row.get("eager_latency_ms")))
-        cells.append(_p50(row.get(column)))
+            cells.append(p50(row.get("eager_latency_ms")))
+        cells.append(p50(row.get(column)))
         cells.append("-" if share is None else f"{100 * share:.0f} %")
         # Bars add up to the request, so a stage inside another has none.
         cells.append("" if share is None or indent else block * round(BAR_WIDTH * share))
@@ -261,7 +273,7 @@ def _action_lines(record: Mapping[str, Any]) -> list[str]:
     per_key = record["accuracy"].get("per_key") or {}
     if not per_key:
         return []
-    listed = ", ".join(f"{key} {_small(value.get('max_abs'))}" for key, value in per_key.items())
+    listed = ", ".join(f"{key} {small(value.get('max_abs'))}" for key, value in per_key.items())
     return [
         "",
         f"Actions in the robot's own units, largest difference from {record['accuracy']['reference']}: {listed}",
@@ -278,13 +290,14 @@ def _cost(record: Mapping[str, Any]) -> list[str]:
 
 
 def _open_points(record: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines = compare_report.lines(record["comparison"], alone=_compares_only(record))
     for entry in record["submodules"]:
         name = f"{entry['name']}: "
         lines += [f"FAIL {name}{text.removeprefix(name)}" for text in entry.get("failures") or ()]
     lines += [f"FAIL {text}" for text in record["accuracy"].get("failures") or ()]
     lines += [f"note: {entry['what']}: {entry.get('why') or '-'}" for entry in record["skipped"]]
-    latencies = [entry.get("latency_ms") or {} for entry in (*record["submodules"], record["end_to_end"])]
+    timed = (*record["comparison"], *record["submodules"], record["end_to_end"])
+    latencies = [entry.get("latency_ms") or {} for entry in timed]
     for text in dict.fromkeys(latency.get("note") for latency in latencies):
         if text:
             lines.append(f"timer: {text}")
@@ -296,6 +309,8 @@ def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
     judged = [(entry["name"], entry["passed"]) for entry in record["submodules"] if entry.get("passed") is not None]
     if record["accuracy"].get("passed") is not None:
         judged.append(("the actions", record["accuracy"]["passed"]))
+    if _compares_only(record):
+        judged = compare_report.judged(record["comparison"])
     failed = [name for name, passed in judged if not passed]
     if not judged:
         good, text = None, "Nothing was checked against eager fp32."
@@ -307,7 +322,9 @@ def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
     else:
         good, text = True, f"PASS: {len(judged)} of {len(judged)} checks are within their gates."
     speed = (record["end_to_end"].get("verdict") or {}).get("text")
-    if speed:
+    if _compares_only(record):
+        text += " " + compare_report.outcome(record["comparison"])
+    elif speed:
         text += f" Whole request: {speed}."
     elif any(entry.get("runs") is False for entry in record["submodules"]):
         text += " Engines were built, not run: no latency is claimed for them."
@@ -317,48 +334,6 @@ def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
     if reason not in (None, "done", "gate failed"):
         good, text = None if good else good, f"Ended early ({reason}). {text}"
     return good, text
-
-
-def digits(value: float | None) -> str:
-    """Three significant digits without an exponent where that is readable: 0.152, 2.77, 47.9, 1210."""
-    if value is None:
-        return "-"
-    if value == 0 or float(value).is_integer():
-        return f"{value:.0f}"
-    if abs(value) < 0.001:
-        return f"{value:.1e}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(decimals, 3)}f}"
-
-
-def _p50(latency: Mapping[str, Any] | None) -> str:
-    return digits((latency or {}).get("p50"))
-
-
-def _megabytes(size: float | None) -> str:
-    return "-" if size is None else digits(size / 1e6)
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return "-"
-    # Rounded down: 99.97 % must not read as everything.
-    return "100 %" if value >= 100 else f"{math.floor(value * 10) / 10:.1f} %"
-
-
-def _cosine(accuracy: Mapping[str, Any]) -> str:
-    value = accuracy.get("cosine")
-    if value is None:
-        return "-"
-    return "1" if accuracy.get("exact") else f"{math.floor(value * 1e6) / 1e6:.6f}"
-
-
-def _small(value: float | None) -> str:
-    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
-
-
-def _gate(passed: bool | None) -> str:
-    return "-" if passed is None else "pass" if passed else "FAIL"
 
 
 def _total(entries: Sequence[Mapping[str, Any]], field: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from . import records
 from .backends import get_backend
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
+from .comparison import Comparison
 from .data import (
     LeRobotDataset,
     data_config,
@@ -29,7 +30,7 @@ from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import Gr00tPolicy, load_policy
 from .progress import Steps, progress
-from .settings import Plan
+from .settings import AUTO, BACKENDS, Plan
 from .stages import PeakMemory
 from .submodules import select
 from .trial import Trial
@@ -49,6 +50,7 @@ class Job:
 
     Attributes:
         dataset_path: None takes the policy's example observation instead of a recorded one.
+        compare: Backends to compare, eager first; the plan's own backends then count for nothing.
     """
 
     model_path: str = "nvidia/GR00T-N1.5-3B"
@@ -64,6 +66,7 @@ class Job:
     device: str | None = None
     fn_name: str = "all"
     backend_chosen: bool = False
+    compare: tuple[str, ...] = ()
     engine_dir: Path | None = None
     plan_path: Path | None = None
     command: str = ""
@@ -79,14 +82,29 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     names = select(job.fn_name, plan)
     embodiment_index(job.embodiment_tag)
     device = choose_device(job.device)
-    plan, found = available(plan, names, chosen=job.backend_chosen)
-    notes = [*job.notes, *found, *(("plan", text) for text in plan_warnings(plan))]
+    candidates = to_compare(plan, names, job.compare)
+    if candidates and plan.build.cpu_offload:
+        raise PlanError(
+            "build.cpu_offload: backends are compared with PyTorch, whose weights it would move away",
+            fix="leave it out, and add it to the plan that wins",
+        )
+    notes = list(job.notes)
+    if job.compare:
+        own = {name: replace(settings, backend=None) for name, settings in plan.submodules.items()}
+        plan = replace(plan, backend=AUTO, submodules=own)
+        if plan.cuda_graph != "none":
+            notes.append(("cuda_graph", "not used: a comparison calls each backend's submodules one by one"))
+            plan = replace(plan, cuda_graph="none", cuda_graph_lengths=())
+    settled = tuple(name for name in names if name not in candidates or len(candidates[name]) == 1)
+    plan, found = available(plan, settled, chosen=job.backend_chosen)
+    notes += [*found, *(("plan", text) for text in plan_warnings(plan))]
     timer, timer_note = resolve_timer(plan.benchmark.timer, device)
     if timer_note:
         notes.append((f"--benchmark {plan.benchmark.timer}", timer_note))
         plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
     engine_dir = job.engine_dir
-    if engine_dir is not None and not any(resolve(plan, name).backend in WRITERS for name in names):
+    used = {backend for name in names for backend in candidates.get(name, (resolve(plan, name).backend,))}
+    if engine_dir is not None and not used & set(WRITERS):
         why = f"nothing is written: only the {', '.join(WRITERS)} backends write files"
         notes.append((f"--engine_dir {engine_dir}", why))
         engine_dir = None
@@ -99,7 +117,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             job.command,
             root=ROOT,
             device=str(device),
-            plan=plan_to_mapping(plan),
+            plan={**plan_to_mapping(plan), **({"backend": None} if job.compare else {})},
             plan_path=job.plan_path,
             model={"path": job.model_path, "config": asdict(policy.model.config)},
             workload={"dataset": subject(job)},
@@ -108,10 +126,21 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             records.skip(result, what, why)
         trial = Trial(policy, plan, observation, result, steps)
         trial.reference(job.seed)
-        trial.compile(names, engine_dir)
-        trial.check_actions()
-        trial.time_submodules()
-        trial.time_requests()
+        if candidates:
+            comparison = Comparison(trial, candidates, engine_dir, only_running=not job.compare)
+            comparison.compare_submodules()
+            if job.compare:
+                comparison.compare_requests({backend: dict.fromkeys(names, backend) for backend in job.compare})
+            else:
+                comparison.hand_over(comparison.choose())
+        else:
+            trial.compile(names, engine_dir)
+        if not job.compare:
+            trial.check_actions()
+            trial.capture()
+            if not candidates:
+                trial.time_submodules()
+            trial.time_requests()
     result["peak_memory"] = memory.to_dict()
     result["wall_s"] = time.monotonic() - began
     result["exit_reason"] = "gate failed" if failures(result) else "done"
@@ -126,7 +155,7 @@ def load(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[Gr00
     steps.step(f"reading the observation: {subject(job)}")
     recorded = None
     if job.dataset_path is not None:
-        dataset = open_dataset(job, job.dataset_path)
+        dataset = open_dataset(job)
         recorded = dataset, recorded_step(dataset, job.episode, job.step)
     steps.step(f"loading the model: {job.model_path}")
     folder = resolve_checkpoint(job.model_path)
@@ -156,9 +185,29 @@ def subject(job: Job) -> str:
     return f"{Path(job.dataset_path).name}, episode {job.episode}, step {job.step}"
 
 
-def failures(result: dict[str, Any]) -> list[str]:
-    """Everything that a gate holds against a finished run; each line names the submodule, or the actions."""
+def failures(result: Mapping[str, Any]) -> list[str]:
+    """Everything that a gate holds against a finished run; each line names the submodule, or the actions.
+
+    Of a comparison alone that is every backend's; where a choice was made from it, only the chosen count.
+    """
+    if not result["submodules"]:
+        return [f"{entry['backend']}: {failure}" for entry in result["comparison"] for failure in entry["failures"]]
     return [f for entry in result["submodules"] for f in entry["failures"]] + list(result["accuracy"]["failures"])
+
+
+def to_compare(plan: Plan, names: tuple[str, ...], compare: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Compile target -> the backends to try on it; empty where there is nothing to compare.
+
+    Args:
+        names: The compile targets. compare: The backends of `Job.compare`; without them `auto` in the plan asks for
+            all, and a submodule that has a backend of its own gets that one alone.
+    """
+    if compare:
+        return dict.fromkeys(names, compare)
+    own = {name: resolve(plan, name).backend for name in names}
+    if AUTO not in own.values():
+        return {}
+    return {name: BACKENDS if backend == AUTO else (backend,) for name, backend in own.items()}
 
 
 def choose_device(wanted: str | None) -> torch.device:
@@ -195,8 +244,8 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
     Args:
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-    Raises: BackendError for a chosen backend that is not installed; PlanError for a folder of ready-made engines that
-        is not there.
+    Raises: BackendError for a chosen backend that is not installed; PlanError for `auto`, which is not one, and for a
+        folder of ready-made engines that is not there.
     """
     if plan.build.trt_engine_path is not None and not Path(plan.build.trt_engine_path).is_dir():
         raise PlanError(
@@ -205,6 +254,11 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
         )
     notes: list[Note] = []
     resolved = {name: resolve(plan, name).backend for name in names}
+    if AUTO in resolved.values():
+        raise PlanError(
+            f"backend: {AUTO} is decided by measuring, which takes a while and is not done here",
+            fix=f"run_groot_torchtrt.py --backend {AUTO} --write_plan plan.yaml measures; then use plan.yaml",
+        )
     for backend in dict.fromkeys(resolved.values()):
         found = get_backend(backend).availability()
         if found.installed:
@@ -226,8 +280,9 @@ def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str,
     return dataset.step(episode, step)
 
 
-def open_dataset(job: Job, where: str) -> LeRobotDataset:
-    """The dataset at a path; `synthetic` is generated once and reused."""
+def open_dataset(job: Job) -> LeRobotDataset:
+    """The dataset of a job that has one; `synthetic` is generated once and reused."""
+    assert job.dataset_path is not None
     config = data_config(job.data_config)
-    path = synthetic_dataset(data_config=job.data_config) if where == "synthetic" else Path(where)
+    path = synthetic_dataset(data_config=job.data_config) if job.dataset_path == "synthetic" else Path(job.dataset_path)
     return LeRobotDataset(path, config.modality_config(), frame_lookup=job.frame_lookup)

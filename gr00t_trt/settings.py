@@ -26,7 +26,14 @@ LOOPS = ("submodules", "denoise_step", "denoise_loop")
 """How the denoising loop is cut: three submodules and Euler in PyTorch, one graph per step, or one for all steps.
 The last two exist in the restructured model only, and are compile targets of their own."""
 
+CUDA_GRAPH = ("none", "startup", "on_demand")
+"""Whether whole requests are captured as CUDA graphs: never; for the shapes known at the start; or for every new shape
+at its first request as well."""
+
 BACKENDS = ("eager", "inductor", "onnxruntime", "torch_tensorrt", "tensorrt")
+AUTO = "auto"
+"""In a backend's place: whichever of them is measured to be the fastest."""
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 QUANTISED = ("fp8", "int8", "nvfp4")
 """Names that users know from elsewhere and that are refused with a message of their own."""
@@ -149,6 +156,8 @@ class Plan:
         optimisations: Names from `OPTIMISATIONS`; with none, the plain model is compiled instead of the restructured
             one. A file or a command line that asks for what only the plain model has gets none by default.
         loop: One of `LOOPS`.
+        cuda_graph: One of `CUDA_GRAPH`.
+        cuda_graph_lengths: Prompt lengths in tokens that are captured at the start besides the observation's own.
     """
 
     backend: str = "torch_tensorrt"
@@ -162,4 +171,6 @@ class Plan:
     joint_backbone: bool = False
     optimisations: tuple[str, ...] = tuple(OPTIMISATIONS)
     loop: str = "submodules"
+    cuda_graph: str = "none"
+    cuda_graph_lengths: tuple[int, ...] = ()
     denoising_steps: int = 4

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -141,6 +141,22 @@ class StageTimer:
         rows.append(self._row(TOTAL, None, 1, totals, warmup))
         return rows
 
+    def pop(self) -> dict[str, float]:
+        """The last request, and forget all so far: stage -> milliseconds of all its calls; empty when it raised.
+
+        The wait for a GPU is only for its last event, which follows the request's own copy back to the host.
+        """
+        requests, self._requests = self._requests, []
+        if not requests:
+            return {}
+        last = requests[-1]
+        if self._device.type == "cuda":
+            last.end.synchronize()
+        out: dict[str, float] = {}
+        for name, _, start, end in last.calls:
+            out[name] = out.get(name, 0.0) + self._elapsed(start, end)
+        return out
+
     def _row(
         self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int
     ) -> dict[str, Any]:
@@ -153,7 +169,7 @@ class StageTimer:
 
 
 class PeakMemory:
-    """The most memory in use while a `with` block ran; read the attributes after it.
+    """The most memory in use while a `with` block ran; read the attributes after it. Blocks may be nested.
 
     On a GPU: PyTorch's allocator, which does not see what TensorRT allocates itself; `device_used_bytes` does, and
     also what other processes hold. On a CPU: this process's resident memory, sampled every few milliseconds, so a
@@ -169,6 +185,8 @@ class PeakMemory:
 
     INTERVAL_S = 0.005
 
+    _open: ClassVar[list[PeakMemory]] = []  # the GPU's one counter serves all blocks that are inside one another
+
     def __init__(self, device: str | torch.device):
         self._device = torch.device(device)
         self.kind = "cuda allocator" if self._device.type == "cuda" else "process resident"
@@ -178,13 +196,17 @@ class PeakMemory:
         self.device_used_bytes: int | None = None
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None
-        self._highest = 0
+        self._highest = self._highest_reserved = 0
 
     def __enter__(self) -> PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+            for outer in self._open:
+                outer._keep_counted()
             torch.cuda.reset_peak_memory_stats(self._device)
             self.start_bytes = torch.cuda.memory_allocated(self._device)
+            self._highest = self._highest_reserved = 0
+            self._open.append(self)
         else:
             self._process = psutil.Process()
             self._stop.clear()
@@ -196,8 +218,9 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
-            self.peak_reserved_bytes = torch.cuda.max_memory_reserved(self._device)
+            self._open.remove(self)
+            self._keep_counted()
+            self.peak_bytes, self.peak_reserved_bytes = self._highest, self._highest_reserved
             free, total = torch.cuda.mem_get_info(self._device)
             self.device_used_bytes = total - free
             return
@@ -205,6 +228,17 @@ class PeakMemory:
         if self._sampler is not None:
             self._sampler.join()
         self.peak_bytes = max(self._highest, self._process.memory_info().rss)
+
+    def _keep_counted(self) -> None:
+        self._highest = max(self._highest, torch.cuda.max_memory_allocated(self._device))
+        self._highest_reserved = max(self._highest_reserved, torch.cuda.max_memory_reserved(self._device))
+
+    @property
+    def added_bytes(self) -> int | None:
+        """The most in use beyond what was in use when the block began; None before it ends."""
+        if self.peak_bytes is None or self.start_bytes is None:
+            return None
+        return max(0, self.peak_bytes - self.start_bytes)
 
     def _sample(self) -> None:
         while not self._stop.wait(self.INTERVAL_S):

@@ -67,6 +67,13 @@ REGISTRY: Mapping[str, Submodule] = {
 STEP = ("action_encoder", "dit_model", "action_decoder")
 """What one denoising step consists of, and what `denoise_step` and `denoise_loop` take the place of."""
 
+GOVERNED: Mapping[str, tuple[str, ...]] = {
+    "eagle_backbone": GROUPS["eagle_backbone"],
+    "denoise_step": STEP,
+    "denoise_loop": STEP,
+}
+"""Compile target made of several submodules -> those submodules, which get the same backend in a plan."""
+
 
 def select(fn_name: str, plan: Plan) -> tuple[str, ...]:
     """Names of the compile targets that a `--fn_name` value stands for, in the order of a request.

@@ -13,6 +13,7 @@ import torch
 
 from . import accuracy, fast, records
 from .benchmark import Samples, drain, measure_alternating, verdict
+from .capture import UNCAPTURED, capture_requests, capturer_for
 from .compile import Compiled, Model, compile_submodule, judge, set_precision
 from .model import Gr00tN1d5
 from .plans import resolve_action_gate
@@ -21,6 +22,9 @@ from .progress import Steps
 from .settings import Plan
 from .stages import REST, TOTAL, StageTimer
 from .submodules import dimension_ranges, record
+
+Rival = tuple[Model, Mapping[str, Any]]
+"""A model, and what its stages are to be while its requests are timed."""
 
 
 class Trial:
@@ -46,6 +50,7 @@ class Trial:
         self.device = policy.model.device
         self.eager = dict(self.plain.stages)
         self.compiled: dict[str, Compiled] = {}
+        self._called = False
 
     def reference(self, seed: int) -> None:
         """Run the request in eager fp32 and keep what every stage was given and gave.
@@ -94,10 +99,27 @@ class Trial:
             def told(phase: str, prefix: str = f"{name} ({number} of {len(names)})") -> None:
                 self.steps.step(f"{prefix}: {phase}")
 
-            self.compiled[name] = done = compile_submodule(
-                self.model, name, self.plan, self.recording, self.dims, engine_dir=engine_dir, progress=told
+            self._note(
+                name,
+                compile_submodule(
+                    self.model, name, self.plan, self.recording, self.dims, engine_dir=engine_dir, progress=told
+                ),
             )
-            self.result["submodules"].append(_submodule_entry(name, done))
+
+    def adopt(self, name: str, done: Compiled, taken: Mapping[str, Samples]) -> None:
+        """Take a submodule that was built, checked and timed elsewhere, instead of `compile` and `time_submodules`.
+
+        Args:
+            taken: Latencies of ``eager`` and ``compiled``, whichever there are.
+        """
+        self.model.stages[name] = done.built.call
+        self._called = True
+        self._note(name, done)
+        _fill_latencies(self.result["submodules"][-1], taken)
+
+    def _note(self, name: str, done: Compiled) -> None:
+        self.compiled[name] = done
+        self.result["submodules"].append(_submodule_entry(name, done))
 
     @property
     def runs(self) -> bool:
@@ -108,18 +130,38 @@ class Trial:
         """Leave the policy with the model that the plan asks for; else it keeps the plain one."""
         self._give_policy(self.model)
 
+    def capture(self) -> None:
+        """Capture the request as a graph, if the plan asks for it; requests of its shape are replayed from then on.
+
+        Call it once everything is in place and compared; what cannot be captured is told in the record.
+        """
+        if self.plan.cuda_graph == "none":
+            return
+        self.steps.step("capturing the request as one CUDA graph")
+        assert isinstance(self.model, fast.FastGr00tN1d5), "no plan may want a graph of the plain model"
+        if not self.runs:
+            records.skip(self.result, "cuda_graph", f"{UNCAPTURED}: what was built cannot run on this machine")
+            return
+        self.result["end_to_end"]["cuda_graph"] = capture_requests(
+            self.model,
+            self.plan,
+            self.inputs,
+            self.noise,
+            backends={name: done.resolved.backend for name, done in self.compiled.items()},
+            capturer=capturer_for(self.device),
+            note=lambda why: records.skip(self.result, "cuda_graph", why),
+        )
+
     @torch.no_grad()
     def check_actions(self) -> None:
         """Hold the actions of the whole request against eager fp32, normalised and in physical units."""
         self.steps.step("comparing the actions with eager fp32")
         start = time.perf_counter()
-        candidate = self.model.get_action(self.inputs, noise=self.noise)["action_pred"]
-        drain(self.device)
-        if self.runs:
+        candidate = self.actions_of(self.model, {})
+        if self.runs and not self._called:
             self.result["end_to_end"]["first_call_ms"] = (time.perf_counter() - start) * 1e3
         gate = resolve_action_gate(self.plan)
-        agreement = accuracy.compare(candidate, self.actions)
-        complaints = judge("actions", agreement, gate)
+        agreement, complaints = self.judge_actions(candidate)
         physical = accuracy.compare_each(
             self.policy.postprocess(candidate, batched=self.batched),
             self.policy.postprocess(self.actions, batched=self.batched),
@@ -131,6 +173,19 @@ class Trial:
             passed=not complaints,
             failures=complaints,
         )
+
+    @torch.no_grad()
+    def actions_of(self, model: Model, table: Mapping[str, Any]) -> torch.Tensor:
+        """Normalised actions of the request [B, T, action_dim], `model` calling the stages in `table` from now on."""
+        model.stages.update(table)
+        actions = model.get_action(self.inputs, noise=self.noise)["action_pred"]
+        drain(self.device)
+        return actions
+
+    def judge_actions(self, candidate: torch.Tensor) -> tuple[accuracy.Agreement, list[str]]:
+        """How normalised actions agree with eager fp32, and what the plan's gate holds against them."""
+        agreement = accuracy.compare(candidate, self.actions)
+        return agreement, judge("actions", agreement, resolve_action_gate(self.plan))
 
     def time_submodules(self) -> None:
         """Eager against compiled, in turn, on the recorded inputs and in the same precision.
@@ -148,50 +203,49 @@ class Trial:
             if done.resolved.backend != "eager":
                 rivals["compiled"] = done.built.call
             self.steps.step(f"timing {entry['name']}: {' against '.join(rivals)}")
-            taken = self._measure(
-                {name: _bound(call, done.target.inputs) for name, call in rivals.items()},
-            )
+            taken = self.measure({name: bound(call, done.target.inputs) for name, call in rivals.items()})
             _fill_latencies(entry, taken)
 
     def time_requests(self) -> None:
         """The whole request, observation to actions, and where its time goes; eager and compiled in turn."""
-        tables = {}
+        rivals: dict[str, Rival] = {}
         if not any(self._offloaded(done) for done in self.compiled.values()):
-            tables["eager"] = self.eager
+            rivals["eager"] = (self.plain, self.eager)
         else:
             records.skip(self.result, "eager latency", "cpu_offload moved the PyTorch weights off the GPU")
         changed = self.model is not self.plain or any(d.resolved.backend != "eager" for d in self.compiled.values())
         if self.runs and changed:
-            tables["compiled"] = dict(self.model.stages)
-        self.steps.step(f"timing the whole request: {' against '.join(tables)}")
+            rivals["compiled"] = (self.model, dict(self.model.stages))
+        self.steps.step(f"timing the whole request: {' against '.join(rivals)}")
         # Reading the clock is nothing beside a request on a CPU, but events between its kernels delay a GPU: there
         # the split gets requests of its own.
         on_cpu = self.device.type == "cpu"
-        taken, rows = self._time_requests(tables, split=on_cpu)
+        taken, rows = self.measure_requests(rivals, split=on_cpu)
         only_restructured = all(done.resolved.backend == "eager" for done in self.compiled.values())
         _fill_latencies(self.result["end_to_end"], taken, "restructured" if only_restructured else "compiled")
         if not on_cpu:
             self.steps.step("timing the stages of a request")
-            _, rows = self._time_requests(tables, split=True)
+            # A graph has no stages to time.
+            with self.model.uncaptured() if isinstance(self.model, fast.FastGr00tN1d5) else nullcontext():
+                _, rows = self.measure_requests(rivals, split=True)
         self.result["stages"] = _stage_entries(rows)
 
-    def _time_requests(
-        self, tables: Mapping[str, Mapping[str, Any]], *, split: bool
+    def measure_requests(
+        self, rivals: Mapping[str, Rival], *, split: bool = False
     ) -> tuple[dict[str, Samples], dict[str, list[dict[str, Any]]]]:
-        """Latencies of whole requests by rival and, where asked for, the rows of their stages."""
+        """Latencies of whole requests by rival, in turn, and, where asked for, the rows of their stages."""
         before = dict(self.model.stages)
-        models = {"eager": self.plain, "compiled": self.model}
         calls: dict[str, Callable[[], object]] = {}
         timers: dict[str, StageTimer] = {}
         try:
             with ExitStack() as stack:
-                for name, original in tables.items():
+                for name, (model, original) in rivals.items():
                     table = dict(original)
                     if split:
                         timers[name] = StageTimer((self.policy.stages, table), self.device)
                         stack.enter_context(timers[name])
-                    calls[name] = self._request(models[name], table, timers.get(name))
-                taken = self._measure(calls)
+                    calls[name] = self._request(model, table, timers.get(name))
+                taken = self.measure(calls)
         finally:
             self._give_policy(self.model)
             self.model.stages.update(before)
@@ -216,7 +270,8 @@ class Trial:
         )
 
     @torch.no_grad()
-    def _measure(self, fns: Mapping[str, Callable[[], object]]) -> dict[str, Samples]:
+    def measure(self, fns: Mapping[str, Callable[[], object]]) -> dict[str, Samples]:
+        """Latencies by name, taken in turn as the plan's benchmark options say."""
         options = self.plan.benchmark
         return measure_alternating(
             fns,
@@ -266,7 +321,8 @@ def _instruction(observation: Mapping[str, Any]) -> str | None:
     return None if texts is None else texts if isinstance(texts, str) else str(texts[0])
 
 
-def _bound(call: Callable[..., object], inputs: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+def bound(call: Callable[..., object], inputs: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+    """A submodule's call on given inputs, to be timed."""
     return lambda: call(*inputs)
 
 

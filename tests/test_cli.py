@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from gr00t_trt import run as run_module
-from gr00t_trt.backends import Availability
+from gr00t_trt.backends import Availability, get_backend
 from gr00t_trt.backends.tensorrt import TensorRTBackend
-from gr00t_trt.cli import main, onnx_overrides, overrides, parse
+from gr00t_trt.cli import compared, main, onnx_overrides, overrides, parse
 from gr00t_trt.command import underscored
 from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans import merge, resolve
 from gr00t_trt.records import read_record
-from gr00t_trt.settings import SUBMODULES, Plan
+from gr00t_trt.settings import BACKENDS, SUBMODULES, Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--model_path", "synthetic", "--dataset_path", "synthetic", "--benchmark", "python_timer",
@@ -71,6 +71,7 @@ def test_the_published_command_parses_as_printed() -> None:
         (["--engine_dir", ""], "--engine_dir: '' is empty"),
         (["--model_path= "], "--model_path: ' ' is empty"),
         (["--attn_implementation", "flash"], "did you mean flash_attention_2?"),
+        (["--compare", ""], "--compare: '' is empty"),
     ],
 )
 def test_flags_that_cannot_work_are_refused(argv: list[str], words: str) -> None:
@@ -144,6 +145,58 @@ def test_bad_input_ends_with_2_and_one_clear_error(argv: list[str], words: str, 
     assert "Traceback" not in err
     assert out == ""
     assert not list(Path("records").glob("*")) if Path("records").exists() else True
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--compare", "eager,tensort"], "did you mean tensorrt?"),
+        (["--compare", "inductor,"], "--compare: unknown value ''"),
+        (["--compare", ",,"], "--compare: unknown value ''"),
+        (["--compare", "inductor,Inductor"], "--compare: inductor is named twice"),
+        (["--compare", "all,inductor"], "--compare: unknown value 'all'"),
+        (["--compare", "eager"], "nothing to compare it with"),
+        (["--compare", "all", "--backend", "inductor"], "leave --backend out"),
+        (["--compare", "all", "--write_plan", "p.yaml"], "--write_plan p.yaml: this run chooses no plan"),
+        (["--write_plan", "p.yaml"], "--write_plan p.yaml: this run chooses no plan"),
+        (["--backend", "auto", "--write_plan", "."], ".: a folder, not a file"),
+        (["--backend", "auto", "--write_plan", "/dev/null"], "/dev/null: a link or a device"),
+        (["--backend", "auto", "--write_plan", "file/p.yaml"], "file/p.yaml: the plan cannot be written"),
+        (["--backend", "auto", "--cpu_offload"], "whose weights it would move away"),
+        (["--backend", "auto", "--fn_name", "dit"], "did you mean dit_model?"),
+        (["--backend", "aut"], "did you mean auto?"),
+    ],
+)
+def test_comparisons_that_cannot_work_are_refused_before_anything_is_loaded(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(run_module, "open_dataset")
+    Path("file").write_text("")
+    assert main([*QUICK, *argv]) == 2
+    out, err = capsys.readouterr()
+    assert words in err
+    assert out == ""
+    assert not Path("p.yaml").exists()
+
+
+def test_eager_is_always_among_what_is_compared() -> None:
+    assert compared(parse(["--compare", "inductor"])[0]) == ("eager", "inductor")
+    assert compared(parse(["--compare", " Inductor , EAGER"])[0]) == ("eager", "inductor")
+    assert compared(parse(["--compare", "all"])[0]) == BACKENDS
+    assert compared(parse([])[0]) == ()
+
+
+def test_a_comparison_interrupted_midway_leaves_nothing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(get_backend("inductor"), "build", interrupted, raising=False)
+    for way in (["--compare", "inductor"], ["--backend", "auto", "--write_plan", "out/p.yaml"]):
+        assert main([*QUICK, *way, "--fn_name", "state_encoder", "--record", "out/r.json"]) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert list(Path("out").iterdir()) == []
 
 
 def test_an_unwritable_record_is_found_before_anything_is_loaded(

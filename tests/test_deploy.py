@@ -12,7 +12,7 @@ from rich.console import Console
 import gr00t_trt
 from gr00t_trt.data import example_observation
 from gr00t_trt.deploy import deploy
-from gr00t_trt.errors import AccuracyError
+from gr00t_trt.errors import AccuracyError, PlanError
 from gr00t_trt.plans import plan_from_mapping
 from gr00t_trt.progress import Steps
 from gr00t_trt.settings import SUBMODULES
@@ -52,6 +52,12 @@ def test_a_policy_that_misses_its_gate_is_refused() -> None:
     impossible = {"vision_model": {"gate": {"sqnr_db": 200.0}}}
     with pytest.raises(AccuracyError, match="vision_model"):
         deploy(policy, plan(precision="bf16", submodules=impossible), QUIET)
+
+
+def test_a_plan_that_is_not_decided_yet_is_refused() -> None:
+    undecided = plan(submodules={"dit_model": {"backend": "auto"}})
+    with pytest.raises(PlanError, match=r"auto \(dit_model\)"):
+        deploy(gr00t_trt.load_policy("synthetic"), undecided, QUIET)
 
 
 def test_denoising_steps_are_the_plans() -> None:

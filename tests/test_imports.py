@@ -13,19 +13,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 
 ORDER = [
     {"errors"},
-    {"settings", "shapes"},
+    {"settings", "shapes", "modality", "files", "figures"},
     {"plan_fields", "environment"},
     {"plans", "records", "progress"},
-    {"command"},
+    {"command", "compare_report"},
     {"report", "benchmark", "accuracy", "model", "data"},
-    {"stages", "backends"},
-    {"policy", "submodules", "trtexec"},
-    {"fast"},
-    {"compile"},
+    {"stages", "backends", "plots", "roofline"},
+    {"policy", "submodules", "html_report", "trtexec"},
+    {"fast", "choice"},
+    {"compile", "capture"},
     {"trial"},
+    {"comparison"},
     {"run"},
-    {"cli", "deploy", "export"},
-    {"drop_in"},
+    {"cli", "deploy", "export", "measure"},
+    {"drop_in", "serve"},
     {"__main__"},
 ]
 """A module may use what stands above it, and nothing beside or below it."""
@@ -71,7 +72,17 @@ def test_imports_point_one_way(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["gr00t_trt", "gr00t_trt.__main__", "gr00t_trt.cli", "gr00t_trt.plans", "gr00t_trt.report"]
+    "module",
+    [
+        "gr00t_trt",
+        "gr00t_trt.__main__",
+        "gr00t_trt.cli",
+        "gr00t_trt.plans",
+        "gr00t_trt.report",
+        "gr00t_trt.plots",
+        "gr00t_trt.measure",
+        "gr00t_trt.html_report.__main__",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -25,8 +25,8 @@ def test_every_command_explains_its_flags(name: str, capsys) -> None:
 def test_without_a_command_the_commands_are_listed(capsys) -> None:
     assert main([]) == 2
     assert main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in COMMANDS)
 
 
 def test_a_wrong_command_is_answered_with_the_nearest(capsys) -> None:

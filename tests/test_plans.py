@@ -238,14 +238,6 @@ def test_a_joint_backbone_with_equal_halves_is_fine():
     assert resolve(plan, "eagle_backbone").precision == "bf16"
 
 
-def test_the_tensorrt_backend_is_strongly_typed():
-    asked = {"backend": "tensorrt", "build": {"use_explicit_typing": False}}
-    assert "build.use_explicit_typing: false is impossible with the tensorrt backend" in refused(asked)
-    assert plan_warnings(plan_from_mapping({"backend": "tensorrt", "build": {"disable_tf32": True}}, "x")) == [
-        "build.disable_tf32 has no effect: no engine of this plan computes in fp32"
-    ]
-
-
 def test_every_build_option_says_which_backends_honour_it():
     assert {field.name for field in dataclasses.fields(BuildOptions)} == set(HONOURED)
     assert set().union(*HONOURED.values()) < set(BACKENDS)

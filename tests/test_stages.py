@@ -165,3 +165,37 @@ def test_peak_memory_on_a_gpu_reads_allocator_and_device(monkeypatch):
         "peak_reserved_bytes": 8,
         "device_used_bytes": 70,
     }
+
+
+def test_peak_memory_inside_another_takes_nothing_from_it(monkeypatch):
+    """The GPU's counter is one, and the inner block sets it back."""
+    fake_cuda.install(monkeypatch)
+    now = {"used": 100, "peak": 100}
+
+    def use(amount):
+        now["used"] = amount
+        now["peak"] = max(now["peak"], amount)
+
+    for name, answer in {
+        "reset_peak_memory_stats": lambda *_: now.update(peak=now["used"]),
+        "memory_allocated": lambda *_: now["used"],
+        "max_memory_allocated": lambda *_: now["peak"],
+        "max_memory_reserved": lambda *_: now["peak"] + 1,
+        "mem_get_info": lambda *_: (30, 100),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    with PeakMemory("cuda:0") as outer:
+        use(900)
+        use(200)
+        with PeakMemory("cuda:0") as inner:
+            use(500)
+            use(200)
+        with PeakMemory("cuda:0") as nothing:
+            pass
+        use(300)
+    assert (inner.peak_bytes, inner.added_bytes, inner.peak_reserved_bytes) == (500, 300, 501)
+    assert (nothing.peak_bytes, nothing.added_bytes) == (200, 0)
+    assert (outer.peak_bytes, outer.added_bytes) == (900, 800)
+    with PeakMemory("cuda:0") as later:
+        use(250)
+    assert later.added_bytes == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -111,10 +111,16 @@ class Availability:
     caveats: tuple[str, ...] = ()
 
 
+Capturable = Literal["any shape", "one shape", "none"]
+"""Whether calls of what a backend built can be captured as a CUDA graph: at any number of shapes side by side; at one,
+since it keeps state that follows the shape last seen; or not at all, because it waits for the GPU or leaves it."""
+
+
 class Backend(Protocol):
     """One way to make a submodule fast."""
 
     name: str
+    capturable: Capturable
 
     def availability(self) -> Availability: ...
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from ..settings import BuildOptions
-from .base import Availability, Built, Target
+from .base import Availability, Built, Capturable, Target
 
 
 class EagerBackend:
     """Gives the module back. It accepts any shape, so nothing is checked."""
 
     name = "eager"
+    capturable: Capturable = "any shape"
 
     def availability(self) -> Availability:
         return Availability(installed=True, versions={"torch": str(torch.__version__)})

@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from ..errors import BackendError, PlanError
 from ..settings import BuildOptions
 from ..shapes import tracing_example
-from .base import Availability, Built, Target, describe
+from .base import Availability, Built, Capturable, Target, describe
 from .guarded import GuardedModule, build_failed, same_form
 
-MODES = ("default", "max-autotune-no-cudagraphs")
-"""torch.compile modes without CUDA graphs of their own."""
+MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
+GRAPHED_MODES = ("reduce-overhead", "max-autotune")
+"""torch.compile modes that replay a CUDA graph of their own per submodule; on a GPU only."""
 
 
 class InductorBackend:
     """torch.compile with the plan's dynamic dimensions and nothing else dynamic."""
 
     name = "inductor"
+    capturable: Capturable = "any shape"
 
     def __init__(self, mode: str = "default"):
         if mode not in MODES:
@@ -52,10 +55,15 @@ class InductorBackend:
         available = self.availability()
         if not available.installed:
             raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend eager")
+        graphed = self.mode in GRAPHED_MODES
+        if graphed and target.inputs[0].device.type != "cuda":
+            raise BackendError(
+                f"{target.name}: mode {self.mode} replays CUDA graphs, and there is no GPU", fix="use mode default"
+            )
         start = time.perf_counter()
         settings: dict[str, Any] = {"backend": "inductor", "mode": self.mode, "fullgraph": True}
         progress("compiling")
-        compiled = _Announced(target.name, torch.compile(target.module, **settings))
+        compiled = _Announced(target.name, torch.compile(target.module, **settings), copies=graphed)
         call = GuardedModule(target, compiled)
         phases: dict[str, float] = {}
         try:
@@ -82,11 +90,16 @@ class InductorBackend:
 
 
 class _Announced:
-    """Runs without gradients, as at build time, and warns when a call compiled again."""
+    """Runs without gradients, as at build time, and warns when a call compiled again.
 
-    def __init__(self, name: str, compiled: Callable[..., Any]):
+    Args:
+        copies: Results lie in a CUDA graph's own buffers, which its next replay overwrites: hand out copies.
+    """
+
+    def __init__(self, name: str, compiled: Callable[..., Any], *, copies: bool = False):
         self.name = name
         self.compiled = compiled
+        self.copies = copies
         self.announce = False
 
     def __call__(self, *args: torch.Tensor) -> Any:
@@ -94,6 +107,8 @@ class _Announced:
         with torch.inference_mode(False), torch.no_grad():
             # A tensor made in inference mode fails the guards of a graph that was traced with a normal one.
             result = self.compiled(*(x.clone() if x.is_inference() else x for x in args))
+            if self.copies:
+                result = tree_map_only(torch.Tensor, torch.Tensor.clone, result)
         if self.announce and _graphs_compiled() != before:
             warnings.warn(
                 f"{self.name}: torch.compile compiled again for {describe(args)}; this call's time is not a latency",

@@ -22,7 +22,7 @@ import torch
 from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export
-from .base import Availability, Built, Target
+from .base import Availability, Built, Capturable, Target
 from .guarded import GuardedModule, build_failed, check_form
 from .onnx_export import OnnxFile
 from .onnx_interface import floating_dtype
@@ -51,6 +51,8 @@ class OnnxRuntimeBackend:
     """Export, session, check: the submodule as any ONNX user would run it."""
 
     name = "onnxruntime"
+    # Its CUDA provider allocates from an arena of its own while it runs.
+    capturable: Capturable = "none"
 
     def availability(self) -> Availability:
         versions = {"torch": str(torch.__version__)}

@@ -19,7 +19,7 @@ import torch
 from ..errors import BackendError, Gr00tError
 from ..settings import BuildOptions
 from . import onnx_export, onnxruntime, ready_made, trt_network
-from .base import Availability, Built, Coverage, EngineFile, Target
+from .base import Availability, Built, Capturable, Coverage, EngineFile, Target
 from .engine_files import prepare_engine_dir, write_engine
 from .guarded import GuardedModule, build_failed, check_form, first_line
 from .onnx_export import OnnxFile
@@ -36,6 +36,8 @@ class TensorRTBackend:
     """NVIDIA's published route: one engine per submodule, from an ONNX file."""
 
     name = "tensorrt"
+    # Changing an execution context's shapes leaves graphs captured from it undefined.
+    capturable: Capturable = "one shape"
 
     def availability(self) -> Availability:
         versions = {"torch": str(torch.__version__)}
@@ -72,7 +74,7 @@ class TensorRTBackend:
                 f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
             )
         trt = trt_network.load_tensorrt(verbose=options.debug)
-        trt_network.refuse_targets(trt, options)
+        trt_network.refuse_options(trt, options)
         if cuda:
             check_this_gpu(options.compute_capabilities)
         if engine_dir is not None:

@@ -26,7 +26,7 @@ import torch
 from ..errors import BackendError, Gr00tError
 from ..settings import BuildOptions
 from . import trt_build
-from .base import Availability, Built, EngineFile, Target
+from .base import Availability, Built, Capturable, EngineFile, Target
 from .cpu_only import cpu_only
 from .engine_files import prepare_engine_dir, weights_hash, write_engine
 from .guarded import GuardedModule, build_failed, first_line
@@ -41,6 +41,8 @@ class TorchTensorRTBackend:
     """The published way to run GR00T N1.5: one TensorRT engine per submodule."""
 
     name = "torch_tensorrt"
+    # TensorRT: changing an execution context's shapes leaves graphs captured from it undefined.
+    capturable: Capturable = "one shape"
 
     def availability(self) -> Availability:
         """Imports torch_tensorrt only when one of its distributions is installed."""

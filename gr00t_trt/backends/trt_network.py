@@ -89,7 +89,7 @@ def build_engine(trt: TensorRT, file: OnnxFile, options: BuildOptions) -> Serial
         no engine comes out, with TensorRT's own words.
     """
     tensorrt = trt.module
-    refuse_targets(trt, options)
+    refuse_options(trt, options)
     trt.log.errors.clear()
     builder = tensorrt.Builder(trt.log)
     network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -121,8 +121,13 @@ def build_engine(trt: TensorRT, file: OnnxFile, options: BuildOptions) -> Serial
     )
 
 
-def refuse_targets(trt: TensorRT, options: BuildOptions) -> None:
-    """Raises: PlanError for GPUs that this TensorRT cannot build for."""
+def refuse_options(trt: TensorRT, options: BuildOptions) -> None:
+    """Raises: PlanError for options that this TensorRT cannot honour: weak typing, and GPUs it cannot build for."""
+    if not options.use_explicit_typing:
+        raise PlanError(
+            "use_explicit_typing: false is impossible with the tensorrt backend, whose networks are strongly typed",
+            fix="drop the setting: the plan's precision casts the submodule instead",
+        )
     if options.compute_capabilities and trt.flavour == TENSORRT:
         raise PlanError(
             f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for the GPU "

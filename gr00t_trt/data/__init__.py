@@ -1,11 +1,11 @@
 """Data: datasets on disk, observations, and the arithmetic between them and the model's inputs and actions."""
 
+from ..modality import ModalityConfig
 from .embodiments import DATA_CONFIGS, DataConfig, Processing, data_config
 from .lerobot import FRAME_LOOKUPS, LeRobotDataset
 from .metadata import (
     EMBODIMENT_TAGS,
     DatasetMetadata,
-    ModalityConfig,
     PartInfo,
     Statistics,
     VideoInfo,

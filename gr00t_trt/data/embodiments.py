@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Gr00tError, PlanError, unknown
-from .metadata import EMBODIMENT_TAGS, ModalityConfig, embodiment_index
+from ..modality import ModalityConfig
+from .metadata import EMBODIMENT_TAGS, embodiment_index
 from .state_action_transforms import StateActionSinCosTransform, StateActionToTensor, StateActionTransform
 from .transforms import ComposedModalityTransform, ConcatTransform, GR00TTransform, ModalityTransform
 from .video_transforms import VideoColorJitter, VideoCrop, VideoResize, VideoToNumpy, VideoToTensor

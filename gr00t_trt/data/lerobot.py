@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError, PlanError, unknown
+from ..modality import ModalityConfig
 from .layout import (
     Episode,
     build_metadata,
@@ -24,7 +25,7 @@ from .layout import (
     read_statistics,
     read_tasks,
 )
-from .metadata import DatasetMetadata, ModalityConfig, PartInfo, Statistics
+from .metadata import DatasetMetadata, PartInfo, Statistics
 from .parquet import Table, column_statistics
 from .video import VideoReader, look_up
 

@@ -42,19 +42,6 @@ def embodiment_index(tag: str) -> int:
 
 
 @dataclass(frozen=True)
-class ModalityConfig:
-    """Which keys of one modality a step holds, and at which offsets from the base row.
-
-    Attributes:
-        delta_indices: Offsets in rows, [0] for observations and [0, ..., 15] for actions.
-        modality_keys: Full keys, such as ``state.left_arm``.
-    """
-
-    delta_indices: list[int]
-    modality_keys: list[str]
-
-
-@dataclass(frozen=True)
 class Statistics:
     """Statistics of one part; each field is float64 [D] in the part's physical units."""
 

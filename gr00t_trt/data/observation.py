@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ObservationError, nearest
-from .metadata import DatasetMetadata, ModalityConfig
+from ..modality import ModalityConfig
+from .metadata import DatasetMetadata
 from .prompt import bracketed
 
 

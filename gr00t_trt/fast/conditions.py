@@ -152,7 +152,8 @@ class Conditions:
         encoder = head.action_encoder
         buckets = [int(step / steps * head.config.num_timestep_buckets) for step in which]
         device = encoder.W1.W.device
-        timestep = torch.tensor(buckets, dtype=torch.int64, device=device)
+        # Filled on the device: a copy from the host would end a capture, and stall a GPU without tables.
+        timestep = torch.cat([torch.full((1,), bucket, dtype=torch.int64, device=device) for bucket in buckets])
         width = encoder.W1.W.shape[2]
         tau = timestep_encoding(timestep, width).to(encoder.W1.W.dtype)
         if self._folds:
@@ -163,7 +164,7 @@ class Conditions:
         return _Table(
             modulation=modulation_rows(head.model, timestep),
             encoder=row,
-            step_size=torch.tensor([1.0 / steps], dtype=torch.float32, device=device),
+            step_size=torch.full((1,), 1.0 / steps, dtype=torch.float32, device=device),
         )
 
     def _folded(self) -> _Fold:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,16 @@ from ..errors import ObservationError, PlanError, unknown
 from ..model import Gr00tN1d5
 from ..model.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
 from ..settings import LOOPS
-from .conditions import Conditions, Embodiments
+from .conditions import KEPT_SETS, Conditions, Embodiments
 from .optimisations import OPTIMISATIONS, check_names
 from .projections import join_all
 from .prompts import Prompt, Prompts
+from .recent import Recent
 from .stages import COVERED, argument_dtypes, make_stages
 
 Stage = Callable[..., Tensor]
+
+_VERSION = operator.attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class FastGr00tN1d5(nn.Module):
         stages: Name -> callable on positional tensors; every call of a part goes through this table.
         stage_dtypes: Name -> dtype that the floating inputs of a stage are cast to. Of `denoise_step` and
             `denoise_loop` only the DiT's; see `argument_dtypes`.
+        graphs: What answers prepared requests instead of `run`, such as `graphs.RequestGraphs`; None calls `run`.
     """
 
     def __init__(self, plain: Gr00tN1d5, optimisations: Collection[str] = tuple(OPTIMISATIONS)):
@@ -66,6 +72,7 @@ class FastGr00tN1d5(nn.Module):
         self._eager: dict[str, nn.Module] = make_stages(plain, self.optimisations)
         self.stages: dict[str, Stage] = dict(self._eager)
         self.stage_dtypes: dict[str, torch.dtype] = {}
+        self.graphs: Callable[[Prepared, Tensor], Tensor] | None = None
         self.refresh()
 
     @property
@@ -131,6 +138,8 @@ class FastGr00tN1d5(nn.Module):
         }
         self._conditions = Conditions(self.action_head, self.optimisations)
         self._prompts = Prompts(self.backbone, self.optimisations, self.stage_dtypes["language_model"])
+        self._embodiments: Recent[Embodiments] = Recent(KEPT_SETS, ())
+        self._weights = tuple(w for w in (*self.parameters(), *self.buffers()) if not w.is_inference())
 
     def cast_stage(self, name: str, dtype: torch.dtype) -> None:
         """Cast the weights of one stage in place; of several where the stage is made of several.
@@ -173,16 +182,19 @@ class FastGr00tN1d5(nn.Module):
         Raises: ObservationError naming key, value and fix.
         """
         checked = check_inputs(inputs, self.config)
-        ids = checked[EMBODIMENT]
         return Prepared(
             pixel_values=checked[PIXELS].to(self.device, torch.float32, non_blocking=True),
             prompt=self._prompts.get(checked[IDS], checked[MASK]),
             state=checked[STATE].to(self.device, torch.float32, non_blocking=True),
-            embodiments=Embodiments(
-                ids.to(self.device, torch.int64, non_blocking=True),
-                tuple(ids.tolist()) if ids.device.type == "cpu" else None,
-            ),
+            embodiments=self._embodiments_of(checked[EMBODIMENT]),
         )
+
+    def _embodiments_of(self, ids: Tensor) -> Embodiments:
+        if ids.device.type != "cpu":
+            return Embodiments(ids.to(self.device, torch.int64), None)
+        key = tuple(ids.tolist())
+        # Their copy on the device belongs to the cache: a caller may write into the tensor that was given.
+        return self._embodiments.get(key, lambda: Embodiments(ids.to(self.device, torch.int64, copy=True), key))
 
     @torch.no_grad()
     def get_action(self, inputs: Mapping[str, Any] | Prepared, noise: Tensor | None = None) -> dict[str, Tensor]:
@@ -202,7 +214,47 @@ class FastGr00tN1d5(nn.Module):
             raise ObservationError(
                 f"noise: shape {tuple(noise.shape)}", known=f"{shape}: samples, action horizon, action width"
             )
-        return {"action_pred": self.denoise(x, self.encode(x), noise.to(self.device, torch.float32))}
+        answer = self.run if self.graphs is None else self.graphs
+        return {"action_pred": answer(x, noise.to(self.device, torch.float32))}
+
+    @torch.no_grad()
+    def run(self, x: Prepared, noise: Tensor) -> Tensor:
+        """From a prepared request and noise fp32 [B, T, 32] on the model's device to actions fp32 [B, T, 32].
+
+        After a first call with the same embodiments, steps and horizon, it only starts work on the device: nothing
+        waits for it, is copied from the host, or depends on values.
+        """
+        return self.denoise(x, self.encode(x), noise)
+
+    @contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Requests inside go through `run`, whatever `graphs` is: what wraps stages to see their calls needs this."""
+        graphs, self.graphs = self.graphs, None
+        try:
+            yield
+        finally:
+            self.graphs = graphs
+
+    def constants(self, x: Prepared, horizon: int) -> tuple[object, ...]:
+        """What `run` computes from weights once and finds again for requests like `x`, as long as it is kept."""
+        return (
+            self._conditions.weights(x.embodiments, horizon),
+            self._conditions.rows(x.embodiments, self.denoising_steps),
+        )
+
+    def dependencies(self) -> tuple[object, ...]:
+        """Equal to an earlier result as long as no stage was swapped, no weight written, cast or moved since.
+
+        As `Recent`, it does not see what is written through ``weight.data``, nor weights made in inference mode.
+        """
+        addresses = tuple(map(Tensor.data_ptr, self._weights))
+        versions = tuple(map(_VERSION, self._weights))
+        return (tuple(self.stages.items()), self._conditions, addresses, versions)
+
+    @property
+    def least_exact_dtype(self) -> torch.dtype:
+        """The dtype with the fewest digits among the stages'."""
+        return max(self.stage_dtypes.values(), key=lambda dtype: torch.finfo(dtype).eps)
 
     @torch.no_grad()
     def encode(self, x: Prepared) -> Tensor:

@@ -28,7 +28,7 @@ def record(model: FastGr00tN1d5, inputs: Mapping[str, Any], noise: Tensor) -> tu
     """
     original, loop = dict(model.stages), model.loop
     try:
-        with recording_calls(model.stages) as calls:
+        with model.uncaptured(), recording_calls(model.stages) as calls:
             actions = model.get_action(inputs, noise)["action_pred"]
             # What comes before the loop is the same at every granularity and is recorded once.
             model.stages.update({name: stage for name, stage in original.items() if calls[name]})

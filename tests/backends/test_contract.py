@@ -144,10 +144,3 @@ def test_inductor_without_a_compiler(monkeypatch):
     assert "g++" in available.reason
     with pytest.raises(BackendError, match=r"attention: .*C\+\+ compiler"):
         InductorBackend().build(make_target("attention"), BuildOptions(), engine_dir=None, progress=print)
-
-
-def test_inductor_modes():
-    from gr00t_trt.backends.inductor import InductorBackend
-
-    with pytest.raises(PlanError, match="reduce-overhead"):
-        InductorBackend("reduce-overhead")

@@ -11,9 +11,9 @@ import torch
 from conftest import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
-from gr00t_trt.backends import Target, get_backend, onnx_export, onnxruntime
+from gr00t_trt.backends import Target, get_backend, onnx_export, onnxruntime, trt_network
 from gr00t_trt.backends.engine_files import verify, weights_hash
-from gr00t_trt.errors import BackendError, RecordError
+from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.settings import BuildOptions
 
 onnx = pytest.importorskip("onnx")
@@ -168,6 +168,21 @@ def test_a_folder_that_cannot_be_written_is_found_first(tmp_path: Path) -> None:
         export(make_target("encoder"), tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"use_explicit_typing": False}, "use_explicit_typing: false is impossible"),
+        (
+            {"compute_capabilities": ("8.9",)},
+            r"compute_capabilities: \['8.9'\] asked of TensorRT, which builds for the",
+        ),
+    ],
+)
+def test_what_tensorrt_cannot_honour_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        trt_network.refuse_options(trt_network.TensorRT(None, "tensorrt", None), BuildOptions(**options))
+
+
 @needs_no_gpu
 def test_bf16_on_a_cpu_is_refused_before_anything_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "export", lambda *_: pytest.fail("exported"))
@@ -274,8 +289,6 @@ class TestTensorRT:
         assert cosine(result.call(*args), make_target("encoder").module(*args)) > 0.99999
 
     def test_a_file_that_is_no_onnx_is_refused_in_the_parsers_words(self, built, tmp_path: Path) -> None:
-        from gr00t_trt.backends import trt_network
-
         broken = tmp_path / "broken.onnx"
         broken.write_bytes(np.random.default_rng(0).bytes(500))
         target = make_target("encoder")

@@ -1,0 +1,142 @@
+"""The tables of measuring runs, and the log of what did not help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cells import cells, cosine, cost, number, quantile, title
+
+GROUPS = {
+    "waterfall": "step by step, each with all before it",
+    "loop": "the denoising steps alone",
+    "request": "`get_action`, from numpy to numpy",
+    "percentiles": "a thousand calls",
+    "compile": "ways to compile",
+    "submodules": "submodule by submodule, against the same one in PyTorch",
+    "steps": "denoising steps",
+    "views": "views",
+    "batch": "batch",
+}
+"""Group of measurements -> its heading, in the order of the tables."""
+
+HELPED = 1.02
+"""A step that makes a call less than this factor faster did not help: two runs of the same thing differ as much."""
+
+Row = Mapping[str, Any]
+
+
+def section(name: str, record: Row, links: str) -> str:
+    """Title, a table per group, and what was not measured."""
+    lines = [title(name, record, links, ", measured in many forms"), "", _what_a_call_is(record)]
+    for group, heading in GROUPS.items():
+        rows = _taken(record, group)
+        if rows:
+            lines += ["", *_table(heading, rows, work=group == "waterfall")]
+    left_out = [row for row in record["measurements"] if row["why_not"] is not None]
+    lines += ["", cost(record)]
+    if left_out:
+        lines.append("Not measured: " + "; ".join(f"{row['name']} ({row['why_not']})" for row in left_out) + ".")
+    lines += [f"Note: {entry['what']}: {entry['why']}." for entry in record["skipped"]]
+    return "\n".join(lines)
+
+
+def summary(name: str, record: Row, links: str) -> str:
+    """Title and one table: the ends of the waterfall, and the rows of the small groups that sum a run up."""
+    steps = _taken(record, "waterfall")
+    ends = [
+        row for i, row in enumerate(steps) if i == 0 or not row["settings"]["optimisations"] or _is_whole(row, steps)
+    ]
+    rows = [*ends, *_taken(record, "loop"), *_taken(record, "request"), *_taken(record, "percentiles")]
+    lines = [title(name, record, links, ", measured in many forms"), "", *_table("", rows, work=True), "", cost(record)]
+    return "\n".join(lines)
+
+
+def _is_whole(row: Row, steps: list[Row]) -> bool:
+    most = max(len(step["settings"]["optimisations"]) for step in steps)
+    return len(row["settings"]["optimisations"]) == most
+
+
+def _what_a_call_is(record: Row) -> str:
+    whole = any(row["settings"]["of"] == "request" for row in _taken(record, "waterfall"))
+    what = "from numpy to numpy" if whole else "with inputs resident on the device"
+    return (
+        f"A call of the waterfall is one action chunk {what}; eager PyTorch and each row were timed in turn, A B A B."
+    )
+
+
+def _taken(record: Row, group: str) -> list[Row]:
+    return [row for row in record["measurements"] if row["group"] == group and row["why_not"] is None]
+
+
+def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
+    extra = ("GFLOP", "MB moved", "operators", "in a step", "kernels") if work else ()
+    heads = ("calls", "eager p50 ms", "p50 ms", "p99 ms", "p99 ÷ p50", "speed-up", "cosine", "max abs", *extra)
+    roofline = any((row["roofline"] or {}).get("percent") is not None for row in rows)
+    heads = (*heads, "of roofline") if roofline else heads
+    yield cells(heading, *heads)
+    yield "|---|" + "--:|" * len(heads)
+    for row in rows:
+        latency, counted, agreement = row["latency_ms"] or {}, row["work"] or {}, row["accuracy"] or {}
+        p50, p99 = latency.get("p50"), latency.get("p99")
+        share = (row["roofline"] or {}).get("percent")
+        values: list[object] = [
+            latency.get("iterations"),
+            quantile(row["eager_latency_ms"], "p50"),
+            quantile(row["latency_ms"], "p50"),
+            # Of few samples the last hundredth is not known, and the maximum is no percentile.
+            None if latency.get("p99_is_max") else quantile(row["latency_ms"], "p99"),
+            None if latency.get("p99_is_max") or not p50 else f"{p99 / p50:.2f}",
+            speed_up(row),
+            cosine(agreement),
+            None if agreement.get("max_abs") is None else f"{agreement['max_abs']:.1e}",
+        ]
+        if work:
+            values += [
+                number(counted.get("gflop"), 1, 0),
+                number(counted.get("bytes"), 1e-6, 0),
+                counted.get("operators"),
+                counted.get("operators_per_step"),
+                counted.get("kernels"),
+            ]
+        if roofline:
+            values.append(None if share is None else f"{share:.0f} %")
+        yield cells(row["name"], *values)
+
+
+def speed_up(row: Row) -> str | None:
+    """Against eager PyTorch in the same run; bracketed where the spreads overlap, so that no winner can be named."""
+    ratio = (row["verdict"] or {}).get("ratio")
+    if ratio is None:
+        return None
+    return f"{ratio:.2f}×" if row["verdict"]["winner"] else f"({ratio:.2f}×)"
+
+
+def log(records: Mapping[str, Row], links: str) -> str:
+    """A line for every step of a waterfall, and every way to compile, that did not make a call faster."""
+    lines = [line for name, record in records.items() for line in _unhelpful(name, record, links)]
+    if not lines:
+        return "No measuring run is recorded yet."
+    return "\n".join([cells("what", "speed-up before", "with it", "change", "record"), "|---|--:|--:|--:|---|", *lines])
+
+
+def _unhelpful(name: str, record: Row, links: str) -> Iterator[str]:
+    """Speed-ups are against eager PyTorch in the same run, so that a clock that drifts between runs cancels out."""
+    link = f"[{name}]({links}{name}.json)"
+    best, before = 1.0, 1.0
+    for row in _taken(record, "waterfall")[1:]:
+        ratio = (row["verdict"] or {}).get("ratio")
+        if ratio is None:
+            continue
+        if ratio < HELPED * before:
+            yield cells(
+                row["name"].removeprefix("+ "), f"{before:.2f}×", f"{ratio:.2f}×", f"{ratio / before:.2f}×", link
+            )
+        before, best = ratio, max(best, ratio)
+    for row in _taken(record, "compile"):
+        ratio = (row["verdict"] or {}).get("ratio")
+        if ratio is not None and ratio < best:
+            against = "the best of the waterfall"
+            yield cells(
+                f"{row['name']}, against {against}", f"{best:.2f}×", f"{ratio:.2f}×", f"{ratio / best:.2f}×", link
+            )

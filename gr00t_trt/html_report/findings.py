@@ -1,0 +1,189 @@
+"""The sentences of a page: what a record answers, what to be wary of, and what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .figures import cosine, megabytes, percent, short, speedup
+from .intake import Loaded
+from .readings import WHOLE, Reading, Timing, is_gpu, machine, ran_restructured, rivals
+
+Note = tuple[str, str]
+"""What it is about, and the sentence."""
+
+
+def answer(one: Loaded, rows: Sequence[Reading], measured: Sequence[Reading]) -> str:
+    """Which backend serves a request fastest here, or that no engine has run, and whether the gates hold.
+
+    Args:
+        rows, measured: The readings of this record alone.
+    """
+    tried = rivals(rows, measured)
+    engines = sum(1 for row in rows if row.engine_bytes is not None and row.subject != WHOLE)
+    ran = any(row.timing and row.engine_bytes is not None for row in rows)
+    sentences = []
+    if engines and not ran:
+        many = "engines were" if engines > 1 else "engine was"
+        sentences.append(f"No engine has run on this machine: {engines} {many} built and not timed.")
+    if len(tried) > 1:
+        sentences.append(_fastest(tried))
+    elif tried:
+        only = tried[0]
+        sentences.append(f"Only {only.label} was timed: p50 {short(only.timing.p50 if only.timing else None, 'ms')}.")
+    else:
+        sentences.append("No request was timed.")
+    return " ".join([*sentences, _gates(one)])
+
+
+def _fastest(tried: Sequence[Reading]) -> str:
+    ranked = _ranked(tried)
+    if not ranked or ranked[0].timing is None:
+        return "Nothing that was timed is within its accuracy gate."
+    best, taken = ranked[0], ranked[0].timing
+    rate = f", {short(taken.hz)} requests a second" if taken.hz else ""
+    text = f"Fastest here: {best.label}, p50 {short(taken.p50, 'ms')}{rate}{'; ' if best.verdict else ''}"
+    text += f"{best.verdict or ''}."
+    level = [row.label for row in ranked[1:] if row.timing and _level(taken, row.timing)]
+    if level:
+        text += f" Level with it, as the spreads overlap or are not known: {several(level)}."
+    return text
+
+
+def _ranked(tried: Sequence[Reading]) -> list[Reading]:
+    """Those within their gate, the fastest first."""
+    fit = [row for row in tried if row.passed is not False]
+    return sorted(fit, key=lambda row: row.timing.p50 if row.timing else 0.0)
+
+
+def _gates(one: Loaded) -> str:
+    record = one.record
+    judged = [(entry["name"], entry["passed"]) for entry in record["submodules"]]
+    judged += [(f"{row['subject']} on {row['backend'] or 'unnamed'}", row["passed"]) for row in record["comparison"]]
+    judged += [("the actions", record["accuracy"]["passed"])]
+    known = [(name, passed) for name, passed in judged if passed is not None]
+    failed = [name for name, passed in known if not passed]
+    if not known:
+        return "Nothing was held against an accuracy gate."
+    if failed:
+        return f"{len(failed)} of {len(known)} accuracy checks FAIL: {several(failed)}."
+    return f"All {len(known)} accuracy checks pass." if len(known) > 1 else "The accuracy check passes."
+
+
+def _level(a: Timing, b: Timing) -> bool:
+    """Whether two spreads, p10 to p90, touch; unknown spreads do."""
+    if a.p10 is None or a.p90 is None or b.p10 is None or b.p90 is None:
+        return True
+    return a.p10 <= b.p90 and b.p10 <= a.p90
+
+
+def key_figures(one: Loaded, rows: Sequence[Reading], measured: Sequence[Reading]) -> list[tuple[str, str, str]]:
+    """The figures to look at first: (name, value, what it is of)."""
+    ranked = _ranked(rivals(rows, measured))
+    best = ranked[0] if ranked else None
+    taken = best.timing if best else None
+    requests = [*([best] if best else []), *(row for row in rows if row.subject == WHOLE)]
+    checked = next((row for row in requests if row.cosine is not None), None)
+    sized = next((row for row in requests if row.engine_bytes is not None), None)
+    built = next((row for row in requests if row.build_s is not None and row.backend != "eager"), None)
+    roof = max((row for row in measured if row.roofline_percent is not None),
+               key=lambda row: row.roofline_percent or 0.0, default=None)  # fmt: skip
+    ratio = best.ratio if best else None
+    doubt = "" if best is None or best.winner else ", no clear winner"
+    peak = one.record["peak_memory"]
+    return [
+        ("one request, p50", short(taken.p50 if taken else None, "ms"), best.label if best else "nothing was timed"),
+        ("requests a second", short(taken.hz if taken else None), best.label if best else "nothing was timed"),
+        ("slowest in a hundred" if taken and not taken.p99_is_max else "slowest seen",
+         short(taken.p99 if taken else None, "ms"), _count(taken.count) if taken else "nothing was timed"),
+        ("against eager", speedup(ratio), "nothing to compare" if ratio is None else f"median over median{doubt}"),
+        ("cosine of the actions", cosine(checked.cosine, checked.exact) if checked else cosine(None, None),
+         f"{checked.label}, to eager fp32" if checked else "not compared"),
+        ("share of the roofline", percent(roof.roofline_percent if roof else None),
+         roof.label if roof else "not computed"),
+        ("engines", megabytes(sized.engine_bytes if sized else None) + ("\u00a0MB" if sized else ""),
+         sized.label if sized else "none was built"),
+        ("build time", short(built.build_s if built else None, "s"), built.label if built else "nothing was built"),
+        ("peak memory", short(None if peak["peak_bytes"] is None else peak["peak_bytes"] / 1e9, "GB"),
+         peak["kind"] or "not measured"),
+    ]  # fmt: skip
+
+
+def warnings(loaded: Sequence[Loaded]) -> list[Note]:
+    """What makes a figure unfit to be quoted, loudly."""
+    out = []
+    for one in loaded:
+        record = one.record
+        if record["git"]["dirty"]:
+            out.append((one.name, "taken with uncommitted changes: its commit does not reproduce it"))
+        elif record["git"]["commit"] is None:
+            out.append((one.name, "taken outside a checkout: there is no commit to reproduce it with"))
+        if record["exit_reason"] is None:
+            out.append((one.name, "the run has not ended, or was killed: figures are missing"))
+        elif record["exit_reason"] not in ("done", "gate failed"):
+            out.append((one.name, f"the run ended early: {record['exit_reason']}"))
+        failures = [text for entry in record["submodules"] for text in entry["failures"]]
+        out += [
+            (one.name, f"outside its accuracy gate: {text}") for text in (*failures, *record["accuracy"]["failures"])
+        ]
+        out += [
+            (one.name, f"outside its accuracy gate: {row['subject']} on {row['backend']}")
+            for row in record["comparison"]
+            if row["passed"] is False
+        ]
+    for what, values in (
+        ("machines", {machine(one) for one in loaded}),
+        ("work", {_work(one) for one in loaded}),
+        ("torch versions", {(one.record["environment"]["distributions"] or {}).get("torch") for one in loaded}),
+    ):
+        if len(values) > 1:
+            out.append(("these records", f"are of different {what}: their latencies are not one comparison"))
+    return out
+
+
+def _work(one: Loaded) -> tuple[object, ...]:
+    known = one.record["workload"]
+    return tuple(known[key] for key in ("views", "batch_size", "denoising_steps", "sequence_length"))
+
+
+def not_measured(one: Loaded, rows: Iterable[Reading], measured: Iterable[Reading]) -> list[Note]:
+    """What this record does not answer, and why; the same reason is told once for all it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for row in (*rows, *measured):
+        if row.timing is None and row.why_not:
+            reasons.setdefault(row.why_not, []).append(f"{row.subject}: {row.label}")
+    out = [(several(what), f"no latency: {why}") for why, what in reasons.items()]
+    out += [(entry["what"] or "", entry["why"] or "") for entry in one.record["skipped"]]
+    lost = [f"{entry['at']} was {entry['value']}" for entry in one.record["non_finite"]]
+    if lost:
+        out.append(("not a number", f"{several(lost)}, and is shown as –"))
+    if not one.record["measurements"]:
+        out.append(("waterfall, share of the roofline", "this record is not of a measuring run"))
+    if not one.record["comparison"]:
+        out.append(("other backends on the same inputs", "this record is not of a run with --compare"))
+    if not is_gpu(one):
+        out.append(("anything on a GPU", "the model ran on the CPU"))
+    return out
+
+
+def _count(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples} samples"
+
+
+def several(texts: Sequence[str], most: int = 8) -> str:
+    rest = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def subtitle(one: Loaded) -> str:
+    """What ran on what, in one line."""
+    record = one.record
+    work = record["workload"]
+    named = (
+        ("views", "{} view", "{} views"),
+        ("batch_size", "batch {}", "batch {}"),
+        ("denoising_steps", "{} step", "{} steps"),
+    )
+    parts = [record["model"]["path"], "restructured model" if ran_restructured(one) else None]
+    parts += [record["plan"]["precision"], machine(one)]
+    parts += [(a if work[key] == 1 else b).format(work[key]) for key, a, b in named if work[key] is not None]
+    return " · ".join(part for part in parts if part)

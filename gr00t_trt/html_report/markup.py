@@ -1,0 +1,76 @@
+"""Elements whose text is always escaped: only what `element` made is taken for markup."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+
+VOID = frozenset({"meta", "rect", "line", "circle", "path"})
+"""Elements without children: HTML's own, and SVG's shapes when they carry no title."""
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+"""Control characters, halves of characters, and the marks that turn the direction of the text around them."""
+
+
+class Html(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+Child = str | int | None | Iterable["Child"]
+"""What an element may hold: text, markup, nothing, or any of these in sequence."""
+
+
+def visible(text: str) -> str:
+    """Text without what no reader could see, and no file could hold: each such character becomes U+FFFD."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def escape(text: str) -> Html:
+    """Text as HTML shows it, in an element or in a quoted attribute."""
+    # Most text is plain, and a page has a hundred thousand pieces of it.
+    return Html(text if text.isalnum() and text.isascii() else html.escape(visible(text), quote=True))
+
+
+def element(tag: str, /, *children: Child, **attributes: str | int | float | bool | None) -> Html:
+    """One element.
+
+    Args:
+        children: See `Child`.
+        attributes: An underscore at the end is dropped and any other is a dash: `class_`, `aria_label`. None and False
+            leave the attribute out, True is the attribute without a value, a float has at most three decimals.
+    """
+    inside = "".join(_flat(children))
+    given = "".join(_attribute(name, value) for name, value in attributes.items())
+    if not inside and tag in VOID:
+        return Html(f"<{tag}{given}/>")
+    return Html(f"<{tag}{given}>{inside}</{tag}>")
+
+
+def join(*children: Child) -> Html:
+    """Children without an element round them."""
+    return Html("".join(_flat(children)))
+
+
+def _flat(children: Iterable[Child]) -> Iterable[str]:
+    for child in children:
+        if isinstance(child, Html):
+            yield child
+        elif isinstance(child, (str, int)):
+            yield escape(str(child))
+        elif child is not None:
+            yield from _flat(child)
+
+
+def _attribute(name: str, value: str | int | float | bool | None) -> str:
+    if value is None or value is False:
+        return ""
+    name = name.removesuffix("_").replace("_", "-")
+    if value is True:
+        return f" {name}"
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return f' {name}="{escape(text)}"'

@@ -1,0 +1,347 @@
+"""What records say was tried, how fast it was and how exact: one `Reading` each, whatever list it stands in."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..settings import GROUPS, SUBMODULES
+from .intake import Loaded
+
+WHOLE = "whole request"
+BUILT_NOT_RUN = "built, not run: its engine cannot run on this machine"
+
+ORDER = (WHOLE, *SUBMODULES)
+SAME_WORK = ("waterfall", "compile")
+"""Groups of measurements whose rows all do the same work, so that their latencies may be held against each other."""
+
+REST = "between stages"
+TOTAL = "request"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A latency in milliseconds.
+
+    Attributes:
+        p10: None when the record kept no samples, or one.
+        p99: The largest sample where `p99_is_max`: below 100 samples none marks the last hundredth.
+        count: Samples kept.
+        method: Timer, device and warm-up as a sentence.
+    """
+
+    p10: float | None
+    p50: float
+    p90: float | None
+    p99: float | None
+    p99_is_max: bool
+    count: int
+    method: str
+
+    @property
+    def highest(self) -> float:
+        return max(value for value in (self.p50, self.p90, self.p99) if value is not None)
+
+    @property
+    def hz(self) -> float | None:
+        return 1000.0 / self.p50 if self.p50 > 0 else None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One thing that was tried; what is not known is None.
+
+    Attributes:
+        record: Name of the record.
+        place: Of the record among those of the page, from 0.
+        subject: A submodule, `WHOLE`, or for a measurement its group.
+        backend: As in the record; ``eager`` for the baseline; empty for a measurement, whose label says what ran.
+        label: What sets it apart from others of its subject: backend and precision, or a measurement's name.
+        eager: Of a measurement: the plain model in eager PyTorch, timed in turn with it.
+        why_not: Why there is no latency, when there is none.
+        ratio: Median of the baseline over this one's.
+    """
+
+    record: str
+    place: int
+    subject: str
+    backend: str
+    precision: str | None
+    label: str
+    timing: Timing | None
+    eager: Timing | None = None
+    why_not: str | None = None
+    ratio: float | None = None
+    winner: str | None = None
+    verdict: str | None = None
+    build_s: float | None = None
+    engine_bytes: float | None = None
+    layers_before: float | None = None
+    layers_after: float | None = None
+    coverage_percent: float | None = None
+    peak_bytes: float | None = None
+    cosine: float | None = None
+    exact: bool | None = None
+    max_abs: float | None = None
+    gate_cosine: float | None = None
+    passed: bool | None = None
+    stages: Mapping[str, float] | None = None
+    roofline_ms: float | None = None
+    roofline_percent: float | None = None
+    gflop: float | None = None
+    operators_per_step: float | None = None
+    kernels: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def distance(self) -> float | None:
+        """1 - cosine; 0 for equal results, whose cosine rounding may have left a hair from 1."""
+        return None if self.cosine is None else 0.0 if self.exact else max(0.0, 1.0 - self.cosine)
+
+
+def readings(loaded: Iterable[Loaded]) -> list[Reading]:
+    """Of all records, by subject in the order in which a request passes through them, the whole request first."""
+    every = [reading for place, one in enumerate(loaded) for reading in _of_record(one, place)]
+    rank = {subject: i for i, subject in enumerate(ORDER)}
+    return sorted(every, key=lambda reading: rank.get(reading.subject, len(rank)))
+
+
+def measurements(loaded: Iterable[Loaded], *groups: str) -> list[Reading]:
+    """The rows of measuring runs, of these groups or all, in the order of the records."""
+    return [
+        _measured(one.name, place, row)
+        for place, one in enumerate(loaded)
+        for row in one.record["measurements"]
+        if not groups or (row["group"] or "") in groups
+    ]
+
+
+def rivals(rows: Iterable[Reading], measured: Iterable[Reading]) -> list[Reading]:
+    """The readings of one record that did the same work and were timed: whole requests, from images to robot units,
+    or where there are none, the configurations of a measuring run, whose inputs lie on the device already.
+    """
+    whole = [row for row in rows if row.subject == WHOLE and row.timing]
+    return whole or [row for row in measured if row.subject in SAME_WORK and row.timing]
+
+
+def is_gpu(one: Loaded) -> bool:
+    return (one.record["device"] or "").startswith("cuda")
+
+
+def machine(one: Loaded) -> str:
+    """What the model ran on: the GPU, or the CPU and its cores."""
+    known = one.record["environment"]
+    if is_gpu(one):
+        return known["gpu"] or known["board"] or "GPU"
+    return f"{known['cpu'] or 'CPU'}, {known['cpu_cores'] or '?'} cores"
+
+
+def ran_restructured(one: Loaded) -> bool:
+    return bool(one.record["plan"]["optimisations"])
+
+
+def timing(latency: Mapping[str, Any] | None) -> Timing | None:
+    """A latency as `Samples.to_dict` wrote it; None without a median."""
+    if latency is None or latency["p50"] is None:
+        return None
+    samples = latency["samples"]
+    warm = latency["warmup"]
+    parts = [
+        f"{len(samples)} samples" if len(samples) != 1 else "1 sample",
+        None if warm is None else f"after {warm} warm-ups" if warm != 1 else "after 1 warm-up",
+        None if latency["timer"] is None else f"by {latency['timer']}",
+        None if latency["device"] is None else f"on {latency['device']}",
+    ]
+    return Timing(
+        # The same interpolation that the other percentiles were taken with.
+        p10=statistics.quantiles(samples, n=10, method="inclusive")[0] if len(samples) > 1 else None,
+        p50=latency["p50"],
+        p90=latency["p90"] if len(samples) > 1 else None,
+        p99=latency["p99"],
+        p99_is_max=bool(latency["p99_is_max"]),
+        count=len(samples),
+        method=" ".join(part for part in parts if part) + (f"; {latency['note']}" if latency["note"] else ""),
+    )
+
+
+def _of_record(one: Loaded, place: int) -> list[Reading]:
+    compared = [_compared(one, place, row) for row in one.record["comparison"]]
+    seen = {(row["subject"], row["backend"], row["precision"]) for row in one.record["comparison"]}
+    single = [reading for entry in one.record["submodules"] for reading in _submodule(one, place, entry)]
+    single += _request(one, place)
+    return [*compared, *(own for own in single if (own.subject, own.backend, own.precision) not in seen)]
+
+
+def _compared(one: Loaded, place: int, row: Mapping[str, Any]) -> Reading:
+    taken = timing(row["latency_ms"])
+    why = row["why_not"] or (None if taken else BUILT_NOT_RUN if row["runs"] is False else "not measured")
+    gate = one.record["accuracy"]["gate"] if row["subject"] == WHOLE else None
+    return Reading(
+        record=one.name,
+        place=place,
+        subject=row["subject"],
+        backend=row["backend"] or "",
+        precision=row["precision"],
+        label=_label(row["backend"], row["precision"]),
+        timing=taken,
+        why_not=None if taken else why,
+        **_verdict(row["verdict"]),
+        **{
+            name: row[name]
+            for name in (
+                *("build_s", "engine_bytes", "layers_before", "layers_after", "coverage_percent", "peak_bytes"),
+                "passed",
+            )
+        },
+        **_accuracy(row["accuracy"], gate),
+        notes=tuple(row["notes"]),
+    )
+
+
+def _submodule(one: Loaded, place: int, entry: Mapping[str, Any]) -> list[Reading]:
+    precision, backend = entry["precision"], entry["backend"] or ""
+    known: dict[str, Any] = {"record": one.name, "place": place, "subject": entry["name"], "precision": precision}
+    eager, compiled = timing(entry["eager_latency_ms"]), timing(entry["latency_ms"])
+    out = []
+    if eager and backend != "eager":
+        out.append(Reading(**known, backend="eager", label=_label("eager", precision), timing=eager))
+    taken = compiled or (eager if backend == "eager" else None)
+    why = BUILT_NOT_RUN if entry["runs"] is False else "not measured"
+    notes = list(entry["notes"])
+    if (entry["engines"] or 0) > 1:
+        notes.append(f"{entry['engines']} engines instead of one")
+    out.append(
+        Reading(
+            **known,
+            backend=backend,
+            label=_label(backend, precision),
+            timing=taken,
+            why_not=None if taken else why,
+            **_verdict(entry["verdict"]),
+            build_s=entry["build_s"] if backend != "eager" else None,
+            engine_bytes=entry["engine_bytes"],
+            coverage_percent=entry["coverage_percent"],
+            passed=entry["passed"],
+            **_accuracy(entry["accuracy"], entry["gate"]),
+            notes=tuple(notes),
+        )
+    )
+    return out
+
+
+def _request(one: Loaded, place: int) -> list[Reading]:
+    record, whole, plan = one.record, one.record["end_to_end"], one.record["plan"]
+    known: dict[str, Any] = {
+        "record": one.name, "place": place, "subject": WHOLE, "precision": plan["precision"]
+    }  # fmt: skip
+    used = {entry["backend"] for entry in record["submodules"]} or {plan["backend"]}
+    backend = "mixed" if len(used) > 1 else next(iter(used)) or ""
+    eager, compiled = timing(whole["eager_latency_ms"]), timing(whole["latency_ms"])
+    # Of a restructured model the baseline is the plain one.
+    forms = (", plain model", ", restructured") if ran_restructured(one) else ("", "")
+    out = []
+    if eager:
+        label = _label("eager", plan["precision"]) + forms[0]
+        out.append(Reading(**known, backend="eager", label=label, timing=eager))
+    is_the_baseline = backend == "eager" and not ran_restructured(one) and eager is not None
+    if is_the_baseline or not (compiled or record["submodules"]):
+        return out
+    runs = all(entry["runs"] is not False for entry in record["submodules"])
+    built = [entry for entry in record["submodules"] if entry["backend"] != "eager"]
+    candidate = Reading(
+        **known,
+        backend=backend,
+        label=_label(backend, plan["precision"]) + forms[1],
+        timing=compiled,
+        why_not=None if compiled else "not measured" if runs else BUILT_NOT_RUN,
+        **_verdict(whole["verdict"]),
+        build_s=_sum(entry["build_s"] for entry in built),
+        engine_bytes=_sum(entry["engine_bytes"] for entry in built),
+        passed=record["accuracy"]["passed"],
+        **_accuracy(record["accuracy"]["normalised"], record["accuracy"]["gate"]),
+    )
+    return [*out, candidate]
+
+
+def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
+    taken, roofline, work = timing(row["latency_ms"]), row["roofline"] or {}, row["work"] or {}
+    return Reading(
+        record=record,
+        place=place,
+        subject=row["group"] or "measurement",
+        backend="",
+        precision=None,
+        label=row["name"],
+        timing=taken,
+        eager=timing(row["eager_latency_ms"]),
+        why_not=None if taken else row["why_not"] or "not measured",
+        **_verdict(row["verdict"]),
+        **_accuracy(row["accuracy"], None),
+        stages={name: ms for name, ms in (row["stages"] or {}).items() if ms is not None} or None,
+        roofline_ms=roofline.get("ms"),
+        roofline_percent=roofline.get("percent"),
+        gflop=work.get("gflop"),
+        operators_per_step=work.get("operators_per_step"),
+        kernels=work.get("kernels"),
+        notes=tuple(row["notes"]),
+    )
+
+
+def split(one: Loaded, column: str) -> list[tuple[str, float]]:
+    """The parts that make up a request, in milliseconds; see `parts`. The medians of a part's calls, added up.
+
+    Args:
+        column: ``latency_ms`` or ``eager_latency_ms``.
+    """
+    values, within = {}, {}
+    for row in one.record["stages"]:
+        taken = timing(row[column])
+        if taken:
+            values[row["stage"]], within[row["stage"]] = taken.p50, row["within"]
+    return parts(values, within)
+
+
+def parts(values: Mapping[str, float], within: Mapping[str, str | None]) -> list[tuple[str, float]]:
+    """The leaves of a tree of stages, so that nothing is counted twice; what lies between stages comes last.
+
+    Args:
+        values: Stage -> ms.
+        within: Stage -> the stage that calls it, or None.
+    Returns: (stage, ms). What a stage does beside calling others is a part of its own.
+    """
+    parents = {stage: within.get(stage) for stage in values if stage != TOTAL}
+    if "eagle_backbone" in values:
+        # Where the restructured model stands beside it, `within` is that one's, which has no such stage.
+        parents.update({name: "eagle_backbone" for name in GROUPS["eagle_backbone"] if name in values})
+    called: dict[str, float] = {}
+    for stage, parent in parents.items():
+        if parent is not None:
+            called[parent] = called.get(parent, 0.0) + values[stage]
+    out = [
+        (f"{stage}, rest" if stage in called else stage, max(values[stage] - called.get(stage, 0.0), 0.0))
+        for stage in parents
+        if stage != REST
+    ]
+    return out + ([(REST, max(values[REST], 0.0))] if REST in values else [])
+
+
+def _label(backend: str | None, precision: str | None) -> str:
+    return " ".join(part for part in (backend, precision) if part) or "unnamed"
+
+
+def _verdict(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = given or {}
+    return {"ratio": given.get("ratio"), "winner": given.get("winner"), "verdict": given.get("text")}
+
+
+def _accuracy(given: Mapping[str, Any] | None, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+    known = {name: (given or {}).get(name) for name in ("cosine", "exact", "max_abs")}
+    return {**known, "gate_cosine": (gate or {}).get("cosine")}
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """None when nothing, or not everything, is known: half a sum would pass for a whole one."""
+    known = list(values)
+    return None if not known or None in known else sum(value for value in known if value is not None)

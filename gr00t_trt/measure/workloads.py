@@ -1,0 +1,96 @@
+"""The requests that rows are measured on: one recorded observation, made larger where a row asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.inputs import EMBODIMENT, IDS, MASK, PIXELS
+from ..policy import Gr00tPolicy
+from .rows import Workload
+
+ON_HOST = (IDS, MASK, EMBODIMENT)
+"""What the restructured model looks up on the host instead of reading it from a GPU."""
+
+
+class Requests:
+    """Observations, model inputs and noise by workload, each made once.
+
+    Args:
+        policy: Prepares the inputs, and knows the action horizon.
+        observations: Rows of one episode; the elements of a batch are taken in order, from the start again if needed.
+        seed: Of the noise, which is drawn on the host: a GPU's generator would give other numbers.
+    """
+
+    def __init__(self, policy: Gr00tPolicy, observations: Sequence[Mapping[str, Any]], seed: int):
+        self._policy, self._observations, self._seed = policy, observations, seed
+        self._inputs: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def observation(self, work: Workload) -> dict[str, Any]:
+        """What a robot would send: unbatched for batch 1, else everything stacked."""
+        first = self._observations[0]
+        if work.batch == 1:
+            return dict(first)
+        rows = [self._observations[i % len(self._observations)] for i in range(work.batch)]
+        return {
+            key: np.stack([row[key] for row in rows])
+            if isinstance(value, np.ndarray)
+            else [_text(row[key]) for row in rows]
+            for key, value in first.items()
+        }
+
+    def inputs(self, work: Workload) -> dict[str, Tensor]:
+        """Model inputs on the host."""
+        key = (work.views, work.batch)
+        if key not in self._inputs:
+            one = self._policy.preprocess(self.observation(work))[0]
+            config = self._policy.model.config
+            self._inputs[key] = with_views(one, work.views, config.image_token_index)
+        return self._inputs[key]
+
+    def resident(self, work: Workload, *, lookups_on_host: bool) -> dict[str, Tensor]:
+        """Model inputs on the model's device.
+
+        Args:
+            lookups_on_host: Leave token ids, mask and embodiments in host memory, as the restructured model wants.
+        """
+        device = self._policy.model.device
+        return {
+            name: value if lookups_on_host and name in ON_HOST else value.to(device)
+            for name, value in self.inputs(work).items()
+        }
+
+    def noise(self, work: Workload) -> Tensor:
+        """[B, T, action_dim] fp32 on the model's device."""
+        model = self._policy.model
+        shape = (work.batch, model.action_horizon, model.config.action_head.action_dim)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self._seed)).to(model.device)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value[0])
+
+
+def with_views(inputs: Mapping[str, Tensor], views: int, image_token: int) -> dict[str, Tensor]:
+    """Inputs of one view as inputs of several, equally long in all samples: what the time depends on, not a scene.
+
+    A further view is the same picture shifted sideways, and its tokens, with the one before and the one after them,
+    follow those of the first.
+
+    Args:
+        inputs: As `Gr00tPolicy.preprocess` makes them, with one image per sample and no padding.
+    Returns: The same keys; ids and mask [B, S + (views - 1) (tokens per image + 2)], pixels [B views, 3, H, W].
+    """
+    if views == 1:
+        return dict(inputs)
+    ids, pixels = inputs[IDS], inputs[PIXELS]
+    places = (ids[0] == image_token).nonzero().flatten()
+    start, stop = int(places[0]) - 1, int(places[-1]) + 2
+    block = ids[:, start:stop]
+    longer = torch.cat([ids[:, :stop], *[block] * (views - 1), ids[:, stop:]], dim=1)
+    shifted = [pixels.roll(17 * view, dims=-1) for view in range(views)]
+    return {**inputs, IDS: longer, MASK: torch.ones_like(longer), PIXELS: torch.stack(shifted, dim=1).flatten(0, 1)}

@@ -1,0 +1,79 @@
+"""Single requests that can be answered by one pass through the model: which ones, how they join, how they part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..modality import ModalityConfig
+
+_AXES = {"video": 4, "state": 2}
+"""Axes of an array of one request, without a batch axis."""
+
+
+class Batcher:
+    """Joins single requests of the same form into one batched observation.
+
+    Args:
+        modality_config: Names the keys that the policy reads; others are left out.
+        count_tokens: Length of an instruction in tokens. Prompts of unequal length would need padding, which gives a
+            request other numbers than it would get alone.
+    """
+
+    def __init__(self, modality_config: Mapping[str, ModalityConfig], count_tokens: Callable[[str], int]):
+        self._keys = {
+            key: axes
+            for modality, axes in _AXES.items()
+            for key in (modality_config[modality].modality_keys if modality in modality_config else ())
+        }
+        # The same instruction comes with every request of an episode.
+        self._count_tokens = lru_cache(maxsize=256)(count_tokens)
+
+    def form(self, observation: Mapping[str, Any]) -> Hashable | None:
+        """Requests of equal form can be joined; None for one that has to be answered alone.
+
+        That is one with a batch axis of its own, and anything out of the ordinary: validating is left to the policy.
+        """
+        shapes = []
+        for key, axes in self._keys.items():
+            value = observation.get(key)
+            if not isinstance(value, np.ndarray) or value.ndim != axes:
+                return None
+            shapes.append((value.shape, value.dtype.str))
+        named = _annotations(observation)
+        if len(named) != 1:
+            return (*shapes, None) if not named else None
+        text = _text(observation[named[0]])
+        if text is None:
+            return None
+        try:
+            return (*shapes, named[0], self._count_tokens(text))
+        except Exception:  # text that no tokenizer takes, such as half a surrogate pair
+            return None
+
+    def join(self, observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Observations of equal form as one with a leading batch axis."""
+        joined: dict[str, Any] = {key: np.stack([each[key] for each in observations]) for key in self._keys}
+        for key in _annotations(observations[0]):
+            joined[key] = [_text(each[key]) for each in observations]
+        return joined
+
+    @staticmethod
+    def part(action: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
+        """The actions of a batch, [B, T, D] per key, as one dict of [T, D] per request."""
+        return [{key: value[i] for key, value in action.items()} for i in range(size)]
+
+
+def _annotations(observation: Mapping[str, Any]) -> list[str]:
+    return [key for key in observation if isinstance(key, str) and "annotation" in key]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, np.ndarray):
+        value = value.reshape(-1).tolist()
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else None

@@ -1,0 +1,227 @@
+"""Clients of the ZeroMQ service, this package's or Isaac-GR00T's. They need numpy, msgpack and pyzmq, and never torch.
+
+with RobotInferenceClient("192.168.0.7", timeout_ms=2000, resize=True) as policy:
+    observation = {
+        "video.ego_view": camera.read()[None],  # uint8 [1, H, W, 3], of any size with resize=True
+        "state.left_arm": joints[None],  # float [1, 7]
+        "annotation.human.task_description": ["put the pear on the plate"],
+    }
+    action = policy.get_action(observation)  # {"action.left_arm": float32 [16, 7], ...}
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import ServiceError
+from ..modality import ModalityConfig
+from .resize import fit_frames
+from .wire import decode, encode
+
+try:
+    import zmq
+    from zmq.utils.monitor import recv_monitor_message
+except ImportError as error:
+    raise ServiceError("the client needs pyzmq", fix="pip install pyzmq msgpack numpy") from error
+
+_RECONNECT_MS = (50, 500)
+"""Pause between attempts to reach a server that is away: the first, and the longest."""
+
+
+class BaseInferenceClient:
+    """One connection to a server, for one thread. It survives a server that restarts, and lost replies.
+
+    Args:
+        host: Where the server runs.
+        port: Its port.
+        timeout_ms: Longest wait for an answer, the time to connect included.
+        api_token: What the server wants to be shown; empty for nothing.
+    """
+
+    def __init__(
+        self, host: str = "localhost", port: int = 5555, timeout_ms: int = 15000, api_token: str | None = None
+    ):
+        self.host, self.port, self.timeout_ms, self.api_token = host, port, timeout_ms, api_token
+        self._context = zmq.Context()
+        self._socket: Any = None
+        self._monitor: Any = None
+        self._connected = False
+
+    def ping(self) -> bool:
+        """Whether a server answers, and accepts the token."""
+        try:
+            self.call_endpoint("ping", requires_input=False)
+        except ServiceError:
+            return False
+        return True
+
+    def kill_server(self) -> None:
+        """End the server. Raises: ServiceError when it does not answer, or refuses."""
+        self._call({"endpoint": "kill"}, again=False)
+
+    def call_endpoint(
+        self, endpoint: str, data: Mapping[str, Any] | None = None, requires_input: bool = True
+    ) -> dict[str, Any]:
+        """Ask an endpoint and return its reply.
+
+        Args:
+            data: What the endpoint gets, if it takes anything.
+            requires_input: Whether it does.
+        Raises: ServiceError when there is no answer within `timeout_ms`, or the answer is an error:
+            ``Server error: <text>``.
+        """
+        request: dict[str, Any] = {"endpoint": endpoint}
+        if requires_input:
+            request["data"] = dict(data or {})
+        return self._call(request)
+
+    def close(self) -> None:
+        """Give up the connection; the next call would make a new one."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+        if self._socket is not None:
+            self._socket.close(linger=0)
+        self._socket = self._monitor = None
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, request: dict[str, Any], *, again: bool = True) -> Any:
+        if self.api_token:
+            request["api_token"] = self.api_token
+        reply = decode(self._exchange(encode(request), again))
+        if isinstance(reply, Mapping) and "error" in reply:
+            raise ServiceError(f"Server error: {reply['error']}")
+        return reply
+
+    def _exchange(self, request: bytes, again: bool) -> bytes:
+        """Send a request and wait for its reply; once more `again` when the connection breaks meanwhile."""
+        deadline = time.monotonic() + self.timeout_ms / 1e3
+        while True:
+            answered = False
+            try:
+                self._connect()
+                self._socket.send(request)
+                answered = self._wait(deadline)
+                if answered:
+                    return bytes(self._socket.recv())
+            except zmq.ZMQError as error:
+                raise ServiceError(f"{self.host}:{self.port} cannot be reached: {error.strerror}") from error
+            finally:
+                if not answered:  # a REQ socket without its reply takes no further request, and must be made anew
+                    self.close()
+            if time.monotonic() >= deadline:
+                raise ServiceError(
+                    f"no answer from {self.host}:{self.port} within {self.timeout_ms} ms",
+                    fix="see that the server runs and is ready, or wait longer with timeout_ms",
+                )
+            if not again:
+                raise ServiceError(
+                    f"{self.host}:{self.port} closed the connection instead of answering",
+                    known="a server that ended or restarted, or one that the request is too large for",
+                )
+            again = False
+
+    def _wait(self, deadline: float) -> bool:
+        """Whether a reply came; False when the connection broke first, or the time was over."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll(max(0, math.ceil((deadline - time.monotonic()) * 1e3))))
+            if self._socket in ready or not ready:
+                return bool(ready)
+            if self._broke():
+                return False
+
+    def _broke(self) -> bool:
+        """Whether the connection has broken since the last look, which takes a request with it.
+
+        Not so before both sides have greeted each other: ZeroMQ tries again by itself, and keeps the request.
+        """
+        broke = False
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            broke |= self._connected and event == zmq.EVENT_DISCONNECTED
+            self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        return broke
+
+    def _connect(self) -> None:
+        if self._socket is None:
+            self._socket = self._context.socket(zmq.REQ)
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
+            self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._connected = False
+            self._socket.connect(f"tcp://{self.host}:{self.port}")
+        self._broke()  # between calls that takes nothing with it
+
+
+class RobotInferenceClient(BaseInferenceClient):
+    """A policy that is asked over the network, with the methods of a local one.
+
+    Args:
+        host, port, timeout_ms, api_token: As for `BaseInferenceClient`.
+        resize: Bring camera frames of another size to the one that the server's policy was trained with, before they
+            are sent. Needs a server of this package, which tells the size.
+        timings: Ask with every observation where its time goes, and keep the last reply's in `last_timings_ms`.
+            Needs a server of this package.
+
+    Attributes:
+        last_timings_ms: Stage -> milliseconds; empty before the first answer.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5555,
+        timeout_ms: int = 15000,
+        api_token: str | None = None,
+        *,
+        resize: bool = False,
+        timings: bool = False,
+    ):
+        super().__init__(host, port, timeout_ms, api_token)
+        self._resize, self._timings = resize, timings
+        self._sizes: dict[str, tuple[int, int]] | None = None
+        self.last_timings_ms: dict[str, float] = {}
+
+    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
+
+        Raises: ServiceError as `call_endpoint`.
+        """
+        if self._resize:
+            if self._sizes is None:
+                self._sizes = frame_sizes(self.status())
+            observation = fit_frames(observation, self._sizes)
+        request: dict[str, Any] = {"endpoint": "get_action", "data": dict(observation)}
+        if self._timings:
+            request["timings"] = True
+        action = self._call(request)
+        self.last_timings_ms = action.pop("timings", {}) if self._timings else {}
+        return action
+
+    def get_modality_config(self) -> dict[str, ModalityConfig]:
+        """Which keys an observation needs and an action has, by modality: video, state, action, language."""
+        return self.call_endpoint("get_modality_config", requires_input=False)
+
+    def status(self) -> dict[str, Any]:
+        """What a server of this package says of itself: what runs each submodule, versions, counts, timings."""
+        return self.call_endpoint("status", requires_input=False)
+
+
+def frame_sizes(status: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Video key -> (height, width) of the frames that a server's policy takes, from its status."""
+    observation = status["observation"]
+    return {key: tuple(each["shape"][1:3]) for key, each in observation.items() if key.startswith("video.")}

@@ -1,0 +1,215 @@
+"""The command line of the service: NVIDIA's flags with NVIDIA's defaults, and ours beside them. Never imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from ..command import Parser, parse_flags, switch
+from ..errors import PlanError
+from ..plans import load_plan, merge, resolve
+from ..settings import BACKENDS, PRECISIONS, SUBMODULES, Plan
+
+ENGINES = "gr00t_engine"
+"""Where NVIDIA's build script leaves its engines."""
+
+EPILOG = """\
+examples:
+  try it, nothing needed (a generated model), in two terminals:
+    gr00t-trt serve --server --model_path synthetic
+    gr00t-trt serve --client
+  compiled with Torch-TensorRT in fp16, for robots on the network:
+    gr00t-trt serve --server --use_torch_tensorrt --precision fp16 --host 0.0.0.0 --api_token SECRET
+  HTTP instead of ZeroMQ, or HTTP beside it (for /metrics):
+    gr00t-trt serve --server --http_server --port 8000
+    gr00t-trt serve --server --http_port 8000
+  many robots: waiting requests share a pass through the model:
+    gr00t-trt serve --server --max_batch 8 --batch_wait_ms 2
+
+Once ready the server prints one line per address on stdout: `ready tcp://127.0.0.1:5555`. SIGTERM and Ctrl-C let it
+finish the request it works on, refuse those that wait, and end with 0.
+
+exit status: 0 done, 2 bad input, 130 interrupted before it was ready
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags; a setting of the plan that was not given stays None, so that a plan file can be told from it."""
+    p = Parser(
+        prog="gr00t-trt serve",
+        description="Serve GR00T N1.5 to robots and simulators over ZeroMQ or HTTP, as existing clients expect it.",
+        epilog=EPILOG,
+        argument_default=None,
+    )
+    g = p.add_argument_group("what to do (one of the two)")
+    switch(g, "server", help="load, compile and warm up the policy, then answer")
+    switch(g, "client", help="send one example observation to a server and show what comes back")
+
+    g = p.add_argument_group("where")
+    g.add_argument(
+        "--host",
+        default="localhost",
+        help="server: address to listen on, 0.0.0.0 for all (NVIDIA's ZeroMQ server ignores it and takes all); "
+        "client: where the server is [%(default)s]",
+    )
+    g.add_argument("--port", type=int, default=5555, metavar="N", help="0 for any that is free [%(default)s]")
+    switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
+    g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
+    g.add_argument("--api_token", type=_optional, metavar="TOKEN", help="what every request must carry [none]")
+
+    g = p.add_argument_group("what is served")
+    g.add_argument(
+        "--model_path",
+        default="nvidia/GR00T-N1.5-3B",
+        metavar="PATH",
+        help="checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [%(default)s]",
+    )
+    g.add_argument(
+        "--data_config",
+        default="fourier_gr1_arms_waist",
+        metavar="NAME",
+        help="keys and transforms: a built-in name or module:Class [%(default)s]",
+    )
+    g.add_argument(
+        "--embodiment_tag",
+        default="gr1",
+        metavar="TAG",
+        help="projector and statistics: gr1, oxe_droid, agibot_genie1, new_embodiment [%(default)s]",
+    )
+    g.add_argument("--denoising_steps", type=int, metavar="N", help="Euler steps per action chunk [4]")
+    g.add_argument("--metadata", metavar="PATH", help="metadata.json to use instead of the checkpoint's own")
+    g.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder, tokenizer.json or hub id [found by itself]")
+    g.add_argument(
+        "--bracketed_instruction",
+        action="store_true",
+        help="put the instruction into the prompt as ['text'], as the original does for single requests",
+    )
+    g.add_argument("--device", metavar="DEVICE", help="cuda, cuda:1, cpu [cuda where there is one]")
+
+    g = p.add_argument_group("how it is compiled")
+    switch(g, "use_torch_tensorrt", help="compile with Torch-TensorRT at start-up: --backend torch_tensorrt")
+    switch(g, "use_tensorrt", help="--backend tensorrt, with ready-made engines where they fit and its own elsewhere")
+    g.add_argument(
+        "--trt_engine_path",
+        metavar="DIR",
+        help=f"folder of NVIDIA's ready-made engines [{ENGINES} with --use_tensorrt, else none]",
+    )
+    g.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)} [eager]")
+    g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
+    g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case [bf16]")
+    for flag, submodule in (("vit", "vision_model"), ("llm", "language_model"), ("dit", "dit_model")):
+        g.add_argument(f"--{flag}_dtype", metavar="P", help=f"precision of {submodule} [--precision]")
+    switch(g, "use_explicit_typing", default=None, help="the graph's dtypes are the engine's dtypes [on]")
+    switch(g, "use_fp32_acc", default=None, help="accumulate fp16 matrix products in fp32 [on for fp16 engines]")
+    g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
+    g.add_argument(
+        "--dataset_path",
+        type=_optional,
+        metavar="PATH",
+        help="LeRobot v2 dataset whose first observation accuracy is checked on [a made-up observation]",
+    )
+
+    g = p.add_argument_group("limits")
+    g.add_argument("--max_request_mb", type=float, default=32.0, metavar="MB", help="largest request [%(default)g]")
+    g.add_argument(
+        "--request_timeout_s", type=float, default=15.0, metavar="S", help="longest wait of a request [%(default)g]"
+    )
+    g.add_argument("--max_queue", type=int, default=64, metavar="N", help="requests that may wait [%(default)s]")
+    g.add_argument(
+        "--max_batch", type=int, default=1, metavar="N", help="waiting requests that may share a pass [%(default)s]"
+    )
+    g.add_argument(
+        "--batch_wait_ms", type=float, default=0.0, metavar="MS", help="wait for others to share with [%(default)g]"
+    )
+    return p
+
+
+def _optional(text: str) -> str | None:
+    return None if text == "None" else text
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags, checked as far as they can be without a plan.
+
+    Raises: PlanError for an unknown flag, a value out of range, or flags that exclude each other.
+    """
+    args = parse_flags(parser(), argv)
+    if not (args.server or args.client):
+        raise PlanError("neither --server nor --client was given", fix="--help shows an example of each")
+    for flag, lowest, highest in (
+        ("port", 0, 65535),
+        ("http_port", 0, 65535),
+        ("max_request_mb", 0.001, 2000),
+        ("request_timeout_s", 0.001, 86400),
+        ("max_queue", 1, 100_000),
+        ("max_batch", 1, 1024),
+        ("batch_wait_ms", 0, 10_000),
+    ):
+        value = getattr(args, flag)
+        if value is not None and not lowest <= value <= highest:
+            raise PlanError(f"--{flag}: {value} is out of range", known=f"{lowest:g} to {highest:g}")
+    if args.http_server and args.http_port is not None:
+        raise PlanError("--http_server puts HTTP on --port, --http_port beside ZeroMQ", fix="leave one of them out")
+    if args.max_batch > 1 and args.bracketed_instruction:
+        raise PlanError("--bracketed_instruction holds for single requests, and --max_batch makes batches of them")
+    return args
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What is to be compiled, and how.
+
+    Raises: PlanError for what cannot work.
+    """
+    backend = _backend(args)
+    overrides: dict[str, Any] = {
+        "backend": backend,
+        "precision": args.precision,
+        "submodules.vision_model.precision": args.vit_dtype,
+        "submodules.language_model.precision": args.llm_dtype,
+        "submodules.dit_model.precision": args.dit_dtype,
+        "build.use_explicit_typing": args.use_explicit_typing,
+        "build.use_fp32_acc": args.use_fp32_acc,
+        "denoising_steps": args.denoising_steps,
+    }
+    if args.use_tensorrt or args.trt_engine_path:
+        overrides["build.trt_engine_path"] = args.trt_engine_path or ENGINES
+    if args.config:
+        plan = merge(load_plan(args.config), overrides)
+    else:
+        plan = merge(Plan(backend="eager", precision="bf16"), overrides)
+        # On by default as in the original; only fp16 engines know it.
+        compilers = ("torch_tensorrt", "tensorrt")
+        engines = [resolve(plan, name) for name in SUBMODULES if resolve(plan, name).backend in compilers]
+        if args.use_fp32_acc is None and any(engine.precision == "fp16" for engine in engines):
+            plan = merge(plan, {"build.use_fp32_acc": True})
+    if args.max_batch > plan.ranges.batch[1]:
+        raise PlanError(
+            f"--max_batch: {args.max_batch} is more than the plan's batches",
+            known=f"up to {plan.ranges.batch[1]}",
+            fix="raise `ranges: {batch: [1, N]}` in a plan file",
+        )
+    return plan
+
+
+def _backend(args: argparse.Namespace) -> str | None:
+    wanted = {
+        "--use_torch_tensorrt": "torch_tensorrt" if args.use_torch_tensorrt else None,
+        "--use_tensorrt": "tensorrt" if args.use_tensorrt else None,
+        f"--backend {args.backend}": args.backend,
+    }
+    given = {flag: backend for flag, backend in wanted.items() if backend is not None}
+    if len(set(given.values())) > 1:
+        raise PlanError(f"{' and '.join(given)} exclude each other", fix="give one of them")
+    return next(iter(given.values()), None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,211 @@
+"""The HTTP side: FastAPI on uvicorn; see `json_wire` for the bodies.
+
+    POST /act       {"observation": {...}}, or {"encoded": "<the same as a JSON string>"}: {"action.<part>": array, ...}
+    GET  /health    {"status": "healthy", "model": "GR00T", "submodules": {...}}; needs no token
+    GET  /status    all there is to know about the server
+    GET  /metrics   the counts and times, for Prometheus
+
+A token is shown as ``Authorization: Bearer TOKEN``, as ``X-API-Token: TOKEN``, or as ``api_token`` in the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from ..errors import ObservationError, ServiceError, ShapeError
+from .engine import Answer
+from .json_wire import decode_json, encode_json
+from .refusal import Refusal
+from .service import Service, cannot_listen
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+except ImportError as error:
+    raise ServiceError("the HTTP server needs fastapi and uvicorn", fix="pip install 'gr00t_trt[serve]'") from error
+
+_START_S = 10.0
+_LAST_WORDS_S = 2
+"""How long requests may take to end when the server does."""
+_CONNECTIONS = 256
+"""Connections that are answered at all; a further one gets 503."""
+
+
+def application(service: Service, *, max_request_bytes: int, request_timeout_s: float) -> FastAPI:
+    """The routes.
+
+    Status 400 for a request that cannot be answered as it is (the message says why), 401 for a wrong token, 408 for a
+    body that does not come, 413 for one that is too large, 422 for one that is no JSON object, 503 when too many
+    requests wait, 500 for an error of the server. The body of an error is ``{"detail": "<what is wrong>"}``.
+
+    Args:
+        request_timeout_s: How long a body may take to arrive.
+    """
+    app = FastAPI(title="GR00T N1.5", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post("/act")
+    async def act(request: Request) -> Response:
+        handed_over = False
+        try:
+            raw = await asyncio.wait_for(_body(request, max_request_bytes), request_timeout_s)
+            body = _unwrapped(raw)
+            service.check_token(body.get("api_token") or _token(request))
+            if "observation" not in body:
+                raise Refusal("Missing 'observation' field in payload", http_status=400)
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[Answer] = loop.create_future()
+            service.act(body["observation"], _client(request), lambda answer: _deliver(loop, done, answer))
+            handed_over = True  # and counted there
+            answer = await done
+            if answer.error is not None:
+                raise answer.error
+            reply: dict[str, Any] = dict(answer.action or {})
+            if body.get("timings") is True:
+                reply["timings"] = dict(answer.timings_ms)
+            return Response(encode_json(reply), media_type="application/json")
+        except Exception as error:  # whatever a request sets off is told to its sender
+            if isinstance(error, asyncio.TimeoutError):
+                error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
+            if not handed_over:
+                service.count("get_action", error)
+            return _refused(error)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return Response(encode_json(service.health()), media_type="application/json")
+
+    @app.get("/status")
+    async def status(request: Request) -> Response:
+        try:
+            service.check_token(_token(request))
+        except Refusal as error:
+            return _refused(error)
+        service.count("status")
+        modalities = {
+            name: {"delta_indices": each.delta_indices, "modality_keys": each.modality_keys}
+            for name, each in service.immediate["get_modality_config"]().items()
+        }
+        return Response(encode_json({**service.status(), "modality_config": modalities}), media_type="application/json")
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        try:
+            service.check_token(_token(request))
+        except Refusal as error:
+            return _refused(error)
+        return Response(service.metrics_page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The body, as long as it is within the limit: neither more is read, nor is its announced length trusted."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise Refusal(f"the body is larger than the {limit} bytes allowed (--max_request_mb)", http_status=413)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _unwrapped(raw: bytes) -> Mapping[str, Any]:
+    body = _object(raw)
+    if "encoded" not in body:
+        return body
+    if len(body) != 1 or not isinstance(body["encoded"], str):
+        raise Refusal("'encoded' must be a JSON string and the only field of the payload", http_status=400)
+    return _object(body["encoded"])
+
+
+def _object(raw: bytes | str) -> Mapping[str, Any]:
+    try:
+        body = decode_json(raw)
+    except ServiceError as error:
+        raise Refusal(str(error), http_status=422) from error
+    if not isinstance(body, Mapping):
+        raise Refusal("the payload is not a JSON object", http_status=422)
+    return body
+
+
+def _token(request: Request) -> str | None:
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-token")
+
+
+def _client(request: Request) -> str:
+    return f"{request.client.host}:{request.client.port}" if request.client else "-"
+
+
+def _deliver(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Answer], answer: Answer) -> None:
+    def deliver() -> None:
+        if not done.done():
+            done.set_result(answer)
+
+    with suppress(RuntimeError):  # the loop has ended, and its clients with it
+        loop.call_soon_threadsafe(deliver)
+
+
+def _refused(error: Exception) -> Response:
+    status, detail = 500, f"Internal server error: {error}"
+    if isinstance(error, Refusal):
+        status, detail = error.http_status, str(error)
+    elif isinstance(error, ObservationError | ShapeError):
+        status, detail = 400, str(error)
+    # Where the body has not been read to its end, the rest of it must not be read either.
+    headers = {"Connection": "close"} if status in (408, 413) else None
+    return Response(encode_json({"detail": detail}), status, headers, media_type="application/json")
+
+
+class HttpServer:
+    """Answers HTTP clients on a thread of its own, from `start` to `close`.
+
+    Args:
+        host, port, max_request_bytes: As for `ZmqServer`.
+        request_timeout_s: How long a body may take to arrive.
+    Raises: ServiceError when the address cannot be used.
+    """
+
+    def __init__(self, service: Service, host: str, port: int, *, max_request_bytes: int, request_timeout_s: float):
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind(("0.0.0.0" if host == "*" else host, port))
+        except OSError as error:
+            self._socket.close()
+            raise cannot_listen(host, port, error.strerror) from error
+        address, bound = self._socket.getsockname()[:2]
+        self.endpoint = f"http://{f'[{address}]' if ':' in address else address}:{bound}"
+        app = application(service, max_request_bytes=max_request_bytes, request_timeout_s=request_timeout_s)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="error",
+                access_log=False,
+                limit_concurrency=_CONNECTIONS,
+                timeout_graceful_shutdown=_LAST_WORDS_S,
+                lifespan="off",
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
+
+    def start(self) -> None:
+        """Listen. Raises: ServiceError when that does not come about."""
+        self._thread.start()
+        deadline = time.monotonic() + _START_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ServiceError("the HTTP server does not start")
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Send what has been answered and end. Whoever answers must have ended before."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()

@@ -1,0 +1,78 @@
+"""The bodies of the HTTP protocol: JSON, with numpy arrays and scalars as base64 of their raw bytes.
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+
+from ..errors import ServiceError
+from .wire import MAX_DEPTH, MAX_ELEMENTS, array_from_bytes
+
+ARRAY = "__numpy__"
+
+
+def encode_json(value: Any) -> bytes:
+    """A body as bytes; `value` as `wire.encode` takes it, and numpy scalars.
+
+    Raises: ServiceError for anything else, and for a NaN or an infinity outside an array, which JSON has no word for.
+    """
+    try:
+        text = json.dumps(value, default=_marked, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays") from error
+    return text.encode("utf-8")
+
+
+def decode_json(data: bytes | str) -> Any:
+    """The value of a body. Arrays are copies that belong to the caller; numpy scalars arrive as arrays of no axes.
+
+    Raises: ServiceError for text that is no JSON, nests deeper than `MAX_DEPTH` or holds more than `MAX_ELEMENTS`
+        elements.
+    """
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        # Base64 has none of these: they count elements, and a comma in an instruction does no harm.
+        if sum(map(text.count, ",[{")) > MAX_ELEMENTS:
+            raise ServiceError(f"the body has more than {MAX_ELEMENTS} elements", fix="send arrays, not lists")
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ServiceError(f"not JSON: {type(error).__name__}: {error}") from error
+    return _revived(value, 0)
+
+
+def _marked(value: object) -> dict[str, Any]:
+    if not isinstance(value, np.ndarray | np.generic) or value.dtype.hasobject:
+        raise TypeError(f"a {type(value).__name__}")
+    raw = base64.b64encode(value.tobytes()).decode("ascii")
+    return {ARRAY: raw, "dtype": np.lib.format.dtype_to_descr(value.dtype), "shape": list(value.shape)}
+
+
+def _revived(value: Any, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise ServiceError(f"the body nests deeper than {MAX_DEPTH} levels")
+    if isinstance(value, list):
+        return [_revived(item, depth + 1) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if ARRAY in value:
+        return _array(value)
+    return {key: _revived(item, depth + 1) for key, item in value.items()}
+
+
+def _array(value: dict[str, Any]) -> np.ndarray:
+    try:
+        raw = base64.b64decode(value[ARRAY], validate=True)
+        dtype = np.lib.format.descr_to_dtype(value["dtype"])
+        shape = tuple(int(size) for size in value["shape"])
+    except (KeyError, TypeError, ValueError, SyntaxError, OverflowError) as error:
+        raise ServiceError(
+            f"an array cannot be read: {type(error).__name__}: {str(error)[:200]}",
+            known='{"__numpy__": base64 of its bytes in C order, "dtype": "<f4", "shape": [2, 2]}',
+        ) from error
+    return array_from_bytes(raw, dtype, shape)

@@ -1,0 +1,18 @@
+"""A request that the server answers with an error of its own, not the policy's."""
+
+from __future__ import annotations
+
+from ..errors import ServiceError
+
+
+class Refusal(ServiceError):
+    """A request that was refused.
+
+    Args:
+        what: The whole message, on one line: existing clients show it, and compare it.
+        http_status: What HTTP calls it: 400, 401, 404, 408, 413, 422 or 503.
+    """
+
+    def __init__(self, what: str, *, http_status: int):
+        super().__init__(what)
+        self.http_status = http_status

@@ -1,0 +1,201 @@
+"""From flags to a server that is ready: load, compile, check, warm up, listen, answer, end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__
+from ..backends.engine_files import prepare_engine_dir
+from ..deploy import Deployment, deploy
+from ..policy import Gr00tPolicy, load_policy
+from ..progress import progress
+from ..report import digits
+from ..run import Job, choose_device, open_dataset, recorded_step
+from .batching import Batcher
+from .engine import Engine
+from .flags import is_loopback, plan_of
+from .http_server import HttpServer
+from .metrics import Metrics
+from .service import Service, cannot_listen
+from .zmq_server import ZmqServer
+
+MIB = 2**20
+
+
+def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
+    """Run the server that the flags describe until it is told to end.
+
+    Raises: Gr00tError for what cannot work, before anything is listened to.
+    """
+    for port in (args.port, args.http_port):
+        if port:
+            _check_free(args.host, port)  # nobody should wait for a compiler to learn of it
+    # Compilers print, and what reads our stdout waits for the line that says ready.
+    with contextlib.redirect_stdout(sys.stderr):
+        policy, deployment = _deploy(args, argv, console)
+    console.print(_table(deployment))
+    for entry in deployment.record["skipped"]:
+        console.print(f"note: {entry['what']}: {entry['why']}", markup=False, highlight=False, soft_wrap=True)
+
+    metrics = Metrics()
+    engine = Engine(
+        policy,
+        metrics,
+        tables=(policy.stages, policy.model.stages),
+        device=policy.model.device,
+        max_queue=args.max_queue,
+        request_timeout_s=args.request_timeout_s,
+        batcher=Batcher(policy.modality_config, lambda text: len(policy.prompter.tokenizer.encode(text))),
+        max_batch=args.max_batch,
+        batch_wait_s=args.batch_wait_ms / 1e3,
+        report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
+    )
+    service = Service(
+        engine,
+        metrics,
+        _description(args, policy, deployment),
+        policy.modality_config,
+        api_token=args.api_token,
+        may_kill=is_loopback(args.host),
+    )
+    with contextlib.ExitStack() as open_servers:
+        for server in _servers(args, service):
+            open_servers.callback(server.close)
+            server.start()
+            print(f"ready {server.endpoint}", flush=True)
+            console.print(f"ready: {server.endpoint}", style="green", highlight=False)
+        with _stopped_by_signals(engine):
+            engine.run()
+    console.print("stopped")
+
+
+def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> tuple[Gr00tPolicy, Deployment]:
+    plan = plan_of(args)
+    engine_dir = Path(args.engine_dir) if args.engine_dir else None
+    if engine_dir is not None:
+        prepare_engine_dir(engine_dir)
+    with progress(console) as steps:
+        observation = None
+        if args.dataset_path is not None:
+            steps.step(f"reading an observation: {args.dataset_path}")
+            job = Job(dataset_path=args.dataset_path, data_config=args.data_config)
+            observation = recorded_step(open_dataset(job), 0, 0)
+        steps.step(f"loading the model: {args.model_path}")
+        policy = load_policy(
+            args.model_path,
+            data_config=args.data_config,
+            embodiment_tag=args.embodiment_tag,
+            metadata=args.metadata,
+            tokenizer=args.tokenizer,
+            bracketed_instruction=args.bracketed_instruction,
+            device=choose_device(args.device),
+        )
+        command = shlex.join(["gr00t-trt", "serve", *argv])
+        return policy, deploy(policy, plan, steps, observation=observation, engine_dir=engine_dir, command=command)
+
+
+def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer]:
+    size = int(args.max_request_mb * MIB)
+    if not args.http_server:
+        yield ZmqServer(service, args.host, args.port, max_request_bytes=size)
+    port = args.port if args.http_server else args.http_port
+    if port is not None:
+        yield HttpServer(service, args.host, port, max_request_bytes=size, request_timeout_s=args.request_timeout_s)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises: ServiceError for an address that cannot be listened to.
+
+    Nothing is listened to meanwhile: clients of a server that restarts would take that for the server.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("" if host == "*" else host, port))
+        except OSError as error:
+            raise cannot_listen(host, port, error.strerror) from error
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(engine: Engine) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the engine when it has finished its request; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere signals cannot be handled
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(*_: object) -> None:
+        engine.stop()
+        restore()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _table(deployment: Deployment) -> Table:
+    """What runs each submodule, how long it took to build, and how near it is to eager fp32."""
+    table = Table(title="What serves each submodule", title_justify="left", title_style="")
+    for head, justify in (("submodule", "left"), ("served by", "left"), ("build s", "right"), ("cosine", "right")):
+        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    built = {entry["name"]: entry for entry in deployment.record["submodules"]}
+    for name, text in deployment.served_by.items():
+        entry = built.get(name, {})
+        cosine = (entry.get("accuracy") or {}).get("cosine")
+        cells = (name, text, digits(entry.get("build_s")), "-" if cosine is None else f"{cosine:.6f}")
+        table.add_row(*(Text(cell) for cell in cells))
+    cosine = deployment.record["accuracy"]["normalised"]["cosine"]
+    table.add_section()
+    table.add_row("actions", "", "", f"{cosine:.6f}")
+    return table
+
+
+def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment) -> dict[str, Any]:
+    found = deployment.record["environment"]
+    distributions = {name: version for name, version in found["distributions"].items() if version is not None}
+    observation = {
+        key: {"dtype": str(value.dtype), "shape": list(value.shape)}
+        if isinstance(value, np.ndarray)
+        else {"dtype": "str", "shape": [len(value)]}
+        for key, value in policy.example().items()
+    }
+    return {
+        "model": args.model_path,
+        "data_config": args.data_config,
+        "embodiment_tag": args.embodiment_tag,
+        "denoising_steps": policy.denoising_steps,
+        "device": deployment.record["device"],
+        "gpu": found["gpu"],
+        "versions": {"gr00t_trt": __version__, "python": found["python"], **distributions},
+        "submodules": deployment.served_by,
+        "action_cosine_to_fp32": deployment.record["accuracy"]["normalised"]["cosine"],
+        "observation": observation,
+        "limits": {
+            "max_request_mb": args.max_request_mb,
+            "request_timeout_s": args.request_timeout_s,
+            "max_queue": args.max_queue,
+            "max_batch": args.max_batch,
+        },
+    }

@@ -1,0 +1,162 @@
+"""The ZeroMQ side: one socket, many clients at once, one message per frame; see `wire` for the bytes.
+
+Existing clients use REQ sockets and expect a REP socket, which serves one of them at a time. A ROUTER socket speaks
+the same protocol to each and lets their requests wait side by side.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ..errors import ServiceError
+from .engine import Answer
+from .refusal import Refusal
+from .service import Service, cannot_listen
+from .wire import decode, encode
+
+try:
+    import zmq
+except ImportError as error:
+    raise ServiceError("the ZeroMQ server needs pyzmq", fix="pip install 'gr00t_trt[serve]'") from error
+
+_WAITING_PER_CLIENT = 2
+"""Messages of one client that are taken off the network before they are read; the rest waits on its side."""
+_HANDSHAKE_MS = 5000
+"""A connection that has not said what it speaks by then is closed."""
+_LAST_WORDS_MS = 1000
+"""How long replies may take to leave when the server ends."""
+
+
+class ZmqServer:
+    """Answers ZeroMQ clients on a thread of its own, from `start` to `close`.
+
+    Args:
+        host: Address or name to listen on; ``*`` and ``0.0.0.0`` are all interfaces.
+        port: 0 for any that is free; `endpoint` tells which.
+        max_request_bytes: A message beyond this ends the connection before it is read.
+    Raises: ServiceError when the address cannot be used.
+    """
+
+    def __init__(self, service: Service, host: str, port: int, *, max_request_bytes: int):
+        self._service = service
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, _LAST_WORDS_MS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_request_bytes)
+        self._socket.setsockopt(zmq.RCVHWM, _WAITING_PER_CLIENT)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        self._socket.setsockopt(zmq.IPV6, ":" in host)
+        address = "*" if host == "*" else f"[{host}]" if ":" in host else host
+        try:
+            self._socket.bind(f"tcp://{address}:{port}")
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise cannot_listen(host, port, error.strerror) from error
+        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        # ZeroMQ's sockets belong to one thread; answers come from others, which leave them here and ring the bell.
+        self._answers: deque[tuple[Sequence[bytes], Answer, bool]] = deque()
+        self._bell, self._listener = socket.socketpair()
+        for end in (self._bell, self._listener):
+            end.setblocking(False)
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="zmq", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send what has been answered and end. Whoever answers must have ended before."""
+        self._closing = True
+        self._ring()
+        self._thread.join()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._listener, zmq.POLLIN)
+        try:
+            while not self._closing:
+                ready = dict(poller.poll())
+                if self._listener.fileno() in ready:
+                    self._listener.recv(4096)
+                self._send_answers()
+                if self._socket in ready:
+                    self._receive(self._socket.recv_multipart())
+            self._send_answers()
+        finally:
+            self._context.destroy(linger=_LAST_WORDS_MS)
+            self._bell.close()
+            self._listener.close()
+
+    def _send_answers(self) -> None:
+        while self._answers:
+            envelope, answer, with_timings = self._answers.popleft()
+            self._send(envelope, _reply(answer, with_timings))
+
+    def _send(self, envelope: Sequence[bytes], reply: bytes) -> None:
+        self._socket.send_multipart([*envelope, reply])  # ZeroMQ drops it where the client has gone
+
+    def _ring(self) -> None:
+        with suppress(BlockingIOError):  # it has been ringing for a while already
+            self._bell.send(b"!")
+
+    def _receive(self, frames: Sequence[bytes]) -> None:
+        if b"" not in frames[1:]:
+            self._service.count(
+                "unknown", ServiceError("no envelope")
+            )  # from no REQ socket, so nobody waits for a reply
+            return
+        start = frames.index(b"", 1) + 1
+        envelope, payload = frames[:start], frames[start:]
+        endpoint = "unknown"
+        try:
+            if len(payload) != 1:
+                raise ServiceError(f"the message has {len(payload)} frames", known="one frame per message")
+            request = decode(payload[0])
+            if not isinstance(request, Mapping):
+                raise ServiceError(f"the request is a {type(request).__name__}, not a map")
+            self._service.check_token(request.get("api_token"))
+            endpoint = request.get("endpoint", "get_action")
+            if endpoint == "get_action":
+                self._act(request, envelope)
+                return
+            if not isinstance(endpoint, str) or endpoint not in self._service.immediate:
+                raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
+            reply = encode(self._service.immediate[endpoint]())
+        except Exception as error:  # whatever a message sets off, the next one finds the server alive
+            self._service.count(str(endpoint)[:100], error)
+            reply = _error(error)
+        else:
+            self._service.count(endpoint)
+        self._send(envelope, reply)
+
+    def _act(self, request: Mapping[str, Any], envelope: Sequence[bytes]) -> None:
+        with_timings = request.get("timings") is True
+
+        def finish(answer: Answer) -> None:
+            self._answers.append((envelope, answer, with_timings))
+            self._ring()
+
+        self._service.act(request.get("data", {}), envelope[0], finish)
+
+
+def _reply(answer: Answer, with_timings: bool) -> bytes:
+    if answer.error is not None:
+        return _error(answer.error)
+    reply: dict[str, Any] = dict(answer.action or {})
+    if with_timings:
+        reply["timings"] = dict(answer.timings_ms)
+    try:
+        return encode(reply)
+    except ServiceError as error:
+        return _error(error)
+
+
+def _error(error: Exception) -> bytes:
+    return encode({"error": (str(error) or type(error).__name__).encode("utf-8", "replace").decode()})

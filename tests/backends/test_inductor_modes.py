@@ -1,0 +1,39 @@
+"""torch.compile's modes: those with CUDA graphs want a GPU, and their results outlive the next call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gr00t_trt.backends.base import Target
+from gr00t_trt.backends.inductor import GRAPHED_MODES, InductorBackend, _Announced
+from gr00t_trt.errors import BackendError, PlanError
+from gr00t_trt.settings import BuildOptions
+
+
+@pytest.mark.parametrize("mode", GRAPHED_MODES)
+def test_without_a_gpu_they_are_refused_before_anything_is_compiled(mode: str) -> None:
+    target = Target("state_encoder", nn.Linear(2, 2), (torch.zeros(1, 2),), ("state",), ({},))
+    said: list[str] = []
+    with pytest.raises(BackendError, match=f"state_encoder: mode {mode} replays CUDA graphs, and there is no GPU"):
+        InductorBackend(mode).build(target, BuildOptions(), engine_dir=None, progress=said.append)
+    assert not said
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_graph_s_own_buffer_is_not_handed_out(copies: bool) -> None:
+    buffer = torch.zeros(3)
+
+    def replay(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (buffer.copy_(x),)
+
+    call = _Announced("dit_model", replay, copies=copies)
+    (first,) = call(torch.ones(3))
+    call(torch.full((3,), 2.0))
+    assert first.tolist() == ([1.0] * 3 if copies else [2.0] * 3)
+
+
+def test_an_unknown_mode() -> None:
+    with pytest.raises(PlanError, match="reduce-overhead"):
+        InductorBackend("fastest")

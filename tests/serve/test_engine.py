@@ -1,0 +1,170 @@
+"""One bad request never harms another, none is forgotten, and the end is orderly."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from puppet import CONFIG, Puppet, observation, wait_until
+
+from gr00t_trt.errors import AccuracyError
+from gr00t_trt.serve import engine as engine_module
+from gr00t_trt.serve.batching import Batcher
+from gr00t_trt.serve.engine import Answer, Engine, Job
+from gr00t_trt.serve.metrics import Metrics
+from gr00t_trt.serve.refusal import Refusal
+
+
+class Run:
+    """An engine on a thread; `ask` returns the place where the answer will stand."""
+
+    def __init__(self, **settings: Any):
+        self.puppet, self.metrics = Puppet(), Metrics()
+        self.reports: list[Exception] = []
+        self.engine = Engine(
+            self.puppet,
+            self.metrics,
+            tables=(self.puppet.stages,),
+            batcher=Batcher(CONFIG, len),
+            report=self.reports.append,
+            **settings,
+        )
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.engine.run()
+        except BaseException as error:
+            self.failure = error
+
+    def ask(self, value: float = 0.0, text: str = "go", client: str = "a") -> list[Answer]:
+        answers: list[Answer] = []
+        self.engine.submit(Job(client, observation(value, text), answers.append))
+        return answers
+
+    def __enter__(self) -> Run:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.puppet.go.set()
+        self.engine.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def answered(*all_answers: list[Answer]) -> list[Answer]:
+    wait_until(lambda: all(all_answers))
+    assert all(len(each) == 1 for each in all_answers)
+    return [each[0] for each in all_answers]
+
+
+def test_an_answer_says_where_its_time_went() -> None:
+    with Run() as run:
+        (answer,) = answered(run.ask(3.0))
+    assert answer.action is not None
+    assert (answer.action["action.arm"] == 3.0).all()
+    assert list(answer.timings_ms) == ["queue", "think", "total"]
+    assert 0 <= answer.timings_ms["think"] <= answer.timings_ms["total"]
+    assert run.metrics.snapshot()["timings_ms"]["think"]["count"] == 1
+
+
+def test_a_request_that_fails_is_answered_and_the_next_one_too() -> None:
+    with Run() as run:
+        failed, nan, good = answered(run.ask(text="fail"), run.ask(text="nan"), run.ask(5.0))
+    assert isinstance(failed.error, ZeroDivisionError)
+    assert run.reports == [failed.error]
+    assert isinstance(nan.error, AccuracyError)
+    assert "NaN" in str(nan.error)
+    assert good.action is not None
+    assert (good.action["action.arm"] == 5.0).all()
+
+
+def test_waiting_requests_share_a_pass_and_each_gets_its_own_answer() -> None:
+    with Run(max_batch=4, batch_wait_s=0.2) as run:
+        answers = answered(*(run.ask(float(i), client=str(i)) for i in range(4)))
+        assert [call["state.arm"].shape for call in run.puppet.calls] == [(4, 1, 5)]
+    for i, answer in enumerate(answers):
+        assert answer.action is not None
+        assert answer.action["action.arm"].shape == (16, 5)
+        assert (answer.action["action.arm"] == i).all()
+
+
+def test_one_bad_request_of_a_shared_pass_harms_itself_alone() -> None:
+    with Run(max_batch=3, batch_wait_s=0.2) as run:
+        # Instructions of one length, so that they share a pass.
+        first, bad, last = answered(run.ask(1.0, "good", "a"), run.ask(2.0, "fail", "b"), run.ask(3.0, "fine", "c"))
+    assert isinstance(bad.error, ZeroDivisionError)
+    for value, answer in ((1.0, first), (3.0, last)):
+        assert answer.action is not None
+        assert (answer.action["action.arm"] == value).all()
+
+
+def test_requests_beyond_the_queue_and_beyond_their_time_are_refused() -> None:
+    with Run(max_queue=1, request_timeout_s=0.1) as run:
+        run.puppet.go.clear()
+        running = run.ask()
+        wait_until(lambda: run.puppet.calls)
+        late, too_many = run.ask(), run.ask()
+        (refused,) = answered(too_many)
+        assert isinstance(refused.error, Refusal)
+        assert "1 requests wait already" in str(refused.error)
+        time.sleep(0.15)
+        run.puppet.go.set()
+        done, expired = answered(running, late)
+    assert done.error is None
+    assert "longer than the 0.1 s allowed" in str(expired.error)
+
+
+def test_at_the_end_the_running_request_is_finished_and_the_waiting_ones_are_told() -> None:
+    with Run() as run:
+        run.puppet.go.clear()
+        running = run.ask(7.0)
+        wait_until(lambda: run.puppet.calls)
+        waiting = [run.ask(client=str(i)) for i in range(3)]
+        run.engine.stop()
+        run.puppet.go.set()
+        done, *refused = answered(running, *waiting)
+        run.thread.join(5)
+        (late,) = answered(run.ask())
+    assert done.action is not None
+    assert all("shutting down" in str(answer.error) for answer in [*refused, late])
+
+
+@pytest.mark.parametrize("max_batch", [1, 3])
+def test_a_gpu_that_is_spoilt_ends_the_engine_with_every_request_answered(max_batch: int, monkeypatch) -> None:
+    def drain(device: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine_module, "drain", drain)
+    with Run(max_batch=max_batch, batch_wait_s=0.2) as run:
+        answers = answered(run.ask(text="fail", client="a"), run.ask(text="fine", client="b"), run.ask(client="c"))
+        run.thread.join(5)
+    assert "illegal memory access" in str(run.failure)
+    assert isinstance(answers[0].error, ZeroDivisionError)
+    assert "shutting down" in str(answers[2].error)
+
+
+def test_metrics_are_a_page_that_prometheus_reads() -> None:
+    metrics = Metrics()
+    metrics.gauge("queue_length", "Requests that wait.", lambda: 2)
+    for ms in np.linspace(1, 100, 100):
+        metrics.timings({"total": float(ms)})
+    metrics.request("get_action", "ok")
+    page = metrics.prometheus({'od"d\n': "eager\\fp32"})
+    lines = page.splitlines()
+    assert page.endswith("\n")
+    assert 'gr00t_requests_total{endpoint="get_action",result="ok"} 1' in lines
+    assert "gr00t_queue_length 2" in lines
+    assert 'gr00t_served_by_info{submodule="od\\"d\\n",backend="eager\\\\fp32"} 1' in lines
+    # A bucket counts everything up to its bound, and the last one everything.
+    assert 'gr00t_stage_seconds_bucket{stage="total",le="0.01"} 10' in lines
+    assert 'gr00t_stage_seconds_bucket{stage="total",le="+Inf"} 100' in lines
+    assert metrics.snapshot()["timings_ms"]["total"] == {"count": 100, "p50": 50.5, "p99": pytest.approx(99.01)}
+    families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+    assert all(line.startswith(("# ", "gr00t_")) for line in lines)

@@ -1,0 +1,55 @@
+"""Turns, bounds, and who has to go."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from gr00t_trt.serve.fair_queue import FairQueue
+
+
+def test_clients_take_turns_and_keep_their_own_order() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    for entry in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        assert queue.put(entry[0], entry) is None
+    assert [queue.take(0) for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", None]
+
+
+def test_a_flood_pushes_out_itself() -> None:
+    queue: FairQueue[str] = FairQueue(3)
+    for entry in ("a1", "a2", "a3"):
+        assert queue.put("a", entry) is None
+    assert queue.put("a", "a4") == "a4"
+    assert queue.put("b", "b1") == "a3"
+    assert queue.put("b", "b2") == "b2"  # as long as the other one now, and the later
+    assert [queue.take(0) for _ in range(4)] == ["a1", "b1", "a2", None]
+
+
+def test_entries_alike_are_taken_one_per_client_and_none_overtakes_its_own() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    for client, entry in (("a", "x1"), ("a", "y1"), ("b", "y2"), ("c", "x2"), ("c", "x3")):
+        queue.put(client, entry)
+    assert queue.take(0) == "x1"
+    assert queue.take_like(lambda entry: entry.startswith("x"), 5, 0) == ["x2", "x3"]
+    assert len(queue) == 2
+
+
+def test_alike_entries_are_waited_for_as_long_as_said() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    timer = threading.Timer(0.05, lambda: queue.put("b", "x2"))
+    timer.start()
+    began = time.monotonic()
+    assert queue.take_like(lambda entry: True, 1, 5.0) == ["x2"]
+    assert time.monotonic() - began < 4
+    timer.join()
+    assert queue.take_like(lambda entry: True, 1, 0.02) == []
+
+
+def test_after_the_end_nothing_is_accepted() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    queue.put("a", "a1")
+    queue.put("b", "b1")
+    assert queue.close() == ["a1", "b1"]
+    assert queue.put("a", "a2") == "a2"
+    assert queue.take(5.0) is None
+    assert len(queue) == 0

@@ -1,0 +1,99 @@
+"""The tables of measuring runs say what the records say, and a plot of another record is noticed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gr00t_trt import records
+from gr00t_trt.benchmark import Samples, verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+EAGER = Samples(tuple(46.0 + i % 7 for i in range(120)))
+
+
+def row(name: str, factor: float, group: str = "waterfall", **known: Any) -> dict[str, Any]:
+    own = Samples(tuple(value / factor for value in EAGER.samples))
+    return records.measurement_entry(
+        group,
+        name,
+        settings={"of": "model", "optimisations": () if name == "eager PyTorch" else ("all",)},
+        latency_ms=own,
+        eager_latency_ms=EAGER,
+        verdict=None if factor == 1 else verdict(EAGER, own),
+        accuracy={"cosine": 0.99999987, "max_abs": 0.0031},
+        work={"gflop": 898.7, "bytes": 6.851e9, "operators": 1946, "operators_per_step": 249, "kernels": 815},
+        roofline={"device": "NVIDIA H200", "ms": 1.78, "percent": 178 / own.p50},
+        **known,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what is rendered, with one more record."""
+    shutil.copytree(ROOT / "bench", tmp_path / "bench")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    record = records.new_record(
+        "measure", device="cuda:0", plan={"precision": "bf16"}, model={"path": "synthetic:full"}
+    )
+    record["environment"]["gpu"] = "NVIDIA H200"
+    record["workload"].update(views=1, batch_size=1, sequence_length=296, denoising_steps=4)
+    record.update(wall_s=480.0, peak_memory={"kind": "cuda allocator", "peak_bytes": 12e9})
+    record["measurements"] = [
+        row("eager PyTorch", 1),
+        row("+ embodiment_weights", 1.5),
+        row("+ timestep_tables", 1.51),
+        row("+ torch.compile", 4),
+        row("plain, torch.compile default", 2, "compile"),
+        records.measurement_entry("views", "3 views", why_not="no time: about 90 s, and 3 s of 520 s were left"),
+    ]
+    records.write_record(record, tmp_path / "bench" / "records" / "measured-h200.json")
+    return tmp_path
+
+
+def render(checkout: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/render.py", *flags], cwd=checkout, capture_output=True, text=True, timeout=120,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )  # fmt: skip
+
+
+def test_a_measuring_run_is_rendered_and_checked(checkout: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert render(checkout, "--check").returncode == 1
+    done = render(checkout)
+    assert done.returncode == 0, done.stderr
+    assert render(checkout, "--check").returncode == 0
+
+    full = (checkout / "bench" / "README.md").read_text()
+    assert (
+        "| + torch.compile | 120 | 49 | 12.2 | 13 | 1.06 | 4.00× | 0.999999 | 3.1e-03 | 899 | 6851 | 1946 | 249 | 815"
+        in full
+    )
+    assert "Not measured: 3 views (no time: about 90 s, and 3 s of 520 s were left)." in full
+    for kind in ("waterfall", "roofline"):
+        assert f"](plots/measured-h200-{kind}.png)" in full
+    assert "stages.png" not in full  # no row has its stages timed
+    short = (checkout / "README.md").read_text()
+    assert "| + torch.compile | 120 |" in short
+    assert "plain, torch.compile default" not in short
+
+    log = (checkout / "bench" / "LOG.md").read_text()
+    assert "| timestep_tables | 1.50× | 1.51× | 1.01× |" in log
+    assert "| plain, torch.compile default, against the best of the waterfall | 4.00× | 2.00× | 0.50× |" in log
+    assert "embodiment_weights |" not in log
+
+    (checkout / "bench" / "plots" / "measured-h200-waterfall.png").write_bytes(b"")
+    (checkout / "bench" / "plots" / "of-no-record.png").write_bytes(b"")
+    stale = render(checkout, "--check")
+    assert stale.returncode == 1
+    assert "measured-h200-waterfall.png: stale" in stale.stdout
+    assert "of-no-record.png: stale" in stale.stdout
+    assert render(checkout).returncode == 0
+    assert not (checkout / "bench" / "plots" / "of-no-record.png").exists()
+    assert render(checkout, "--check").returncode == 0
