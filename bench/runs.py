@@ -45,7 +45,7 @@ def _row(entry: dict[str, Any]) -> str:
         taken,
         entry["engines"],
         number(entry["engine_bytes"], 1e-6, 0),
-        number(entry["build_s"], 1, 1),
+        "cached" if entry.get("from_cache") else number(entry["build_s"], 1, 1),
         quantile(entry["eager_latency_ms"], "p50"),
         quantile(entry["latency_ms"], "p50"),
         quantile(entry["latency_ms"], "p99"),
@@ -55,8 +55,9 @@ def _row(entry: dict[str, Any]) -> str:
 
 def _total(record: dict[str, Any]) -> str:
     entries, whole = record["submodules"], record["end_to_end"]
+    built = [entry for entry in entries if not entry.get("from_cache")]
 
-    def total(field: str) -> float | None:
+    def total(field: str, entries: list[dict[str, Any]] = entries) -> float | None:
         values = [entry[field] for entry in entries]
         return None if any(value is None for value in values) else sum(values)
 
@@ -66,7 +67,7 @@ def _total(record: dict[str, Any]) -> str:
         "",
         total("engines"),
         number(total("engine_bytes"), 1e-6, 0),
-        number(total("build_s"), 1, 1),
+        number(total("build_s", built), 1, 1) if built else "cached",
         quantile(whole["eager_latency_ms"], "p50"),
         quantile(whole["latency_ms"], "p50"),
         quantile(whole["latency_ms"], "p99"),

@@ -17,6 +17,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "measure": ("measure", "measure the model in many forms, each against eager PyTorch, in one record"),
     "report": ("html_report.__main__", "records as one HTML page, and as pictures"),
     "serve": ("serve.__main__", "answer robots and simulators over ZeroMQ or HTTP, or ask a server once"),
+    "rollout": ("rollout.program", "let a policy drive a robot, real or simulated: latencies, loop times, jitter"),
+    "simulate": ("simulate.program", "let a policy act in a simulated world: success rate, videos"),
+    "evaluate": ("evaluate.program", "compare a policy's actions with recorded episodes: errors, plots, latencies"),
+    "engines": ("engines", "list and prune the engines that earlier runs built"),
 }
 """Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from .command import Parser, discard, parse_flags, run_program
-from .errors import PlanError, RecordError, unknown
+from .command import Parser, deliver, parse_flags, record_flags, record_path, run_program
+from .errors import PlanError, unknown
 from .settings import AUTO, BACKENDS, CUDA_GRAPH, GROUPS, LOOPS, PRECISIONS, SUBMODULES, TIMERS, Plan
 
 PLAN_FILE = ("plan", "--write_plan")
@@ -133,6 +133,12 @@ def parser() -> argparse.ArgumentParser:
         help="engines of NVIDIA's deployment scripts, taken by the tensorrt backend where they fit",
     )
     g.add_argument(
+        "--engine_cache",
+        metavar="DIR|off",
+        help="where finished engines are kept, so that no later run builds them again; off: nowhere "
+        "[$GR00T_TRT_ENGINE_CACHE, else ~/.cache/gr00t_trt/engines]",
+    )
+    g.add_argument(
         "--use_eagle_backbone_joint",
         action="store_true",
         default=None,
@@ -178,8 +184,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--max_seconds", type=float, metavar="S", help="start no further round of calls after this long [60]"
     )
-    g.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
-    g.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+    record_flags(g)
 
     g = p.add_argument_group("flags of the published script that need nothing here")
     g.add_argument("--eval", action="store_true", help="every run compares every submodule with eager fp32 already")
@@ -313,16 +318,13 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from .choice import plan_text
     from .files import prepare_file, write_whole
     from .plans import load_plan, merge, plan_from_mapping
-    from .records import default_record_path, dumps, prepare_record, write_record
     from .report import render
     from .run import Job, failures, run
 
     compare = compared(args)
     onnx_keys, onnx_notes = onnx_overrides(args)
     plan = merge(load_plan(args.config) if args.config else Plan(), {**overrides(args), **onnx_keys})
-    subject = f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}"
-    record_path = Path(args.record) if args.record else default_record_path(Path.cwd(), subject)
-    prepare_record(record_path)
+    path = record_path(args, f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}")
     if compare and args.config:
         notes.append(("--compare", f"the backends that {args.config} names count for nothing here"))
     plan_path = chosen_plan_path(args, plan, compare)
@@ -344,6 +346,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         backend_chosen=args.backend is not None or args.config is not None,
         compare=compare,
         engine_dir=Path(args.engine_dir) if args.engine_dir else None,
+        engine_cache=args.engine_cache,
         plan_path=Path(args.config) if args.config else None,
         command=shlex.join(["run_groot_torchtrt.py", *argv]),
         notes=(*notes, *onnx_notes),
@@ -352,18 +355,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         record = run(job, plan, console)
     render(record, console)
-    write_record(record, record_path)
+    deliver(record, path, args)
     failed = failures(record)
     if plan_path is not None and failed:
         console.print(f"{plan_path}: not written, for a plan that misses its gates is none to keep", style="red")
     elif plan_path is not None:
-        chosen = plan_from_mapping(record["plan"], str(record_path))
+        chosen = plan_from_mapping(record["plan"], str(path))
         write_whole(plan_text(chosen, record, plan_path, args.fn_name), plan_path, *PLAN_FILE)
         console.print(f"plan: {plan_path}", markup=False, highlight=False, soft_wrap=True)
-    try:
-        print(dumps(record) if args.json else record_path, flush=True)
-    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
-        discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {record_path}") from error
     return 1 if failed else 0

@@ -11,6 +11,7 @@ import torch
 from . import accuracy, fast
 from .backends import get_backend
 from .backends.base import Built, Target
+from .backends.engine_cache import EngineCache
 from .fast import FastGr00tN1d5
 from .model import Gr00tN1d5
 from .plans import ResolvedSubmodule, resolve
@@ -61,9 +62,12 @@ def compile_submodule(
     *,
     engine_dir: Path | None,
     progress: Callable[[str], None],
+    cache: EngineCache | None = None,
 ) -> Compiled:
     """`build_submodule` as the plan has it, put into `model.stages`."""
-    done = build_submodule(model, name, resolve(plan, name), recording, dims, engine_dir=engine_dir, progress=progress)
+    done = build_submodule(
+        model, name, resolve(plan, name), recording, dims, engine_dir=engine_dir, progress=progress, cache=cache
+    )
     model.stages[name] = done.built.call
     return done
 
@@ -77,13 +81,15 @@ def build_submodule(
     *,
     engine_dir: Path | None,
     progress: Callable[[str], None],
+    cache: EngineCache | None = None,
 ) -> Compiled:
     """Build one submodule and hold it against the eager fp32 recording; the model is left as it is.
 
     Raises: BackendError, PlanError or RecordError from the backend.
     """
     wanted = target_of(model, name, recording, dims)
-    built = get_backend(resolved.backend).build(wanted, resolved.build, engine_dir=engine_dir, progress=progress)
+    backend = get_backend(resolved.backend)
+    built = backend.build(wanted, resolved.build, engine_dir=engine_dir, progress=progress, cache=cache)
     progress("comparing with eager fp32")
     agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), model.device)
     return Compiled(wanted, resolved, built, agreement, judge(name, agreement, resolved.gate))

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from . import records
+from .backends.engine_cache import open_cache
+from .environment import ROOT
 from .errors import AccuracyError, PlanError
 from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import ModelPolicy
 from .progress import Steps
-from .run import ROOT, available, failures, side_stream
+from .run import available, failures, side_stream
 from .settings import AUTO, Plan
 from .submodules import select
 from .trial import Trial
@@ -48,6 +50,7 @@ def deploy(
     fn_name: str = "all",
     backend_chosen: bool = True,
     engine_dir: Path | None = None,
+    engine_cache: str | None = None,
     seed: int = 0,
     command: str = "",
 ) -> Deployment:
@@ -58,6 +61,7 @@ def deploy(
         observation: What shapes are tuned for and accuracy is checked on; the policy's `example` when None.
         fn_name: What is compiled, as in `submodules.select`; the rest stays in eager PyTorch at its precision.
         backend_chosen: The backend was named by the user, and its absence is an error; else eager takes its place.
+        engine_cache: Folder of finished engines, or ``off``; None for the default, see `open_cache`.
     Raises: AccuracyError when a gate is missed, naming it; PlanError and BackendError as `run.run`.
     """
     names = select(fn_name, plan)
@@ -83,7 +87,7 @@ def deploy(
     with side_stream(device):
         trial = Trial(policy, plan, observation, result, steps)
         trial.reference(seed)
-        trial.compile(names, engine_dir)
+        trial.compile(names, engine_dir, open_cache(engine_cache))
         trial.check_actions()
         trial.install()
         if found := failures(result):

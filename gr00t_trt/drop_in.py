@@ -77,6 +77,7 @@ def accelerate(
     *,
     inputs: Mapping[str, Any] | None = None,
     engine_dir: Path | None = None,
+    engine_cache: str | None = None,
     console: Console | None = None,
 ) -> Accelerated:
     """Make the `get_action` of another package's GR00T N1.5 run on our compiled model, on the device it is on.
@@ -92,6 +93,7 @@ def accelerate(
         plan: What is compiled, and how; None for the default plan.
         inputs: Model inputs as its `get_action` takes them, to tune for and to check on; made up when None: one image,
             a prompt of 40 words.
+        engine_dir, engine_cache: Where engines are written, and where finished ones are kept, as in `deploy`.
         console: Where progress goes; nowhere when None.
     Raises: PlanError for an object of another structure, naming what is missing; CheckpointError for weights or a
         configuration of another geometry; AccuracyError when the two models disagree or a gate is missed.
@@ -113,7 +115,9 @@ def accelerate(
     sample, agreement = _compare(original, ours, example, kind)
     policy = _TensorPolicy(ours, example)
     chosen = replace(plan or Plan(), denoising_steps=ours.denoising_steps)
-    done = deploy(policy, chosen, steps, engine_dir=engine_dir, backend_chosen=plan is not None)
+    done = deploy(
+        policy, chosen, steps, engine_dir=engine_dir, engine_cache=engine_cache, backend_chosen=plan is not None
+    )
     original.get_action = _replacement(original, policy, sample)
     return Accelerated(original, done, agreement)
 

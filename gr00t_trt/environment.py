@@ -11,6 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout, where this is one: what a record takes its commit from."""
+
 DISTRIBUTIONS = (
     "torch",
     "torch-tensorrt",

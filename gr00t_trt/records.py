@@ -15,6 +15,9 @@
     measurements    one entry per configuration that a measuring run tried: MEASUREMENT_FIELDS
     comparison      one entry per backend and submodule, or backend and whole request: COMPARISON_FIELDS
     accuracy        the actions: ACTION_ACCURACY_FIELDS
+    evaluation      only in records of that program, as the next two: errors and latencies against recorded episodes
+    simulation      success rate, every episode, latencies of the policy
+    rollout         per way of executing: latencies, loop times, jitter, stalls
     peak_memory     what `benchmark.PeakMemory` saw
     wall_s          seconds for the whole command
     skipped         [{what, why}]: everything that was not done or is not proven
@@ -59,6 +62,7 @@ SUBMODULE_FIELDS = (
     "runs",
     "build_s",
     "build_phases_s",
+    "from_cache",
     "settings",
     "notes",
     "latency_ms",
@@ -70,7 +74,8 @@ SUBMODULE_FIELDS = (
     "failures",
 )
 """`shapes`: argument -> sizes and range as text. `latency_ms`, `eager_latency_ms`: `Samples.to_dict()`. `verdict`:
-`Verdict.to_dict()`. `accuracy`: `Agreement.to_dict()`. `runs`: false for an engine that cannot run on this machine."""
+`Verdict.to_dict()`. `accuracy`: `Agreement.to_dict()`. `runs`: false for an engine that cannot run on this machine.
+`from_cache`: true for an engine that an earlier run built; `build_s` is then what finding and checking it took."""
 
 STAGE_FIELDS = ("stage", "within", "calls_per_request", "latency_ms", "eager_latency_ms")
 """`within`: the stage that called this one, or null. Latencies are of all calls in one request, added up."""
@@ -227,6 +232,7 @@ def built_fields(built: Any) -> dict[str, Any]:
         "runs": built.runs,
         "build_s": built.build_s,
         "build_phases_s": dict(built.phases_s),
+        "from_cache": built.from_cache,
         "settings": dict(built.settings),
         "notes": list(built.notes),
     }

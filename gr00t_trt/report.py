@@ -188,7 +188,7 @@ def _cells(entry: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
         "precision": entry.get("precision") or "-",
         "covered": percent(entry.get("coverage_percent")),
         "mb": megabytes(entry.get("engine_bytes")),
-        "build": digits(entry.get("build_s")),
+        "build": "cached" if entry.get("from_cache") else digits(entry.get("build_s")),
         "eager": p50(entry.get("eager_latency_ms")),
         "compiled": p50(entry.get("latency_ms")),
         "speedup": _speedup(entry, notes),
@@ -200,6 +200,7 @@ def _cells(entry: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
 
 def _request_cells(record: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
     submodules = record["submodules"]
+    built = [entry for entry in submodules if not entry.get("from_cache")]
     whole = record["end_to_end"]
     accuracy = record["accuracy"].get("normalised") or {}
     return {
@@ -208,7 +209,7 @@ def _request_cells(record: Mapping[str, Any], notes: _Footnotes) -> dict[str, st
         "precision": "",
         "covered": "",
         "mb": megabytes(_total(submodules, "engine_bytes")),
-        "build": digits(_total(submodules, "build_s")),
+        "build": "cached" if submodules and not built else digits(_total(built, "build_s")),
         "eager": p50(whole.get("eager_latency_ms")),
         "compiled": p50(whole.get("latency_ms")),
         "speedup": _speedup(whole, notes),
@@ -330,6 +331,9 @@ def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
         text += " Engines were built, not run: no latency is claimed for them."
     else:
         text += " No speed-up was measured for the whole request."
+    cached = sum(bool(entry.get("from_cache")) for entry in record["submodules"])
+    if cached:
+        text += f" {cached} of {len(record['submodules'])} engines came from the cache."
     reason = record.get("exit_reason")
     if reason not in (None, "done", "gate failed"):
         good, text = None if good else good, f"Ended early ({reason}). {text}"

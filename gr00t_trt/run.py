@@ -14,6 +14,7 @@ from rich.console import Console
 
 from . import records
 from .backends import get_backend
+from .backends.engine_cache import open_cache
 from .backends.engine_files import prepare_engine_dir
 from .benchmark import resolve_timer
 from .comparison import Comparison
@@ -25,6 +26,7 @@ from .data import (
     synthetic_dataset,
     validate_observation,
 )
+from .environment import ROOT
 from .errors import BackendError, DatasetError, PlanError
 from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
@@ -34,8 +36,6 @@ from .settings import AUTO, BACKENDS, Plan
 from .stages import PeakMemory
 from .submodules import select
 from .trial import Trial
-
-ROOT = Path(__file__).resolve().parent.parent
 
 WRITERS = ("torch_tensorrt", "tensorrt", "onnxruntime")
 """The backends that leave engines, or ONNX files, in `--engine_dir`."""
@@ -68,6 +68,7 @@ class Job:
     backend_chosen: bool = False
     compare: tuple[str, ...] = ()
     engine_dir: Path | None = None
+    engine_cache: str | None = None
     plan_path: Path | None = None
     command: str = ""
     notes: tuple[Note, ...] = ()
@@ -134,7 +135,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             else:
                 comparison.hand_over(comparison.choose())
         else:
-            trial.compile(names, engine_dir)
+            trial.compile(names, engine_dir, open_cache(job.engine_cache))
         if not job.compare:
             trial.check_actions()
             trial.capture()
@@ -244,8 +245,8 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
     Args:
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-    Raises: BackendError for a chosen backend that is not installed; PlanError for `auto`, which is not one, and for a
-        folder of ready-made engines that is not there.
+    Raises: BackendError for a chosen backend that is not installed; PlanError for a folder of ready-made engines that
+        is not there.
     """
     if plan.build.trt_engine_path is not None and not Path(plan.build.trt_engine_path).is_dir():
         raise PlanError(
@@ -254,11 +255,6 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
         )
     notes: list[Note] = []
     resolved = {name: resolve(plan, name).backend for name in names}
-    if AUTO in resolved.values():
-        raise PlanError(
-            f"backend: {AUTO} is decided by measuring, which takes a while and is not done here",
-            fix=f"run_groot_torchtrt.py --backend {AUTO} --write_plan plan.yaml measures; then use plan.yaml",
-        )
     for backend in dict.fromkeys(resolved.values()):
         found = get_backend(backend).availability()
         if found.installed:

@@ -142,9 +142,11 @@ class StageTimer:
         return rows
 
     def pop(self) -> dict[str, float]:
-        """The last request, and forget all so far: stage -> milliseconds of all its calls; empty when it raised.
+        """The last request, and forget all so far: stage -> milliseconds of all its calls, and of what lies between.
 
         The wait for a GPU is only for its last event, which follows the request's own copy back to the host.
+
+        Returns: Nothing when the request raised.
         """
         requests, self._requests = self._requests, []
         if not requests:
@@ -153,9 +155,12 @@ class StageTimer:
         if self._device.type == "cuda":
             last.end.synchronize()
         out: dict[str, float] = {}
-        for name, _, start, end in last.calls:
-            out[name] = out.get(name, 0.0) + self._elapsed(start, end)
-        return out
+        rest = self._elapsed(last.start, last.end)
+        for name, within, start, end in last.calls:
+            took = self._elapsed(start, end)
+            out[name] = out.get(name, 0.0) + took
+            rest -= took if within is None else 0.0
+        return {**out, REST: rest}
 
     def _row(
         self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int

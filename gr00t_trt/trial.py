@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from . import accuracy, fast, records
+from .backends.engine_cache import EngineCache
 from .benchmark import Samples, drain, measure_alternating, verdict
 from .capture import UNCAPTURED, capture_requests, capturer_for
 from .compile import Compiled, Model, compile_submodule, judge, set_precision
@@ -91,7 +92,7 @@ class Trial:
                 self.result, "language_model_padded", "not compiled: batches with padding run it in eager PyTorch"
             )
 
-    def compile(self, names: tuple[str, ...], engine_dir: Path | None) -> None:
+    def compile(self, names: tuple[str, ...], engine_dir: Path | None = None, cache: EngineCache | None = None) -> None:
         """Cast the model to the planned precisions, then build, swap in and check each named submodule."""
         set_precision(self.model, self.plan)
         for number, name in enumerate(names, 1):
@@ -102,7 +103,14 @@ class Trial:
             self._note(
                 name,
                 compile_submodule(
-                    self.model, name, self.plan, self.recording, self.dims, engine_dir=engine_dir, progress=told
+                    self.model,
+                    name,
+                    self.plan,
+                    self.recording,
+                    self.dims,
+                    engine_dir=engine_dir,
+                    progress=told,
+                    cache=cache,
                 ),
             )
 

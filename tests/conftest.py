@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engine cache of all tests and of the programs that they start: never the user's own."""
+    folder = tmp_path_factory.mktemp("engine_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GR00T_TRT_ENGINE_CACHE", str(folder))
+        yield folder
 
 
 def _shared(name: str) -> Path:

@@ -12,6 +12,7 @@ import torch
 
 from gr00t_trt import trial
 from gr00t_trt.backends import BACKENDS, Availability, Built, Coverage, Target
+from gr00t_trt.backends.engine_cache import EngineCache
 from gr00t_trt.benchmark import Samples
 from gr00t_trt.errors import BackendError
 from gr00t_trt.model import Gr00tN1d5
@@ -75,7 +76,13 @@ class Fake:
         return Availability(not self.absent, self.absent)
 
     def build(
-        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
     ) -> Built:
         if self._last is not None:
             self.alive_at_next_build.append(self._last() is not None)

@@ -25,6 +25,9 @@ def install(monkeypatch):
         def record(self, stream=None):
             self.at = clock.now
 
+        def synchronize(self):
+            clock.waits += 1
+
         def elapsed_time(self, end):
             assert clock.waits, "read before the host waited"
             return end.at - self.at

@@ -7,8 +7,9 @@ import fake_cuda
 import numpy as np
 import pytest
 
-from gr00t_trt.benchmark import Samples, measure, measure_alternating, percentile, resolve_timer, verdict
+from gr00t_trt.benchmark import measure, measure_alternating, resolve_timer, verdict
 from gr00t_trt.errors import PlanError
+from gr00t_trt.samples import Samples, percentile
 
 
 def samples(*values, **extra):

@@ -15,10 +15,7 @@ from gr00t_trt import run as run_module
 from gr00t_trt.benchmark import Samples
 from gr00t_trt.choice import default_plan_path, leader, plan_text, winner, with_choice
 from gr00t_trt.cli import main
-from gr00t_trt.deploy import deploy
-from gr00t_trt.errors import PlanError
 from gr00t_trt.plans import load_plan, merge, plan_from_mapping, plan_to_mapping, plan_warnings, resolve
-from gr00t_trt.policy import load_policy
 from gr00t_trt.records import WHOLE_REQUEST, comparison_entry, new_record, read_record
 from gr00t_trt.run import to_compare
 from gr00t_trt.settings import AUTO, BACKENDS, OPTIMISATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
@@ -92,11 +89,6 @@ def test_auto_stands_where_a_backend_does(tmp_path: Path) -> None:
     assert to_compare(plan, ("state_encoder",), ("eager", "inductor")) == {"state_encoder": ("eager", "inductor")}
     settings = {"build": {"use_fp32_acc": True}, "submodules": {"dit_model": {"decompose_attention": True}}}
     assert plan_warnings(plan_from_mapping({"backend": AUTO, **settings}, "test")) == []
-
-
-def test_a_service_measures_nothing_and_says_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PlanError, match=r"auto is decided by measuring[\s\S]*--backend auto --write_plan"):
-        deploy(load_policy("synthetic"), plan_from_mapping({"backend": AUTO}, "test"), steps=None)
 
 
 # --- the choice

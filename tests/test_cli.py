@@ -345,6 +345,13 @@ def test_help_explains_every_flag_without_importing_torch() -> None:
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert "examples:" in done.stdout
-    for flag in ("--fn_name", "--precision", "--engine_dir", "--use_eagle_backbone_joint", "--cpu_offload"):
+    for flag in (
+        "--fn_name",
+        "--precision",
+        "--engine_dir",
+        "--engine_cache",
+        "--use_eagle_backbone_joint",
+        "--cpu_offload",
+    ):
         assert flag in done.stdout
     assert " torch\n" not in done.stderr

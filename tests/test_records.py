@@ -60,7 +60,7 @@ def test_a_built_submodule_fills_its_entry():
     engine = SimpleNamespace(path=Path("engines/dit.engine"))
     built = SimpleNamespace(
         coverage=coverage, engine=engine, engine_bytes=7, runs=False, build_s=1.5,
-        phases_s={"export": 1.0}, settings={"min_block_size": 1}, notes=("built, not run",),
+        phases_s={"export": 1.0}, settings={"min_block_size": 1}, notes=("built, not run",), from_cache=True,
         layers_before=20, layers_after=None,
     )  # fmt: skip
     entry = records.submodule_entry("dit_model", "torch_tensorrt", "fp16", **records.built_fields(built))
@@ -88,6 +88,7 @@ def test_built_fields_cover_what_backends_give():
         "layers_after",
         "settings",
         "notes",
+        "from_cache",
     }
 
 

@@ -103,6 +103,17 @@ def test_built_but_not_run_is_a_dash_with_a_footnote(record):
     assert text.rstrip().endswith("Engines were built, not run: no latency is claimed for them.")
 
 
+def test_an_engine_from_the_cache_has_no_build_time(record):
+    kept = entry(from_cache=True)
+    record["submodules"] = [kept, entry("vl_components", build_s=3.0)]
+    text = shown(record)
+    assert " cached " in row(text, "dit_model")
+    assert " 3 " in row(text, "whole request")
+    assert "1 of 2 engines came from the cache." in " ".join(text.split())
+    record["submodules"] = [kept]
+    assert " cached " in row(shown(record), "whole request")
+
+
 def test_overlapping_spreads_name_no_winner(record):
     record["submodules"] = [entry(verdict=verdict(SLOW, SLOW))]
     text = shown(record)

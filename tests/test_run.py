@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import gr00t_trt
 from gr00t_trt import run as module
-from gr00t_trt.backends import Availability, get_backend
+from gr00t_trt.backends import Availability, get_backend, trt_build
 from gr00t_trt.backends.engine_files import verify
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset, synthetic_tokenizer
 from gr00t_trt.errors import BackendError, DatasetError, ObservationError, PlanError
@@ -142,6 +142,27 @@ def test_what_is_built_and_cannot_run_is_recorded_without_a_latency(tmp_path: Pa
         assert sorted(p.name for p in (tmp_path / "engines").iterdir()) == [
             "state_encoder.engine", "state_encoder.manifest.json",
         ]  # fmt: skip
+
+
+@needs_torch_tensorrt
+@needs_no_gpu
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_start_of_the_same_plan_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("an engine was built")
+
+    wanted, job = plan(backend="torch_tensorrt"), replace(JOB, engine_cache=str(tmp_path / "cache"))
+    first = run(job, wanted, silent())["submodules"][0]
+    if first["engine_bytes"] is None:
+        pytest.skip("this flavour of TensorRT builds no engine here")
+    monkeypatch.setattr(trt_build, "build_engine", never)
+    second = run(replace(job, engine_dir=tmp_path / "engines"), wanted, silent())["submodules"][0]
+    assert (first["from_cache"], second["from_cache"]) == (False, True)
+    same = ("coverage_percent", "operators", "engine_bytes", "accuracy", "passed", "runs")
+    assert {key: first[key] for key in same} == {key: second[key] for key in same}
+    assert verify(Path(second["engine_path"])).submodule == "state_encoder"
+    with pytest.raises(BackendError, match="an engine was built"):
+        run(replace(job, engine_cache="off"), wanted, silent())
 
 
 @needs_torch_tensorrt

@@ -199,3 +199,25 @@ def test_peak_memory_inside_another_takes_nothing_from_it(monkeypatch):
     with PeakMemory("cuda:0") as later:
         use(250)
     assert later.added_bytes == 0
+
+
+def test_the_last_request_can_be_taken_out_on_its_own(monkeypatch):
+    clock = fake_cuda.install(monkeypatch)
+    stages = {}
+
+    def spend(ms):
+        clock.now += ms
+
+    stages.update(outer=lambda: stages["inner"](2), inner=spend, fail=lambda: 1 / 0)
+    with StageTimer((stages,), "cuda:0") as timer:
+        assert timer.pop() == {}
+        for ms in (1, 3):
+            with timer.request():
+                stages["outer"]()
+                stages["inner"](ms)
+                clock.now += 0.5
+        assert timer.pop() == {"inner": 5.0, "outer": 2.0, "between stages": 0.5}
+        assert timer.rows() == []  # kept for nobody: a server answers for months
+        with pytest.raises(ZeroDivisionError), timer.request():
+            stages["fail"]()
+        assert timer.pop() == {}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from ..settings import BuildOptions
 from ..shapes import ArgumentRange
+
+if TYPE_CHECKING:
+    from .engine_cache import EngineCache
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Built:
             the backend has no such graph, or the engine cannot be looked into on this machine.
         settings: The exact keyword arguments handed to the compiler, for the record.
         notes: Plain sentences for the user: what was skipped, what is not proven.
+        from_cache: The engine was found in the engine cache, and `build_s` is what finding and checking it took.
     """
 
     call: Callable[..., Any]
@@ -92,6 +96,7 @@ class Built:
     layers_after: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    from_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,20 @@ class Backend(Protocol):
     def availability(self) -> Availability: ...
 
     def build(
-        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
     ) -> Built:
         """Build one submodule.
 
         Args:
             engine_dir: Where engines are written; None keeps them in memory.
             progress: Called with a short phrase at each phase ("exporting", "building engine").
+            cache: Where engines are looked for first and kept; of no use to a backend that makes none.
         Raises: BackendError naming the submodule and the phase that failed.
         """
         ...

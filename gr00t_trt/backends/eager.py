@@ -9,6 +9,7 @@ import torch
 
 from ..settings import BuildOptions
 from .base import Availability, Built, Capturable, Target
+from .engine_cache import EngineCache
 
 
 class EagerBackend:
@@ -21,6 +22,12 @@ class EagerBackend:
         return Availability(installed=True, versions={"torch": str(torch.__version__)})
 
     def build(
-        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
     ) -> Built:
         return Built(call=target.module, runs=True, build_s=0.0)

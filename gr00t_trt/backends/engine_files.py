@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,13 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecordError
-from .base import EngineFile
+from .base import Coverage, EngineFile
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 SCHEMA = 1
 _CHUNK_BYTES = 64 * 2**20
+
+
+def this_platform() -> str:
+    """Operating system and processor, such as ``linux-x86_64``: engines do not travel between them."""
+    return f"{platform.system().lower()}-{platform.machine().lower()}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,10 @@ class Manifest:
         executed: False when it was built on a machine that cannot run it, so nothing about its speed is known.
         created: UTC, ISO 8601.
         platform: ``linux-x86_64``.
+        arguments: For each of `inputs`, which argument of the submodule it is, from 0.
+        coverage: How much of the submodule's graph the engine holds, where that was counted.
+        graph_sha256: Of the lowered graph that the engine was built from; None where the builder shows none.
+        key: What the engine was built from and for, in full (`engine_key`); empty outside the engine cache.
     """
 
     submodule: str
@@ -78,7 +88,11 @@ class Manifest:
     weights_sha256: str
     executed: bool
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    platform: str = field(default_factory=lambda: f"{platform.system().lower()}-{platform.machine().lower()}")
+    platform: str = field(default_factory=this_platform)
+    arguments: tuple[int, ...] = ()
+    coverage: Coverage | None = None
+    graph_sha256: str | None = None
+    key: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -97,35 +111,62 @@ def prepare_engine_dir(path: Path) -> Path:
 
 
 def write_engine(
-    engine_dir: Path, submodule: str, plan: bytes | memoryview, *, description: dict[str, Any]
+    engine_dir: Path, submodule: str, plan: bytes | memoryview, *, description: dict[str, Any], stem: str | None = None
 ) -> EngineFile:
     """Write an engine and then its manifest, each completely or not at all.
 
     Args:
         plan: The serialised engine.
         description: The fields of Manifest that are not derived from the bytes and the name.
+        stem: Name of the files without their endings; the submodule's by default.
     Raises: RecordError when the folder cannot be written, naming it; nothing half-written stays behind.
     """
-    prepare_engine_dir(engine_dir)
-    engine, manifest_path = engine_paths(engine_dir, submodule)
+    engine, manifest_path = engine_paths(engine_dir, stem or submodule)
     digest = hashlib.sha256(plan).hexdigest()
     manifest = Manifest(
         submodule=submodule, engine=engine.name, sha256=digest, bytes=memoryview(plan).nbytes, **description
     )
-    text = json.dumps(dataclasses.asdict(manifest), indent=2, default=str) + "\n"
-    # An old manifest must not vouch for a new engine, nor for none.
-    try:
-        manifest_path.unlink(missing_ok=True)
-    except OSError as e:
-        raise cannot_write(manifest_path, e) from e
+    _start(engine_dir, manifest_path)
     _write_whole(engine, plan)
-    _write_whole(manifest_path, text.encode())
+    _write_manifest(manifest_path, manifest)
     return EngineFile(path=engine, manifest=manifest_path, bytes=manifest.bytes)
 
 
-def engine_paths(engine_dir: Path, submodule: str) -> tuple[Path, Path]:
-    """Where the engine and the manifest of a submodule lie."""
-    return engine_dir / f"{submodule}.engine", engine_dir / f"{submodule}.manifest.json"
+def place_engine(source: EngineFile, engine_dir: Path, submodule: str) -> EngineFile:
+    """Put an engine that lies elsewhere into a folder under its submodule's name, with its manifest.
+
+    The two folders share one file where they can (a hard link), else it is copied.
+
+    Raises: RecordError as `read_manifest` and `write_engine`.
+    """
+    engine, manifest_path = engine_paths(engine_dir, submodule)
+    manifest = dataclasses.replace(read_manifest(source.manifest), engine=engine.name)
+    _start(engine_dir, manifest_path)
+    temporary = engine.with_name(f".{engine.name}-{os.getpid()}.partial")
+    try:
+        try:
+            os.link(source.path, temporary)
+        except OSError:  # another disk, another owner, or a file system without links
+            shutil.copyfile(source.path, temporary)
+        os.replace(temporary, engine)
+    except OSError as e:
+        raise cannot_write(engine, e) from e
+    finally:
+        # A rename onto another link to the same file leaves both names.
+        with suppress(OSError):
+            temporary.unlink()
+    _write_manifest(manifest_path, manifest)
+    return EngineFile(path=engine, manifest=manifest_path, bytes=manifest.bytes)
+
+
+def engine_paths(engine_dir: Path, stem: str) -> tuple[Path, Path]:
+    """Where the engine and the manifest of a submodule, or of another stem, lie."""
+    return engine_dir / f"{stem}.engine", engine_dir / f"{stem}.manifest.json"
+
+
+def checksum(fields: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's fields: what says which bytes to trust must not have changed itself."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -136,59 +177,110 @@ def read_manifest(path: Path) -> Manifest:
         schema = raw["schema"]
     except FileNotFoundError as e:
         raise RecordError(f"{path}: no manifest, so its engine is not used", fix=fix) from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise RecordError(f"{path}: not a readable manifest ({type(e).__name__})", fix=fix) from e
     if schema != SCHEMA:
         raise RecordError(f"{path}: manifest of schema {schema!r}", known=f"schema {SCHEMA}", fix=fix)
+    written = raw.pop("checksum", None)
+    if written is not None and written != checksum(raw):
+        raise RecordError(f"{path}: the manifest is not as it was written", fix=fix)
     try:
         for key in ("inputs", "outputs"):
             raw[key] = tuple(Binding(**{k: _tuple(v) for k, v in each.items()}) for each in raw[key])
-        raw["compute_capabilities"] = tuple(raw["compute_capabilities"])
+        for key in ("compute_capabilities", "arguments"):
+            raw[key] = tuple(raw.get(key, ()))
+        if raw.get("coverage") is not None:
+            raw["coverage"] = Coverage(**raw["coverage"])
+        raw["key"] = dict(raw.get("key", {}))
         return Manifest(**raw)
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise RecordError(f"{path}: manifest fields are missing or unknown ({e})", fix=fix) from e
 
 
 def verify(engine: Path, manifest: Path | None = None) -> Manifest:
-    """Check an engine against its manifest, every byte of it.
+    """Check an engine against its manifest, every byte of it, without holding it in memory.
 
     Args:
         manifest: Defaults to the file beside the engine.
     Raises: RecordError for a missing manifest or engine, another size, or another hash.
     """
-    found = read_manifest(manifest or engine_paths(engine.parent, engine.stem)[1])
-    fix = "delete it and build the engine again"
-    if found.engine != engine.name:
-        raise RecordError(f"{engine}: its manifest describes {found.engine}", fix=fix)
+    found = _manifest_of(engine, manifest)
+    digest = hashlib.sha256()
     try:
-        size = engine.stat().st_size
-        if size != found.bytes:
-            raise RecordError(f"{engine}: {size} bytes where {found.bytes} were written", fix=fix)
-        digest = hashlib.sha256()
         with engine.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except OSError as e:
-        raise RecordError(f"{engine}: cannot be read ({e.strerror or e})", fix=fix) from e
-    if digest.hexdigest() != found.sha256:
-        raise RecordError(f"{engine}: its bytes differ from those that were written", fix=fix)
+        raise _cannot_read(engine, e) from e
+    _same_bytes(engine, found, digest.hexdigest())
     return found
 
 
+def load(engine: Path) -> tuple[Manifest, bytes]:
+    """Read an engine, and check the very bytes that were read. Raises: RecordError as `verify`."""
+    found = _manifest_of(engine, None)
+    try:
+        plan = engine.read_bytes()
+    except OSError as e:
+        raise _cannot_read(engine, e) from e
+    _same_bytes(engine, found, hashlib.sha256(plan).hexdigest())
+    return found, plan
+
+
+_REBUILD = "delete it and build the engine again"
+
+
+def _manifest_of(engine: Path, manifest: Path | None) -> Manifest:
+    found = read_manifest(manifest or engine_paths(engine.parent, engine.stem)[1])
+    if found.engine != engine.name:
+        raise RecordError(f"{engine}: its manifest describes {found.engine}", fix=_REBUILD)
+    try:
+        size = engine.stat().st_size
+    except OSError as e:
+        raise _cannot_read(engine, e) from e
+    if size != found.bytes:
+        raise RecordError(f"{engine}: {size} bytes where {found.bytes} were written", fix=_REBUILD)
+    return found
+
+
+def _same_bytes(engine: Path, manifest: Manifest, digest: str) -> None:
+    if digest != manifest.sha256:
+        raise RecordError(f"{engine}: its bytes differ from those that were written", fix=_REBUILD)
+
+
+def _cannot_read(engine: Path, error: OSError) -> RecordError:
+    return RecordError(f"{engine}: cannot be read ({error.strerror or error})", fix=_REBUILD)
+
+
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over a module's state: name, dtype, shape and bytes of each entry, in the state's order.
-
-    Tensors are hashed in place where they are contiguous and on the CPU; others are copied one at a time.
-    """
-    import torch
-
+    """SHA-256 over a module's state: name, dtype, shape and bytes of each entry, in the state's order."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values; a view of it where it is contiguous and on the CPU, else of a copy."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _start(engine_dir: Path, manifest_path: Path) -> None:
+    prepare_engine_dir(engine_dir)
+    # An old manifest must not vouch for a new engine, nor for none.
+    try:
+        manifest_path.unlink(missing_ok=True)
+    except OSError as e:
+        raise cannot_write(manifest_path, e) from e
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    fields = json.loads(json.dumps(dataclasses.asdict(manifest), default=str))
+    _write_whole(path, (json.dumps({**fields, "checksum": checksum(fields)}, indent=2) + "\n").encode())
 
 
 def _tuple(value: Any) -> Any:

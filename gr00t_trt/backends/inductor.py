@@ -16,6 +16,7 @@ from ..errors import BackendError, PlanError
 from ..settings import BuildOptions
 from ..shapes import tracing_example
 from .base import Availability, Built, Capturable, Target, describe
+from .engine_cache import EngineCache
 from .guarded import GuardedModule, build_failed, same_form
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
@@ -45,7 +46,13 @@ class InductorBackend:
         return Availability(installed=not missing, reason=missing, versions=versions, caveats=caveats)
 
     def build(
-        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
     ) -> Built:
         """Compile by warm calls at the recorded sizes and, where one is 1, at two as well.
 

@@ -23,6 +23,7 @@ from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export
 from .base import Availability, Built, Capturable, Target
+from .engine_cache import EngineCache
 from .guarded import GuardedModule, build_failed, check_form
 from .onnx_export import OnnxFile
 from .onnx_interface import floating_dtype
@@ -73,7 +74,13 @@ class OnnxRuntimeBackend:
         return Availability(True, "", versions)
 
     def build(
-        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
     ) -> Built:
         """Export the submodule, open a session on it and run it once at the recorded size.
 

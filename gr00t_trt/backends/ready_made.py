@@ -28,7 +28,7 @@ def misfit(form: Interface, inputs: Sequence[Binding], outputs: Sequence[Binding
     """Why an engine cannot serve a submodule, or None when it can.
 
     Args:
-        inputs, outputs: Of the engine, inputs with the shapes of its profile.
+        inputs, outputs: Of the engine, inputs with the shapes of its profile; one output.
     """
     seen = form.target
     wanted = {
@@ -38,8 +38,6 @@ def misfit(form: Interface, inputs: Sequence[Binding], outputs: Sequence[Binding
     found = {each.name: each for each in inputs}
     if set(found) != set(wanted):
         return f"its inputs are {', '.join(found)} and not {', '.join(wanted)}"
-    if [each.name for each in outputs] != [form.output]:
-        return f"its outputs are {', '.join(each.name for each in outputs)} and not {form.output}"
     floating = next(each.dtype for each in wanted.values() if each.dtype.endswith(("float16", "float32")))
     if outputs[0].dtype != floating:
         return f"its {form.output} is {outputs[0].dtype} and not {floating}"

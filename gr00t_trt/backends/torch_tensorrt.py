@@ -1,21 +1,20 @@
 """Torch-TensorRT 2.9 to 2.14, for TensorRT and for TensorRT-RTX.
 
-With a GPU, a submodule becomes a MutableTorchTensorRTModule behind its shape check. Without one, the same module
-runs as a dry run (export, lowering, partitioning, and the partitioned graph in PyTorch); with TensorRT-RTX, which
-builds ahead of time, the engine of that very graph is then built and written, and not run.
+With a GPU, a submodule becomes a MutableTorchTensorRTModule behind its shape check; an engine from the cache is run
+directly, and nothing is exported. Without one, the same module runs as a dry run (export, lowering, partitioning, and
+the partitioned graph in PyTorch); with TensorRT-RTX, which builds ahead of time, the engine of that very graph is then
+built, or found in the cache, and not run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import importlib.metadata
 import io
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,15 +22,17 @@ from typing import Any
 
 import torch
 
-from ..errors import BackendError, Gr00tError
+from ..errors import BackendError
 from ..settings import BuildOptions
 from . import trt_build
-from .base import Availability, Built, Capturable, EngineFile, Target
+from .base import Availability, Built, Capturable, Target
 from .cpu_only import cpu_only
-from .engine_files import prepare_engine_dir, weights_hash, write_engine
-from .guarded import GuardedModule, build_failed, first_line
+from .engine_cache import EngineCache
+from .engine_files import prepare_engine_dir
+from .guarded import first_line
+from .trt_job import TrtJob
 from .trt_log import compiler_log
-from .trt_settings import NEWEST, OLDEST, TENSORRT, TENSORRT_RTX, TrtSettings, map_settings, release_tuple
+from .trt_settings import NEWEST, OLDEST, TENSORRT, TENSORRT_RTX, map_settings, release_tuple
 
 _DISTRIBUTIONS = {TENSORRT: "torch-tensorrt", TENSORRT_RTX: "torch-tensorrt-rtx"}
 _INSTALL = 'pip install "gr00t_trt[tensorrt]" (or "gr00t_trt[rtx]" for TensorRT-RTX, also on a machine without a GPU)'
@@ -66,7 +67,13 @@ class TorchTensorRTBackend:
         return Availability(True, "", versions, tuple(caveats))
 
     def build(
-        self, target: Target, options: BuildOptions, *, engine_dir: Path | None, progress: Callable[[str], None]
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
     ) -> Built:
         """Build one submodule: on a GPU to run, without one as a dry run and, with TensorRT-RTX, an engine file.
 
@@ -95,133 +102,11 @@ class TorchTensorRTBackend:
                 cuda=cuda,
                 timing_cache_path=str(_cache_dir(available.versions) / "timing_cache.bin"),
             )
-            job = _Job(module, target, options, settings, flavour, cuda, engine_dir, available.versions, progress, log)
+            versions = available.versions
+            job = TrtJob(module, target, options, settings, flavour, cuda, engine_dir, cache, versions, progress, log)
             targets = trt_build.compute_capabilities(options.compute_capabilities)
             with _debugger(module, settings.debugger, target, engine_dir), _device(target), targets:
                 return job.run()
-
-
-@dataclasses.dataclass
-class _Job:
-    torch_tensorrt: Any
-    target: Target
-    options: BuildOptions
-    settings: TrtSettings
-    flavour: str
-    cuda: bool
-    engine_dir: Path | None
-    versions: dict[str, str]
-    progress: Callable[[str], None]
-    log: Any
-    notes: list[str] = dataclasses.field(default_factory=list)
-    phases: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def run(self) -> Built:
-        start = time.perf_counter()
-        arguments = {**self.settings.module, **self.settings.compile}
-        self.notes += self.settings.notes
-        what = "exporting and building the engine" if self.cuda else "exporting and partitioning"
-        with self.phase(what, "build" if self.cuda else "partition"):
-            part = self.partition(arguments)
-        self.check_complete(part)
-        call = GuardedModule(self.target, part.module)
-        engine = None
-        if self.cuda:
-            with self.phase("running the engine at the recorded size", "warm"):
-                self.warm(call, part)
-            engine = self.existing_engine(part)
-        elif self.flavour == TENSORRT:
-            self.notes.append("Dry run: TensorRT builds engines on a GPU only; TensorRT-RTX also without one.")
-        elif part.coverage.engines != 1 or part.coverage.unsupported:
-            self.notes.append("No engine was built: the submodule does not fit into exactly one.")
-        else:
-            with self.phase("building the TensorRT-RTX engine", "engine"):
-                engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-            targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
-            self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
-        size, file = (len(engine.plan) if engine is not None else None), None
-        if engine is not None and self.engine_dir is not None:
-            with self.phase("writing the engine", "write"):
-                file = self.write(engine, arguments)
-        del engine
-        gc.collect()
-        return Built(
-            call=call,
-            runs=self.cuda,
-            build_s=time.perf_counter() - start,
-            phases_s=self.phases,
-            coverage=part.coverage,
-            engine=file,
-            engine_bytes=size,
-            settings=arguments,
-            notes=tuple(self.notes),
-        )
-
-    @contextmanager
-    def phase(self, what: str, key: str) -> Iterator[None]:
-        self.progress(what)
-        start = time.perf_counter()
-        try:
-            yield
-        except Gr00tError:
-            raise
-        except Exception as e:
-            raise build_failed(self.target, what, e, self.log.first_error()) from e
-        self.phases[key] = time.perf_counter() - start
-
-    def partition(self, arguments: dict[str, Any]) -> trt_build.Partition:
-        try:
-            return trt_build.partition(self.torch_tensorrt, self.target, arguments, dryrun=not self.cuda)
-        except AssertionError as e:
-            if "require_full_compilation" not in str(e):
-                raise
-            # The compiler says that something is left over and not what; a tolerant dry run names it.
-            arguments = {**arguments, "require_full_compilation": False, "dryrun": True}
-            part = trt_build.partition(self.torch_tensorrt, self.target, arguments, dryrun=True)
-            raise self.not_complete(trt_build.incomplete(self.target, part.coverage) or str(e)) from e
-
-    def not_complete(self, why: str) -> BackendError:
-        return BackendError(
-            why,
-            known="require_full_compilation is on: a submodule must become exactly one engine",
-            fix="set `require_full_compilation: false`, or give this submodule `backend: eager` in the plan",
-        )
-
-    def check_complete(self, part: trt_build.Partition) -> None:
-        why = trt_build.incomplete(self.target, part.coverage)
-        if why is not None and self.options.require_full_compilation:
-            raise self.not_complete(why)
-        if why is not None:
-            self.notes.append(why)
-
-    def warm(self, call: GuardedModule, part: trt_build.Partition) -> None:
-        with torch.no_grad():
-            call(*self.target.inputs)
-        torch.cuda.synchronize()
-        if part.module.gm is not part.graph:
-            raise BackendError(f"{self.target.name}: the recorded size made the compiler build again")
-
-    def existing_engine(self, part: trt_build.Partition) -> trt_build.SerializedEngine | None:
-        if part.coverage.engines != 1:
-            return None
-        engine = trt_build.built_engine(self.target, part)
-        if engine is None and self.engine_dir is not None:
-            self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
-        return engine
-
-    def write(self, engine: trt_build.SerializedEngine, arguments: dict[str, Any]) -> EngineFile:
-        assert self.engine_dir is not None
-        description = {
-            "inputs": engine.inputs,
-            "outputs": engine.outputs,
-            "compute_capabilities": self.options.compute_capabilities,
-            "versions": self.versions,
-            "options": dataclasses.asdict(self.options),
-            "settings": arguments if self.cuda else {**arguments, **trt_build.AHEAD_OF_TIME},
-            "weights_sha256": weights_hash(self.target.module),
-            "executed": self.cuda,
-        }
-        return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
 
 
 def _distribution(name: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import operator
 import re
@@ -201,11 +202,16 @@ def incomplete(target: Target, coverage: Coverage) -> str | None:
 
 @dataclass(frozen=True)
 class SerializedEngine:
-    """An engine's bytes and its bindings, in the order of the submodule's arguments and results."""
+    """An engine's bytes and its bindings, in the order of the submodule's arguments and results.
+
+    Attributes:
+        arguments: For each of `inputs`, which argument of the submodule it is.
+    """
 
     plan: bytes
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
+    arguments: tuple[int, ...]
 
 
 def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> SerializedEngine:
@@ -232,7 +238,15 @@ def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> Serial
         plan=result.serialized_engine,
         inputs=tuple(inputs[i] for i in sorted(inputs)),
         outputs=_outputs(submodule, result.output_names),
+        arguments=tuple(sorted(inputs)),
     )
+
+
+def graph_hash(part: Partition) -> str:
+    """SHA-256 of the lowered graph of a dry run's one engine: operators, their order, their constant arguments."""
+    _, submodule = part.engines()[0]
+    assert isinstance(submodule, torch.fx.GraphModule)
+    return hashlib.sha256(str(submodule.graph).encode()).hexdigest()
 
 
 def built_engine(target: Target, part: Partition) -> SerializedEngine | None:
@@ -247,7 +261,8 @@ def built_engine(target: Target, part: Partition) -> SerializedEngine | None:
         return None
     inputs = {i: binding(n, target.inputs[i], target.ranges[i]) for n, i in zip(names, arguments, strict=True)}
     outputs = tuple(Binding(n, "", (), (), ()) for n in getattr(module, "output_binding_names", ()))
-    return SerializedEngine(plan=plan, inputs=tuple(inputs[i] for i in sorted(inputs)), outputs=outputs)
+    order = tuple(sorted(inputs))
+    return SerializedEngine(plan=plan, inputs=tuple(inputs[i] for i in order), outputs=outputs, arguments=order)
 
 
 def _engine_arguments(graph: torch.fx.GraphModule, name: str) -> list[int]:

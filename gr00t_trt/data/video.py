@@ -1,4 +1,4 @@
-"""Frames of an mp4 file by number, and writing one. The one file that imports av."""
+"""Frames of an mp4 file by number, and writing one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError, refetch
+from ..video_file import VideoWriter, pyav
 
 CACHE_BYTES = 64 * 2**20
 """Decoded frames that one reader keeps, in bytes."""
-
-
-def pyav() -> Any:
-    """The module av. Raises: DatasetError with the install command where it is missing."""
-    try:
-        import av
-    except ImportError as error:
-        raise DatasetError(
-            "videos are read and written with PyAV, which is not installed", fix="pip install av"
-        ) from error
-    return av
 
 
 class VideoReader:
@@ -141,16 +131,6 @@ def look_up(rule: str, rows: np.ndarray, timestamps: np.ndarray, start_times: np
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
     """Write uint8 RGB frames [H, W, 3] as H.264 in an mp4 file; H and W must be even."""
-    av = pyav()
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = None
+    with VideoWriter(path, fps, {"preset": "veryfast", "crf": "18"}) as video:
         for image in frames:
-            if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": "18"})
-                stream.height, stream.width, stream.pix_fmt = image.shape[0], image.shape[1], "yuv420p"
-                stream.thread_count = 1
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())
+            video.add(image)

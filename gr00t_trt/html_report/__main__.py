@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..command import Parser, parse_flags, run_program
-from ..files import write_whole
+from ..files import prepare_file, write_whole
 from ..progress import progress
 from .intake import load
 from .page import page
@@ -45,6 +45,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with progress(console) as steps:
         steps.step("reading records")
         loaded = load(args.records)
+        prepare_file(args.output, "page", "--output")
         written: list[Path] = []
         if args.plots:
             steps.step("drawing pictures")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from .figures import distance, exact, short, speedup, spelled
 from .markup import Html, element, join
-from .readings import REST, Reading
+from .readings import Reading
+from .timings import REST
 
 MOST_ROWS = 40
 """Rows that a chart shows; the tables have all of them."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-from ..report import digits
-from .readings import Timing
+from .. import figures
+from .timings import Timing
 
 DASH = "–"
 
@@ -14,7 +12,7 @@ def short(value: float | None, unit: str = "") -> str:
     """Three significant digits: 0.152, 47.9, 5 909."""
     if value is None:
         return DASH
-    text = digits(value) if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u00a0")
+    text = figures.digits(value) if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u00a0")
     return text.replace("-", "\u2212", 1 if value < 0 else 0) + (f"\u00a0{unit}" if unit else "")
 
 
@@ -25,11 +23,11 @@ def exact(value: float | None) -> str:
 
 def cosine(value: float | None, equal: bool | None) -> str:
     """Cut off after six decimals, not rounded: only equal results may read 1."""
-    return DASH if value is None else "1" if equal else f"{math.floor(value * 1e6) / 1e6:.6f}"
+    return _dashed(figures.cosine({"cosine": value, "exact": equal}))
 
 
 def distance(value: float | None) -> str:
-    return DASH if value is None else "0" if value == 0 else f"{value:.1e}"
+    return _dashed(figures.small(value))
 
 
 def megabytes(size: float | None) -> str:
@@ -38,7 +36,11 @@ def megabytes(size: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """Rounded down to a tenth: 99.97 % must not read as everything."""
-    return DASH if value is None else f"{math.floor(value * 10) / 10:g}\u00a0%"
+    return _dashed(figures.percent(value)).replace(" ", "\u00a0")
+
+
+def share(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1f}\u00a0%"
 
 
 def speedup(ratio: float | None) -> str:
@@ -46,12 +48,16 @@ def speedup(ratio: float | None) -> str:
 
 
 def gate(passed: bool | None) -> str:
-    return DASH if passed is None else "pass" if passed else "FAIL"
+    return _dashed(figures.gate(passed))
 
 
 def spelled(timing: Timing) -> str:
     """Everything about a latency, for the reader who points at it."""
     tail = "largest" if timing.p99_is_max else "p99"
     named = (("p50", timing.p50), ("p10", timing.p10), ("p90", timing.p90), (tail, timing.p99))
-    figures = ", ".join(f"{name} {exact(value)} ms" for name, value in named if value is not None)
-    return f"{figures} ({timing.method})"
+    listed = ", ".join(f"{name} {exact(value)} ms" for name, value in named if value is not None)
+    return f"{listed} ({timing.method})"
+
+
+def _dashed(text: str) -> str:
+    return DASH if text == "-" else text

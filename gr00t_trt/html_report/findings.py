@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .figures import cosine, megabytes, percent, short, speedup
+from .figures import cosine, megabytes, share, short, speedup
 from .intake import Loaded
-from .readings import WHOLE, Reading, Timing, is_gpu, machine, ran_restructured, rivals
+from .readings import WHOLE, Reading, is_gpu, machine, ran_restructured, rivals
+from .timings import Timing
 
 Note = tuple[str, str]
 """What it is about, and the sentence."""
@@ -98,7 +99,7 @@ def key_figures(one: Loaded, rows: Sequence[Reading], measured: Sequence[Reading
         ("against eager", speedup(ratio), "nothing to compare" if ratio is None else f"median over median{doubt}"),
         ("cosine of the actions", cosine(checked.cosine, checked.exact) if checked else cosine(None, None),
          f"{checked.label}, to eager fp32" if checked else "not compared"),
-        ("share of the roofline", percent(roof.roofline_percent if roof else None),
+        ("share of the roofline", share(roof.roofline_percent if roof else None),
          roof.label if roof else "not computed"),
         ("engines", megabytes(sized.engine_bytes if sized else None) + ("\u00a0MB" if sized else ""),
          sized.label if sized else "none was built"),
@@ -122,15 +123,15 @@ def warnings(loaded: Sequence[Loaded]) -> list[Note]:
         elif record["exit_reason"] not in ("done", "gate failed"):
             out.append((one.name, f"the run ended early: {record['exit_reason']}"))
         failures = [text for entry in record["submodules"] for text in entry["failures"]]
-        out += [
-            (one.name, f"outside its accuracy gate: {text}") for text in (*failures, *record["accuracy"]["failures"])
-        ]
-        out += [
-            (one.name, f"outside its accuracy gate: {row['subject']} on {row['backend']}")
+        failures += record["accuracy"]["failures"]
+        failures += [
+            f"{row['subject']} on {row['backend'] or 'unnamed'}: {'; '.join(row['failures']) or 'no reason is given'}"
             for row in record["comparison"]
             if row["passed"] is False
         ]
+        out += [(one.name, f"outside its accuracy gate: {text}") for text in failures]
     for what, values in (
+        ("models", {one.record["model"]["path"] for one in loaded}),
         ("machines", {machine(one) for one in loaded}),
         ("work", {_work(one) for one in loaded}),
         ("torch versions", {(one.record["environment"]["distributions"] or {}).get("torch") for one in loaded}),

@@ -69,6 +69,7 @@ COMPARISON = {
     "verdict": VERDICT,
     "accuracy": AGREEMENT,
     "passed": FLAG,
+    "failures": [TEXT],
     "notes": [TEXT],
 }
 ENVIRONMENT = {

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable
 
-VOID = frozenset({"meta", "rect", "line", "circle", "path"})
+VOID = frozenset({"meta", "rect", "line"})
 """Elements without children: HTML's own, and SVG's shapes when they carry no title."""
 
 _UNPRINTABLE = re.compile(

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import plots
 from ..errors import RecordError
-from ..report import digits
+from ..figures import digits
 from .charts import LEAST_DISTANCE, LEAST_MS, letter
 from .figures import short
 from .intake import Loaded

@@ -11,9 +11,9 @@ from ..settings import SUBMODULES
 from .charts import Bar, bars, latency_bar
 from .figures import DASH, exact, short
 from .intake import Loaded
-from .markup import Html, element, join
+from .markup import Child, Html, element, join
 from .readings import WHOLE, Reading, is_gpu, machine
-from .tables import exact_short, table
+from .tables import Cell, exact_short, table
 
 PUBLISHED: Mapping[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 """`rows`: device, path, precision, end_to_end_ms, transforms_ms, submodules_ms, detail, source."""
@@ -54,7 +54,9 @@ def side_by_side(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping
     return table("Milliseconds per call, measured here and published by NVIDIA", head, lines, numbers=3)
 
 
-def _line(whose: str, device: str, how: str, values: Mapping[str, float | None], whole: float | None, source: Any):
+def _line(
+    whose: str, device: str, how: str, values: Mapping[str, float | None], whole: float | None, source: Child
+) -> list[Cell]:
     cells = [(exact_short(value), value) for value in (whole, *(values.get(name) for name in SUBMODULES))]
     return [element("span", whose, class_=f"whose {whose}"), device, how, *cells, source or DASH]
 

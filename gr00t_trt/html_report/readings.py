@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..settings import GROUPS, SUBMODULES
+from ..records import WHOLE_REQUEST
+from ..settings import SUBMODULES
 from .intake import Loaded
+from .timings import Timing, timing
 
-WHOLE = "whole request"
+WHOLE = WHOLE_REQUEST
 BUILT_NOT_RUN = "built, not run: its engine cannot run on this machine"
 
 ORDER = (WHOLE, *SUBMODULES)
 SAME_WORK = ("waterfall", "compile")
 """Groups of measurements whose rows all do the same work, so that their latencies may be held against each other."""
-
-REST = "between stages"
-TOTAL = "request"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A latency in milliseconds.
-
-    Attributes:
-        p10: None when the record kept no samples, or one.
-        p99: The largest sample where `p99_is_max`: below 100 samples none marks the last hundredth.
-        count: Samples kept.
-        method: Timer, device and warm-up as a sentence.
-    """
-
-    p10: float | None
-    p50: float
-    p90: float | None
-    p99: float | None
-    p99_is_max: bool
-    count: int
-    method: str
-
-    @property
-    def highest(self) -> float:
-        return max(value for value in (self.p50, self.p90, self.p99) if value is not None)
-
-    @property
-    def hz(self) -> float | None:
-        return 1000.0 / self.p50 if self.p50 > 0 else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +55,6 @@ class Reading:
     cosine: float | None = None
     exact: bool | None = None
     max_abs: float | None = None
-    gate_cosine: float | None = None
     passed: bool | None = None
     stages: Mapping[str, float] | None = None
     roofline_ms: float | None = None
@@ -119,8 +88,8 @@ def measurements(loaded: Iterable[Loaded], *groups: str) -> list[Reading]:
 
 
 def rivals(rows: Iterable[Reading], measured: Iterable[Reading]) -> list[Reading]:
-    """The readings of one record that did the same work and were timed: whole requests, from images to robot units,
-    or where there are none, the configurations of a measuring run, whose inputs lie on the device already.
+    """The readings of one record that did the same work and were timed: whole requests, or where there are none, the
+    configurations of a measuring run, which may leave out the way to the device and back.
     """
     whole = [row for row in rows if row.subject == WHOLE and row.timing]
     return whole or [row for row in measured if row.subject in SAME_WORK and row.timing]
@@ -142,30 +111,6 @@ def ran_restructured(one: Loaded) -> bool:
     return bool(one.record["plan"]["optimisations"])
 
 
-def timing(latency: Mapping[str, Any] | None) -> Timing | None:
-    """A latency as `Samples.to_dict` wrote it; None without a median."""
-    if latency is None or latency["p50"] is None:
-        return None
-    samples = latency["samples"]
-    warm = latency["warmup"]
-    parts = [
-        f"{len(samples)} samples" if len(samples) != 1 else "1 sample",
-        None if warm is None else f"after {warm} warm-ups" if warm != 1 else "after 1 warm-up",
-        None if latency["timer"] is None else f"by {latency['timer']}",
-        None if latency["device"] is None else f"on {latency['device']}",
-    ]
-    return Timing(
-        # The same interpolation that the other percentiles were taken with.
-        p10=statistics.quantiles(samples, n=10, method="inclusive")[0] if len(samples) > 1 else None,
-        p50=latency["p50"],
-        p90=latency["p90"] if len(samples) > 1 else None,
-        p99=latency["p99"],
-        p99_is_max=bool(latency["p99_is_max"]),
-        count=len(samples),
-        method=" ".join(part for part in parts if part) + (f"; {latency['note']}" if latency["note"] else ""),
-    )
-
-
 def _of_record(one: Loaded, place: int) -> list[Reading]:
     compared = [_compared(one, place, row) for row in one.record["comparison"]]
     seen = {(row["subject"], row["backend"], row["precision"]) for row in one.record["comparison"]}
@@ -177,7 +122,6 @@ def _of_record(one: Loaded, place: int) -> list[Reading]:
 def _compared(one: Loaded, place: int, row: Mapping[str, Any]) -> Reading:
     taken = timing(row["latency_ms"])
     why = row["why_not"] or (None if taken else BUILT_NOT_RUN if row["runs"] is False else "not measured")
-    gate = one.record["accuracy"]["gate"] if row["subject"] == WHOLE else None
     return Reading(
         record=one.name,
         place=place,
@@ -195,7 +139,7 @@ def _compared(one: Loaded, place: int, row: Mapping[str, Any]) -> Reading:
                 "passed",
             )
         },
-        **_accuracy(row["accuracy"], gate),
+        **_accuracy(row["accuracy"]),
         notes=tuple(row["notes"]),
     )
 
@@ -224,7 +168,7 @@ def _submodule(one: Loaded, place: int, entry: Mapping[str, Any]) -> list[Readin
             engine_bytes=entry["engine_bytes"],
             coverage_percent=entry["coverage_percent"],
             passed=entry["passed"],
-            **_accuracy(entry["accuracy"], entry["gate"]),
+            **_accuracy(entry["accuracy"]),
             notes=tuple(notes),
         )
     )
@@ -260,7 +204,7 @@ def _request(one: Loaded, place: int) -> list[Reading]:
         build_s=_sum(entry["build_s"] for entry in built),
         engine_bytes=_sum(entry["engine_bytes"] for entry in built),
         passed=record["accuracy"]["passed"],
-        **_accuracy(record["accuracy"]["normalised"], record["accuracy"]["gate"]),
+        **_accuracy(record["accuracy"]["normalised"]),
     )
     return [*out, candidate]
 
@@ -278,7 +222,7 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         eager=timing(row["eager_latency_ms"]),
         why_not=None if taken else row["why_not"] or "not measured",
         **_verdict(row["verdict"]),
-        **_accuracy(row["accuracy"], None),
+        **_accuracy(row["accuracy"]),
         stages={name: ms for name, ms in (row["stages"] or {}).items() if ms is not None} or None,
         roofline_ms=roofline.get("ms"),
         roofline_percent=roofline.get("percent"),
@@ -287,44 +231,6 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         kernels=work.get("kernels"),
         notes=tuple(row["notes"]),
     )
-
-
-def split(one: Loaded, column: str) -> list[tuple[str, float]]:
-    """The parts that make up a request, in milliseconds; see `parts`. The medians of a part's calls, added up.
-
-    Args:
-        column: ``latency_ms`` or ``eager_latency_ms``.
-    """
-    values, within = {}, {}
-    for row in one.record["stages"]:
-        taken = timing(row[column])
-        if taken:
-            values[row["stage"]], within[row["stage"]] = taken.p50, row["within"]
-    return parts(values, within)
-
-
-def parts(values: Mapping[str, float], within: Mapping[str, str | None]) -> list[tuple[str, float]]:
-    """The leaves of a tree of stages, so that nothing is counted twice; what lies between stages comes last.
-
-    Args:
-        values: Stage -> ms.
-        within: Stage -> the stage that calls it, or None.
-    Returns: (stage, ms). What a stage does beside calling others is a part of its own.
-    """
-    parents = {stage: within.get(stage) for stage in values if stage != TOTAL}
-    if "eagle_backbone" in values:
-        # Where the restructured model stands beside it, `within` is that one's, which has no such stage.
-        parents.update({name: "eagle_backbone" for name in GROUPS["eagle_backbone"] if name in values})
-    called: dict[str, float] = {}
-    for stage, parent in parents.items():
-        if parent is not None:
-            called[parent] = called.get(parent, 0.0) + values[stage]
-    out = [
-        (f"{stage}, rest" if stage in called else stage, max(values[stage] - called.get(stage, 0.0), 0.0))
-        for stage in parents
-        if stage != REST
-    ]
-    return out + ([(REST, max(values[REST], 0.0))] if REST in values else [])
 
 
 def _label(backend: str | None, precision: str | None) -> str:
@@ -336,9 +242,8 @@ def _verdict(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"ratio": given.get("ratio"), "winner": given.get("winner"), "verdict": given.get("text")}
 
 
-def _accuracy(given: Mapping[str, Any] | None, gate: Mapping[str, Any] | None) -> dict[str, Any]:
-    known = {name: (given or {}).get(name) for name in ("cosine", "exact", "max_abs")}
-    return {**known, "gate_cosine": (gate or {}).get("cosine")}
+def _accuracy(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: (given or {}).get(name) for name in ("cosine", "exact", "max_abs")}
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import DASH, cosine, distance, exact, gate, megabytes, percent, short, speedup
+from .figures import DASH, cosine, distance, exact, gate, megabytes, percent, share, short, speedup
 from .intake import Loaded
 from .markup import Child, Html, element
 from .readings import Reading
@@ -56,7 +56,7 @@ def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
     lines = []
     for row in rows:
         taken = row.timing
-        tail = None if taken is None or taken.p99 is None else join_star(exact_short(taken.p99), taken.p99_is_max)
+        tail = None if taken is None or taken.p99 is None else slowest(exact_short(taken.p99), taken.p99_is_max)
         notes = "; ".join(text for text in (row.why_not, row.verdict, *row.notes) if text)
         lines.append(
             [
@@ -114,12 +114,12 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
                 *((tag[row.record],) if several else ()),
                 (exact_short(p50), p50),
                 (exact_short(p90), p90),
-                (join_star(exact_short(p99), taken.p99_is_max) if taken and p99 is not None else DASH, p99),
+                (slowest(exact_short(p99), taken.p99_is_max) if taken and p99 is not None else DASH, p99),
                 (exact_short(eager), eager),
                 (_against(row), row.ratio),
                 (cosine(row.cosine, row.exact), row.cosine),
                 (distance(row.max_abs), row.max_abs),
-                (percent(row.roofline_percent), row.roofline_percent),
+                (share(row.roofline_percent), row.roofline_percent),
                 (short(row.roofline_ms), row.roofline_ms),
                 (short(row.gflop), row.gflop),
                 (short(row.operators_per_step), row.operators_per_step),
@@ -145,10 +145,12 @@ def actions(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
 
 def exact_short(value: float | None) -> str:
     """Five significant digits at most, which is what a table has room for; the cell's title has the rest."""
-    return DASH if value is None else f"{value:,.5g}".replace(",", "\u00a0") if value >= 1e-3 else f"{value:.2e}"
+    if value is None or value == 0:
+        return DASH if value is None else "0"
+    return f"{value:,.5g}".replace(",", "\u00a0") if abs(value) >= 1e-3 else f"{value:.2e}"
 
 
-def join_star(text: str, largest: bool) -> Child:
+def slowest(text: str, largest: bool) -> Child:
     """A p99 of fewer than 100 samples is the largest one, and is marked."""
     return [text, element("abbr", "max", title="fewer than 100 samples: the largest one")] if largest else text
 

@@ -23,7 +23,7 @@ from ..policy import Gr00tPolicy
 from ..settings import BuildOptions, Plan, Ranges
 from ..submodules import Recording, dimension_ranges, record, select, target
 from ..trial import full_fp32
-from .graphs import Graphs, install
+from .graphs import Graphs
 from .rows import PLAIN, Candidate, Workload
 from .workloads import Requests
 
@@ -146,7 +146,7 @@ class Forms:
             form.model.denoising_steps = work.steps
         form.model.stages.update(form.table)
         if isinstance(form.model, FastGr00tN1d5):
-            install(form.model, form.graphs)
+            form.model.graphs = None if form.graphs is None else form.graphs.answer
 
     def has(self, candidate: Candidate) -> bool:
         """Whether nothing has to be compiled for it any more."""
@@ -173,7 +173,7 @@ class Forms:
         if candidate.graph:
             form = self.get(replace(candidate, graph=False))
             assert isinstance(form.model, FastGr00tN1d5), "no row wants a graph of the plain model"
-            return replace(form, graphs=Graphs(form.model))
+            return replace(form, graphs=Graphs(form.model, candidate.backend))
         if candidate.optimisations:
             model: Model = fast.restructure(self.plain, optimisations=candidate.optimisations)
             model.loop = candidate.loop

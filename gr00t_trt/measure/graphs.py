@@ -1,4 +1,4 @@
-"""Whole requests as CUDA graphs, for the forms that want them."""
+"""Requests of one form replayed as CUDA graphs, one per workload."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..backends import get_backend
 from ..capture import capturer_for
 from ..errors import BackendError
 from ..fast import FastGr00tN1d5, RequestGraphs
@@ -14,16 +15,20 @@ from .rows import Workload
 
 
 class Graphs:
-    """The graphs of one form, one per workload, captured before its first timed call.
+    """The graphs of one form; each is captured, and compared with the uncaptured model, before its first timed call.
 
-    Raises: BackendError where no graphs can be captured.
+    Attributes:
+        answer: What `FastGr00tN1d5.graphs` is while the form is called.
+    Raises: BackendError where nothing can be captured.
     """
 
-    def __init__(self, model: FastGr00tN1d5):
-        capturer = capturer_for(model.device)
+    def __init__(self, model: FastGr00tN1d5, backend: str):
+        capturer, capturable = capturer_for(model.device), get_backend(backend).capturable
         if capturer is None:
             raise BackendError("one CUDA graph: the model is not on a GPU")
-        self.answer = RequestGraphs(model, capturer)
+        if capturable == "none":
+            raise BackendError(f"one CUDA graph: the {backend} backend cannot be captured")
+        self.answer = RequestGraphs(model, capturer, one_shape=capturable == "one shape")
         self._model = model
         self._captured: set[Workload] = set()
 
@@ -31,7 +36,7 @@ class Graphs:
         """Capture requests of this workload, unless that was done. Raises: BackendError saying what stands in the way.
 
         Args:
-            inputs, noise: As the model takes them; the model's steps are the workload's already.
+            inputs, noise: As the model takes them; the model's steps and stages are those of the calls to come.
         """
         if work in self._captured:
             return
@@ -39,8 +44,3 @@ class Graphs:
         if refused is not None:
             raise BackendError(f"one CUDA graph: {refused}")
         self._captured.add(work)
-
-
-def install(model: FastGr00tN1d5, graphs: Graphs | None) -> None:
-    """Let the graphs answer requests of the model, or nothing but the model itself."""
-    model.graphs = None if graphs is None else graphs.answer

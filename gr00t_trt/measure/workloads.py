@@ -47,7 +47,8 @@ class Requests:
         """Model inputs on the host."""
         key = (work.views, work.batch)
         if key not in self._inputs:
-            one = self._policy.preprocess(self.observation(work))[0]
+            # A policy on a GPU prepares images there; the larger requests are put together on the host.
+            one = {name: value.cpu() for name, value in self._policy.preprocess(self.observation(work))[0].items()}
             config = self._policy.model.config
             self._inputs[key] = with_views(one, work.views, config.image_token_index)
         return self._inputs[key]

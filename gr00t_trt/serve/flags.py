@@ -10,7 +10,7 @@ from typing import Any
 from ..command import Parser, parse_flags, switch
 from ..errors import PlanError
 from ..plans import load_plan, merge, resolve
-from ..settings import BACKENDS, PRECISIONS, SUBMODULES, Plan
+from ..settings import BACKENDS, CUDA_GRAPH, PRECISIONS, SUBMODULES, Plan
 
 ENGINES = "gr00t_engine"
 """Where NVIDIA's build script leaves its engines."""
@@ -103,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
         g.add_argument(f"--{flag}_dtype", metavar="P", help=f"precision of {submodule} [--precision]")
     switch(g, "use_explicit_typing", default=None, help="the graph's dtypes are the engine's dtypes [on]")
     switch(g, "use_fp32_acc", default=None, help="accumulate fp16 matrix products in fp32 [on for fp16 engines]")
+    g.add_argument(
+        "--cuda_graph",
+        metavar="WHEN",
+        help=f"{', '.join(CUDA_GRAPH)}: replay whole requests as CUDA graphs, of the shapes known at the start or of "
+        "every new one too; the model then counts as one stage [none]",
+    )
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     g.add_argument(
         "--dataset_path",
@@ -171,6 +177,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         "submodules.dit_model.precision": args.dit_dtype,
         "build.use_explicit_typing": args.use_explicit_typing,
         "build.use_fp32_acc": args.use_fp32_acc,
+        "cuda_graph": args.cuda_graph,
         "denoising_steps": args.denoising_steps,
     }
     if args.use_tensorrt or args.trt_engine_path:

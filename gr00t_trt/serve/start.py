@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
 from ..backends.engine_files import prepare_engine_dir
 from ..deploy import Deployment, deploy
+from ..figures import digits
 from ..policy import Gr00tPolicy, load_policy
 from ..progress import progress
-from ..report import digits
 from ..run import Job, choose_device, open_dataset, recorded_step
 from .batching import Batcher
 from .engine import Engine
@@ -55,7 +54,7 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     engine = Engine(
         policy,
         metrics,
-        tables=(policy.stages, policy.model.stages),
+        tables=_timed_tables(policy),
         device=policy.model.device,
         max_queue=args.max_queue,
         request_timeout_s=args.request_timeout_s,
@@ -115,6 +114,13 @@ def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer |
     port = args.port if args.http_server else args.http_port
     if port is not None:
         yield HttpServer(service, args.host, port, max_request_bytes=size, request_timeout_s=args.request_timeout_s)
+
+
+def _timed_tables(policy: Gr00tPolicy) -> tuple[dict[str, Any], ...]:
+    """The tables whose stages are timed: not the model's where it replays graphs, which were captured without."""
+    if getattr(policy.model, "graphs", None) is not None:
+        return (policy.stages,)
+    return (policy.stages, policy.model.stages)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -188,7 +194,8 @@ def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Depl
         "denoising_steps": policy.denoising_steps,
         "device": deployment.record["device"],
         "gpu": found["gpu"],
-        "versions": {"gr00t_trt": __version__, "python": found["python"], **distributions},
+        "commit": deployment.record["git"]["commit"],
+        "versions": {"python": found["python"], **distributions},
         "submodules": deployment.served_by,
         "action_cosine_to_fp32": deployment.record["accuracy"]["normalised"]["cosine"],
         "observation": observation,

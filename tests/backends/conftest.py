@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gr00t_trt.backends import Target
+from gr00t_trt.backends import Target, get_backend
 from gr00t_trt.backends.onnx_export import missing
 from gr00t_trt.shapes import DimRange
 
@@ -138,8 +138,29 @@ def make_target(name: str, dtype: torch.dtype = torch.float16) -> Target:
     return Target(name, module, tensors(name, 1, 20, dtype), names.get(name, ("hidden", "keep")), ranges)
 
 
+class Unconvertible(nn.Module):
+    def forward(self, x):
+        return torch.lgamma(torch.relu(x) + 1.5) * 2
+
+
+def unconvertible():
+    return Target("odd_one", Unconvertible(), (torch.randn(1, 16),), ("x",), ({0: BATCH},))
+
+
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    if not torch_tensorrt_installed():
+        pytest.skip("torch_tensorrt is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("about machines without a GPU")
+    available = get_backend("torch_tensorrt").availability()
+    if "tensorrt_rtx" not in available.versions:
+        pytest.skip("only TensorRT-RTX builds engines without a GPU")
+    return available
 
 
 @pytest.fixture(autouse=True)

@@ -177,8 +177,16 @@ class TestVerify:
 
     def test_unknown_manifest_field(self, engine):
         path = engine_paths(engine.parent, "dit_model")[1]
-        path.write_text(json.dumps({**json.loads(path.read_text()), "later": 1}))
+        fields = json.loads(path.read_text())
+        del fields["checksum"]
+        path.write_text(json.dumps({**fields, "later": 1}))
         with pytest.raises(RecordError, match="later"):
+            verify(engine)
+
+    def test_altered_manifest(self, engine):
+        path = engine_paths(engine.parent, "dit_model")[1]
+        path.write_text(path.read_text().replace('"hidden"', '"hiddem"'))
+        with pytest.raises(RecordError, match="the manifest is not as it was written"):
             verify(engine)
 
 

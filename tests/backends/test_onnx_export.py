@@ -11,7 +11,8 @@ import torch
 from conftest import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
-from gr00t_trt.backends import Target, get_backend, onnx_export, onnxruntime, trt_network
+from gr00t_trt.backends import Built, Target, get_backend, onnx_export, onnxruntime, trt_network
+from gr00t_trt.backends.engine_cache import EngineCache
 from gr00t_trt.backends.engine_files import verify, weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.settings import BuildOptions
@@ -295,6 +296,29 @@ class TestTensorRT:
         file = onnx_export.OnnxFile(broken, onnx_export.interface(target), 500, 0, {}, {})
         with pytest.raises(BackendError, match=r"TensorRT's parser refused broken.onnx: "):
             trt_network.build_engine(trt_network.load_tensorrt(), file, BuildOptions())
+
+    def test_a_second_build_finds_the_engine_and_a_damaged_one_is_built_again(self, built, tmp_path: Path) -> None:
+        target, cache = make_target("encoder"), EngineCache(tmp_path / "cache")
+
+        def build() -> Built:
+            return get_backend("tensorrt").build(
+                target, BuildOptions(), engine_dir=tmp_path, progress=lambda _: None, cache=cache
+            )
+
+        first = build()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trt_network, "build_engine", lambda *_: pytest.fail("built again"))
+            second = build()
+        assert (first.from_cache, second.from_cache) == (False, True)
+        assert verify(tmp_path / "encoder.engine").bytes == first.engine_bytes == second.engine_bytes
+        args = tensors("encoder", 2, 20)
+        assert torch.equal(second.call(*args), first.call(*args))
+        (engine,) = (tmp_path / "cache").glob("*.engine")
+        whole = engine.read_bytes()
+        engine.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        third = build()
+        assert not third.from_cache
+        assert any("was not trusted, and built again" in note for note in third.notes)
 
     def test_bf16_is_built_and_checked_by_the_eager_module(self, built, tmp_path: Path) -> None:
         target = dataclasses.replace(make_target("encoder", torch.bfloat16), name="small")

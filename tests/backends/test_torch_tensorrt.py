@@ -6,15 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import BATCH, cosine, make_target, needs_no_gpu, needs_torch_tensorrt, tensors, torch_tensorrt_installed
+from conftest import cosine, make_target, needs_no_gpu, needs_torch_tensorrt, tensors, unconvertible
 from torch import nn
 
 from gr00t_trt.backends import Target, get_backend, trt_build
 from gr00t_trt.backends import torch_tensorrt as module_under_test
-from gr00t_trt.backends.cpu_only import cpu_only
+from gr00t_trt.backends.engine_cache import EngineCache
 from gr00t_trt.backends.engine_files import verify, weights_hash
-from gr00t_trt.backends.trt_log import compiler_log
-from gr00t_trt.backends.trt_settings import map_settings
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.settings import BuildOptions
 from gr00t_trt.shapes import DimRange
@@ -25,18 +23,6 @@ PLAN_MAGIC = (b"ftrt", b"vtrt")
 
 def build(target, options=OPTIONS, engine_dir=None, progress=lambda phase: None):
     return get_backend("torch_tensorrt").build(target, options, engine_dir=engine_dir, progress=progress)
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    if not torch_tensorrt_installed():
-        pytest.skip("torch_tensorrt is not installed")
-    if torch.cuda.is_available():
-        pytest.skip("about machines without a GPU")
-    available = get_backend("torch_tensorrt").availability()
-    if "tensorrt_rtx" not in available.versions:
-        pytest.skip("only TensorRT-RTX builds engines without a GPU")
-    return available
 
 
 class TestAvailability:
@@ -160,108 +146,11 @@ def test_an_unwritable_folder_is_refused_before_building(rtx, tmp_path):
     assert phases == []
 
 
-class EngineStandIn(nn.Module):
-    """An engine module as a GPU build leaves it in the graph, computing in PyTorch."""
-
-    def __init__(self, graph, inputs):
-        super().__init__()
-        self.graph_module = graph
-        self.serialized_engine = b"ftrt" + bytes(100)
-        self.input_binding_names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-        self.output_binding_names = ["output0"]
-
-    def forward(self, *args):
-        return self.graph_module(*args)
-
-    def set_output_tensors_as_unowned(self, enabled):
-        self.unowned = enabled
-
-
-class TestGpuBuild:
-    """The steps of a build on a GPU, with engines that compute in PyTorch."""
-
-    @pytest.fixture
-    def run(self, rtx, monkeypatch):
-        def run(target, options=OPTIONS, engine_dir=None):
-            with compiler_log(debug=False) as log, cpu_only() as module:
-                from torch_tensorrt.dynamo import _compiler
-
-                converted = []
-
-                def convert_module(graph, inputs, settings, **kwargs):
-                    converted.append(settings)
-                    return EngineStandIn(graph, inputs)
-
-                monkeypatch.setattr(_compiler, "convert_module", convert_module)
-                monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-                fields = module_under_test._field_names()
-                settings = map_settings(
-                    options,
-                    release=(2, 13),
-                    fields=fields,
-                    flavour="tensorrt",
-                    cuda=True,
-                    timing_cache_path="timings",
-                )
-                job = module_under_test._Job(
-                    module, target, options, settings, "tensorrt", True, engine_dir, {}, lambda p: None, log
-                )
-                return job.run(), converted
-
-        return run
-
-    def test_builds_once_runs_and_writes(self, run, tmp_path):
-        target = make_target("attention")
-        built, converted = run(target, engine_dir=tmp_path)
-        assert built.runs
-        assert (built.coverage.engines, built.coverage.percent) == (1, 100.0)
-        assert set(built.phases_s) == {"build", "warm", "write"}
-        with torch.inference_mode():
-            for batch, length in ((1, 8), (4, 40), (2, 13)):
-                args = tensors("attention", batch, length)
-                assert cosine(built.call(*args), target.module(*args)) > 0.99999
-        assert len(converted) == 1
-        settings = converted[0]
-        assert (settings.dryrun, settings.immutable_weights, settings.attn_bias_is_causal) == (False, False, False)
-        assert (settings.min_block_size, settings.truncate_double, settings.use_fp32_acc) == (1, True, True)
-        assert (settings.require_full_compilation, settings.timing_cache_path) == (True, "timings")
-        manifest = verify(built.engine.path)
-        assert manifest.executed is True
-        assert [(b.name, b.optimum) for b in manifest.inputs] == [("hidden", (1, 20, 32)), ("keep", (1, 20))]
-
-    def test_names_leftover_operators_before_building_engines(self, run):
-        with pytest.raises(BackendError, match=r"odd_one: .* PyTorch: .*lgamma.* x1"):
-            run(unconvertible())
-
-    def test_counts_leftover_operators_between_engines(self, run):
-        built, converted = run(unconvertible(), dataclasses.replace(OPTIONS, require_full_compilation=False))
-        assert len(converted) == built.coverage.engines == 2
-        assert list(built.coverage.unsupported.values()) == [1]
-        assert built.coverage.converted == built.coverage.operators - 1
-        assert built.engine_bytes is None
-
-    def test_a_dropped_hint_is_an_error(self, run, monkeypatch):
-        from torch_tensorrt import MutableTorchTensorRTModule
-
-        monkeypatch.setattr(MutableTorchTensorRTModule, "_validates_dynamic_hints", lambda self: False)
-        with pytest.raises(BackendError, match="dropped the dynamic shapes"):
-            run(make_target("attention"))
-
-
 def test_a_target_list_without_this_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     trt_build.check_this_gpu(("8.6", "8.9"))
     with pytest.raises(PlanError, match=r"\['8.9'\] leaves out this GPU, 8.6"):
         trt_build.check_this_gpu(("8.9",))
-
-
-class Unconvertible(nn.Module):
-    def forward(self, x):
-        return torch.lgamma(torch.relu(x) + 1.5) * 2
-
-
-def unconvertible():
-    return Target("odd_one", Unconvertible(), (torch.randn(1, 16),), ("x",), ({0: BATCH},))
 
 
 def test_leftover_operators_are_an_error_that_names_them(rtx):
@@ -279,7 +168,7 @@ def test_leftover_operators_are_a_note_when_allowed(rtx, tmp_path):
     assert any("lgamma" in name for name in built.coverage.unsupported)
     assert any("left to PyTorch" in note for note in built.notes)
     x = torch.randn(3, 16)
-    assert cosine(built.call(x), Unconvertible()(x)) > 0.99999
+    assert cosine(built.call(x), unconvertible().module(x)) > 0.99999
 
 
 class Failing(nn.Module):
@@ -315,7 +204,12 @@ def test_debug_writes_a_log(rtx, tmp_path):
     import logging
 
     handlers = logging.getLogger().handlers[:]
-    build(make_target("encoder"), dataclasses.replace(OPTIONS, debug=True), tmp_path)
+    options = dataclasses.replace(OPTIONS, debug=True)
+    built = get_backend("torch_tensorrt").build(
+        make_target("encoder"), options, engine_dir=tmp_path, progress=print, cache=EngineCache(tmp_path / "cache")
+    )
+    assert any(note.startswith("debug: the engine cache was not used") for note in built.notes)
+    assert not (tmp_path / "cache").exists()
     assert logging.getLogger().handlers == handlers
     assert (tmp_path / "debug" / "encoder" / "torch_tensorrt_logging.log").stat().st_size > 1000
 

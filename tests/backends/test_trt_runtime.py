@@ -13,9 +13,8 @@ from fake_tensorrt import DataType, FakeEngine
 
 from gr00t_trt.backends import trt_runtime
 from gr00t_trt.backends.guarded import GuardedModule
-from gr00t_trt.backends.onnx_interface import interface
 from gr00t_trt.backends.trt_network import TensorRT
-from gr00t_trt.backends.trt_runtime import EngineCall, deserialize
+from gr00t_trt.backends.trt_runtime import TrtRunner
 from gr00t_trt.errors import BackendError, ShapeError
 
 CPU = torch.device("cpu")
@@ -46,8 +45,9 @@ def encoder_engine(**settings: object) -> FakeEngine:
     return FakeEngine(inputs, ("output", DataType.HALF, (-1, 6, 16)), target.module, **settings)
 
 
-def load(trt: TensorRT, engine: FakeEngine) -> EngineCall:
-    return EngineCall(trt, engine, interface(make_target("encoder")), CPU)
+def load(trt: TensorRT, engine: FakeEngine) -> TrtRunner:
+    fake_tensorrt.Runtime.ENGINES[b"encoder"] = engine
+    return TrtRunner(b"encoder", make_target("encoder").argument_names, ("output",), CPU, trt=trt)
 
 
 def sizes(batch: int) -> tuple[torch.Tensor, ...]:
@@ -117,25 +117,22 @@ def test_an_input_that_the_network_does_not_use_is_left_out(trt: TensorRT) -> No
 
 
 def test_what_tensorrt_refuses_is_an_error_that_names_the_submodule(trt: TensorRT) -> None:
-    with pytest.raises(BackendError, match="encoder: no memory on cpu"):
+    with pytest.raises(BackendError, match="no memory on cpu"):
         load(trt, encoder_engine(context=False))
     engine = encoder_engine()
     call = load(trt, engine)
     engine.contexts[0].execute_async_v3 = lambda stream: False  # type: ignore[method-assign]
-    with pytest.raises(BackendError, match="encoder: TensorRT did not run"):
+    with pytest.raises(BackendError, match="TensorRT did not run the engine"):
         call(*sizes(1))
-    with pytest.raises(BackendError, match=r"encoder: TensorRT refused actions of shape \(5, 6, 8\)"):
+    with pytest.raises(BackendError, match=r"TensorRT refused actions of shape \(5, 6, 8\)"):
         call(*sizes(5))
     engine.outputs["second"] = engine.outputs["output"]
-    with pytest.raises(BackendError, match="2 outputs"):
+    with pytest.raises(BackendError, match="the engine's outputs are output, second and not output"):
         load(trt, engine)
 
 
 def test_a_foreign_engine_is_refused_in_tensorrts_own_words(trt: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt.module, "__version__", "10.9", raising=False)
-    engine = encoder_engine()
-    monkeypatch.setitem(fake_tensorrt.Runtime.ENGINES, b"good", engine)
-    assert deserialize(trt, b"good", "x.engine") is engine
-    with pytest.raises(BackendError, match=r"x.engine: tensorrt 10.9 cannot load it: Serialization assertion: Version"):
-        deserialize(trt, b"bad", "x.engine")
+    with pytest.raises(BackendError, match=r"tensorrt 10\.9 cannot load the engine: Serialization assertion: Version"):
+        TrtRunner(b"bad", ("x",), ("output",), CPU, trt=trt)
     assert trt.log.errors == []

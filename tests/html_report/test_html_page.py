@@ -20,7 +20,7 @@ from gr00t_trt.html_report.intake import Loaded, checked, load
 from gr00t_trt.html_report.markup import VOID, element, escape
 from gr00t_trt.html_report.page import SCRIPT, STYLE, page
 from gr00t_trt.html_report.published import PUBLISHED
-from gr00t_trt.html_report.readings import parts, timing
+from gr00t_trt.html_report.timings import parts, timing
 from gr00t_trt.plots import digest
 
 BENCH = sorted((Path(__file__).resolve().parents[2] / "bench" / "records").glob("*.json"))
@@ -80,14 +80,29 @@ def test_the_answer_names_the_fastest_and_the_gates(compared) -> None:
     assert "All 33 accuracy checks pass." in text
 
 
+def test_steps_are_told_against_the_eager_model_that_was_timed_with_them(compared) -> None:
+    last = compared["measurements"][11]
+    text = section(shown(compared), "What each step brings", "What else was varied")
+    assert f"6.05 ms · {last['verdict']['ratio']:.2f}×" in text.replace("\u00a0", " ")
+    assert "against the bar before" in text
+
+
+def test_a_measuring_run_alone_answers_from_its_own_rows(compared) -> None:
+    compared["comparison"], compared["stages"] = [], []
+    text = shown(compared).text
+    assert "Fastest here: one CUDA graph, p50 6.05 ms" in text
+    assert "these are measuring runs" in text
+
+
 def test_a_backend_outside_its_gate_is_not_the_answer_and_is_told_loudly(compared) -> None:
     for entry in compared["comparison"]:
         if (entry["subject"], entry["backend"]) == ("whole request", "torch_tensorrt"):
-            entry["passed"] = False
+            entry.update(passed=False, failures=["cosine 0.91 is below the gate 0.995"])
     text = shown(compared).text
     assert "Fastest here: inductor bf16" in text
     assert "1 of 33 accuracy checks FAIL: whole request on torch_tensorrt." in text
-    assert "outside its accuracy gate: whole request on torch_tensorrt" in section_of_warnings(text)
+    reason = "whole request on torch_tensorrt: cosine 0.91 is below the gate 0.995"
+    assert f"outside its accuracy gate: {reason}" in section_of_warnings(text)
 
 
 def section_of_warnings(text: str) -> str:
@@ -118,8 +133,10 @@ def test_records_of_different_machines_are_not_one_comparison(compared, built) -
     text = shown(compared, built).text
     assert "these records are of different machines: their latencies are not one comparison" in text
     assert text.count("NVIDIA Testing 9000") > 2
+    built["model"]["path"] = "synthetic"
+    assert "these records are of different models" in shown(compared, built).text
     same = shown(compared, compared).text
-    assert "are of different machines" not in same
+    assert "these records are of different" not in same
 
 
 def test_published_figures_are_marked_and_have_their_sources(compared) -> None:
@@ -309,11 +326,12 @@ def test_axes_end_at_or_just_beyond_what_they_show(top) -> None:
 
 
 def test_known_fields_exist_in_the_records_that_are_written() -> None:
-    from gr00t_trt.html_report.intake import COMPARISON, RECORD, STAGE, SUBMODULE
+    from gr00t_trt.html_report.intake import COMPARISON, MEASUREMENT, RECORD, STAGE, SUBMODULE
 
     for kinds, fields in (
         (SUBMODULE, records.SUBMODULE_FIELDS),
         (STAGE, records.STAGE_FIELDS),
+        (MEASUREMENT, records.MEASUREMENT_FIELDS),
         (COMPARISON, records.COMPARISON_FIELDS),
         (RECORD, tuple(COMPARED)),
         (RECORD["end_to_end"], records.END_TO_END_FIELDS),

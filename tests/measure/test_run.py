@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GRAPHED = Candidate("inductor", ALL, "denoise_step", mode="reduce-overhead")
 TWO_STEPS = Workload(steps=2)
 ROWS = [
-    Row("waterfall", "eager PyTorch", PLAIN, 1, "request", calls=5),
-    Row("waterfall", "restructured", OURS, 0, "request", calls=5),
+    Row("request", "eager PyTorch", PLAIN, 1, "request", calls=5),
+    Row("request", "restructured", OURS, 0, "request", calls=5),
     Row("loop", "denoising loop", OURS, 2, "loop"),
     Row("loop", "denoising loop, CUDA graphs", GRAPHED, 4, "loop"),
     Row("compile", "reduce-overhead", GRAPHED, 3),
@@ -85,7 +85,7 @@ def test_eager_is_the_one_that_was_timed_in_turn(record: dict[str, Any]) -> None
     assert eager["latency_ms"] == entry(record, "restructured")["eager_latency_ms"]
     assert eager["accuracy"]["exact"] is True
     assert eager["verdict"] is None
-    assert eager["work"]["operators_per_step"] > 2 * entry(record, "restructured")["work"]["operators_per_step"]
+    assert eager["work"]["operators"] > 1.4 * entry(record, "restructured")["work"]["operators"]
 
 
 def test_the_loop_is_a_part_of_the_same_calls(record: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def test_rows_fail_alone_and_say_why(record: dict[str, Any]) -> None:
     first = entry(record, "reduce-overhead")
     assert "replays CUDA graphs, and there is no GPU" in first["why_not"]
     assert "could not be built" in entry(record, "denoising loop, CUDA graphs")["why_not"]
-    assert "one CUDA graph" in entry(record, "one CUDA graph")["why_not"]
+    assert "one CUDA graph: the model is not on a GPU" in entry(record, "one CUDA graph")["why_not"]
     for name in ("reduce-overhead", "one CUDA graph"):
         assert entry(record, name)["latency_ms"] is None
     assert record["exit_reason"] == "a row failed"

@@ -68,7 +68,7 @@ def test_an_answer_says_where_its_time_went() -> None:
         (answer,) = answered(run.ask(3.0))
     assert answer.action is not None
     assert (answer.action["action.arm"] == 3.0).all()
-    assert list(answer.timings_ms) == ["queue", "think", "total"]
+    assert list(answer.timings_ms) == ["queue", "think", "between stages", "total"]
     assert 0 <= answer.timings_ms["think"] <= answer.timings_ms["total"]
     assert run.metrics.snapshot()["timings_ms"]["think"]["count"] == 1
 

@@ -39,7 +39,7 @@ def test_a_client_is_used_like_a_policy(served: Served, kind: str) -> None:
         assert list(action) == ["action.arm"]
         assert action["action.arm"].dtype == np.float32
         assert (action["action.arm"] == 4.0).all()
-        assert list(client.last_timings_ms) == ["queue", "think", "total"]
+        assert list(client.last_timings_ms) == ["queue", "think", "between stages", "total"]
         with pytest.raises(ServiceError, match=r"Server error: (Internal server error: )?told to fail"):
             client.get_action(observation(4.0, "fail"))
         assert (client.get_action(observation(5.0))["action.arm"] == 5.0).all()

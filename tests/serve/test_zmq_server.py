@@ -85,7 +85,7 @@ def test_a_missing_endpoint_means_get_action_and_use_position_ids_is_dropped(ser
 def test_timings_come_when_asked_for(served: Served) -> None:
     with requester(served.port) as client:
         timings = asked(client, by_hand(1.0, timings=True))["timings"]
-    assert list(timings) == ["queue", "think", "total"]
+    assert list(timings) == ["queue", "think", "between stages", "total"]
 
 
 def test_modality_config_and_status(served: Served) -> None:

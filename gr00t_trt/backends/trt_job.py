@@ -1,0 +1,231 @@
+"""One submodule through Torch-TensorRT: its engine built or taken from the cache, and what became of it told."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BackendError, Gr00tError
+from ..settings import BuildOptions
+from . import trt_build
+from .base import Built, EngineFile, Target
+from .engine_cache import Cached, EngineCache, Slot
+from .engine_files import place_engine, weights_hash, write_engine
+from .engine_key import engine_key, target_gpu
+from .guarded import GuardedModule, build_failed
+from .trt_settings import TENSORRT, TrtSettings
+
+
+@dataclasses.dataclass
+class TrtJob:
+    """Everything that one build needs; `run` does it, inside `cpu_only` and with the compiler's log captured."""
+
+    torch_tensorrt: Any
+    target: Target
+    options: BuildOptions
+    settings: TrtSettings
+    flavour: str
+    cuda: bool
+    engine_dir: Path | None
+    cache: EngineCache | None
+    versions: dict[str, str]
+    progress: Callable[[str], None]
+    log: Any
+    notes: list[str] = dataclasses.field(default_factory=list)
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def run(self) -> Built:
+        start = time.perf_counter()
+        self.arguments = {**self.settings.module, **self.settings.compile}
+        self.notes += self.settings.notes
+        built = self.on_gpu() if self.cuda else self.without_gpu()
+        gc.collect()
+        return dataclasses.replace(
+            built,
+            build_s=time.perf_counter() - start,
+            phases_s=self.phases,
+            settings=self.arguments,
+            notes=tuple(self.notes),
+        )
+
+    def on_gpu(self) -> Built:
+        slot = self.slot()
+        with slot.reserved():
+            found = slot.find(read=True)
+            if found is not None and (built := self.loaded(found)) is not None:
+                return built
+            with self.phase("exporting and building the engine", "build"):
+                part = self.partition()
+            self.check_complete(part)
+            call = GuardedModule(self.target, part.module)
+            with self.phase("running the engine at the recorded size", "warm"):
+                self.warm(call, part)
+            engine = self.existing_engine(part)
+            file = self.write(slot, engine, part, None) if engine is not None else None
+        size = None if engine is None else len(engine.plan)
+        return Built(call, True, 0.0, coverage=part.coverage, engine=file, engine_bytes=size)
+
+    def without_gpu(self) -> Built:
+        """A dry run, always: its graph is what the submodule's accuracy is checked on. Only the engine is kept."""
+        with self.phase("exporting and partitioning", "partition"):
+            part = self.partition()
+        self.check_complete(part)
+        built = Built(GuardedModule(self.target, part.module), False, 0.0, coverage=part.coverage)
+        if self.flavour == TENSORRT:
+            self.notes.append("Dry run: TensorRT builds engines on a GPU only; TensorRT-RTX also without one.")
+            return built
+        if part.coverage.engines != 1 or part.coverage.unsupported:
+            self.notes.append("No engine was built: the submodule does not fit into exactly one.")
+            return built
+        slot, graph = self.slot(), trt_build.graph_hash(part)
+        with slot.reserved():
+            found = slot.find()
+            if found is not None and found.manifest.graph_sha256 != graph:
+                self.notes.append("The engine in the cache is of another graph than this one, and was built again.")
+                found = None
+            if found is None:
+                with self.phase("building the TensorRT-RTX engine", "engine"):
+                    engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
+                file, size = self.write(slot, engine, part, graph), len(engine.plan)
+                built = dataclasses.replace(built, engine=file, engine_bytes=size)
+            else:
+                built = dataclasses.replace(built, **self.taken(found))
+        targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
+        self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
+        return built
+
+    def slot(self) -> Slot:
+        cache = self.cache
+        if cache is not None and self.options.debug:
+            self.notes.append("debug: the engine cache was not used, so that there is a build to look at.")
+            cache = None
+        if cache is None:
+            return Slot(None, self.key, self.progress, self.notes)
+        with self.phase("looking for the engine in the cache", "key"):
+            return Slot(cache, self.key, self.progress, self.notes)
+
+    def key(self) -> dict[str, Any]:
+        return engine_key(
+            self.target,
+            route="torch_tensorrt",
+            settings={name: value for name, value in self.arguments.items() if name != "timing_cache_path"},
+            gpu=target_gpu(self.options.compute_capabilities, self.target.inputs[0].device),
+            versions=self.versions,
+        )
+
+    def loaded(self, found: Cached) -> Built | None:
+        """An engine from the cache, run once; None, and a note, where it cannot be."""
+        try:
+            with self.phase("loading the engine from the cache", "load"):
+                call = GuardedModule(self.target, _runner(found, self.target.inputs[0].device))
+            with self.phase("running the engine at the recorded size", "warm"), torch.no_grad():
+                call(*self.target.inputs)
+                torch.cuda.synchronize()
+        except BackendError as e:
+            self.notes.append(f"The engine in the cache was built again: {str(e).splitlines()[0]}.")
+            return None
+        if self.options.cpu_offload:
+            self.target.module.to("cpu")
+        return Built(call, True, 0.0, coverage=found.manifest.coverage, **self.taken(found))
+
+    def taken(self, found: Cached) -> dict[str, Any]:
+        self.notes.append("The engine is from the cache: an earlier run built it.")
+        return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
+
+    @contextmanager
+    def phase(self, what: str, key: str) -> Iterator[None]:
+        self.progress(what)
+        start = time.perf_counter()
+        try:
+            yield
+        except Gr00tError:
+            raise
+        except Exception as e:
+            raise build_failed(self.target, what, e, self.log.first_error()) from e
+        self.phases[key] = time.perf_counter() - start
+
+    def partition(self) -> trt_build.Partition:
+        try:
+            return trt_build.partition(self.torch_tensorrt, self.target, self.arguments, dryrun=not self.cuda)
+        except AssertionError as e:
+            if "require_full_compilation" not in str(e):
+                raise
+            # The compiler says that something is left over and not what; a tolerant dry run names it.
+            arguments = {**self.arguments, "require_full_compilation": False, "dryrun": True}
+            part = trt_build.partition(self.torch_tensorrt, self.target, arguments, dryrun=True)
+            raise self.not_complete(trt_build.incomplete(self.target, part.coverage) or str(e)) from e
+
+    def not_complete(self, why: str) -> BackendError:
+        return BackendError(
+            why,
+            known="require_full_compilation is on: a submodule must become exactly one engine",
+            fix="set `require_full_compilation: false`, or give this submodule `backend: eager` in the plan",
+        )
+
+    def check_complete(self, part: trt_build.Partition) -> None:
+        why = trt_build.incomplete(self.target, part.coverage)
+        if why is not None and self.options.require_full_compilation:
+            raise self.not_complete(why)
+        if why is not None:
+            self.notes.append(why)
+
+    def warm(self, call: GuardedModule, part: trt_build.Partition) -> None:
+        with torch.no_grad():
+            call(*self.target.inputs)
+        torch.cuda.synchronize()
+        if part.module.gm is not part.graph:
+            raise BackendError(f"{self.target.name}: the recorded size made the compiler build again")
+
+    def existing_engine(self, part: trt_build.Partition) -> trt_build.SerializedEngine | None:
+        if part.coverage.engines != 1:
+            return None
+        engine = trt_build.built_engine(self.target, part)
+        if engine is None and (self.engine_dir is not None or self.cache is not None):
+            self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
+        return engine
+
+    def write(
+        self, slot: Slot, engine: trt_build.SerializedEngine, part: trt_build.Partition, graph: str | None
+    ) -> EngineFile | None:
+        """Into the cache and from there into `engine_dir`; straight into that where there is no cache."""
+        if slot.key is None and self.engine_dir is None:
+            return None
+        with self.phase("writing the engine", "write"):
+            description = {
+                "inputs": engine.inputs,
+                "outputs": engine.outputs,
+                "arguments": engine.arguments,
+                "compute_capabilities": self.options.compute_capabilities,
+                "versions": self.versions,
+                "options": dataclasses.asdict(self.options),
+                "settings": self.arguments if self.cuda else {**self.arguments, **trt_build.AHEAD_OF_TIME},
+                "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
+                "executed": self.cuda,
+                "coverage": part.coverage,
+                "graph_sha256": graph,
+            }
+            kept = slot.keep(engine.plan, description)
+            if kept is not None:
+                return self.place(kept)
+            if self.engine_dir is None:
+                return None
+            return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
+
+    def place(self, cached: EngineFile) -> EngineFile:
+        return cached if self.engine_dir is None else place_engine(cached, self.engine_dir, self.target.name)
+
+
+def _runner(found: Cached, device: torch.device) -> Callable[..., Any]:
+    from .trt_runtime import TrtRunner
+
+    assert found.plan is not None
+    manifest = found.manifest
+    run = TrtRunner(found.plan, [b.name for b in manifest.inputs], [b.name for b in manifest.outputs], device)
+    return lambda *args: run(*(args[index] for index in manifest.arguments))

@@ -1,0 +1,201 @@
+"""Recorded episodes replayed to a policy: its actions beside those of the recording, and how far apart they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data import LeRobotDataset, ModalityConfig
+from ..errors import DatasetError, ObservationError, PlanError, unknown
+from ..policies import Policy, refuse_non_finite
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The rows of one episode that are evaluated.
+
+    Attributes:
+        trajectory: ``episode_index`` in the dataset.
+        actions: Action key -> float64 [N, D], what was done, in the dataset's units.
+        states: State key -> float64 [N, D]; only parts that a state shares with an action, in the same width.
+        queries: Rows at which the policy is asked: 0, h, 2h, ... below N.
+    """
+
+    trajectory: int
+    instruction: str
+    actions: Mapping[str, np.ndarray]
+    states: Mapping[str, np.ndarray]
+    queries: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.actions.values())))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one policy answered to a `Recording`.
+
+    Attributes:
+        actions: Action key -> [N, D] in the dataset's units: chunks cut to the horizon and joined.
+        latency_ms: One per query, from observation to actions.
+    """
+
+    actions: Mapping[str, np.ndarray]
+    latency_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Squared error in the dataset's units, unnormalised.
+
+    Attributes:
+        mse: Mean over rows and dimensions of the chosen keys.
+        per_dimension: Key -> float64 [D], mean over rows.
+    """
+
+    mse: float
+    per_dimension: Mapping[str, np.ndarray]
+
+
+def action_keys(modality_config: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
+    """The full keys of the wanted action parts. Raises: PlanError for one that the policy does not predict."""
+    known = modality_config["action"].modality_keys
+    out = []
+    for name in wanted:
+        key = name if name.startswith("action.") else f"action.{name}"
+        if key not in known:
+            raise unknown(PlanError, "--modality_keys", name, [k.partition(".")[2] for k in known])
+        out.append(key)
+    return list(dict.fromkeys(out))
+
+
+def choose_horizon(modality_config: Mapping[str, Any], wanted: int | None) -> int:
+    """How many rows of each chunk are used. Raises: PlanError for more rows than a chunk has, or none."""
+    offsets = list(modality_config["action"].delta_indices)
+    if offsets != list(range(len(offsets))):
+        raise PlanError(
+            f"the policy's action rows are at offsets {offsets}", known="0, 1, 2, ...: consecutive rows of the episode"
+        )
+    if wanted is not None and not 1 <= wanted <= len(offsets):
+        raise PlanError(f"--action_horizon: {wanted} is out of range", known=f"1 to {len(offsets)}, the policy's chunk")
+    return wanted or len(offsets)
+
+
+def read_recording(dataset: LeRobotDataset, trajectory: int, *, steps: int, horizon: int) -> Recording:
+    """The first `steps` rows of an episode, or all of it where it is shorter. Raises: DatasetError."""
+    found = {e.index: e.length for e in dataset.episodes}
+    if trajectory not in found:
+        raise DatasetError(f"{dataset.path}: no trajectory {trajectory}", known=f"{min(found)} to {max(found)}")
+    rows = min(steps, found[trajectory])
+    keys = dataset.modality_config["action"].modality_keys
+    shared = [f"state.{key.partition('.')[2]}" for key in keys]
+    whole = {
+        "action": ModalityConfig(list(range(rows)), list(keys)),
+        "state": ModalityConfig(list(range(rows)), [k for k in shared if k in dataset.layout.keys("state")]),
+        "language": ModalityConfig([0], list(dataset.modality_config["language"].modality_keys))
+        if "language" in dataset.modality_config
+        else ModalityConfig([0], []),
+    }
+    values = LeRobotDataset(dataset.path, whole).step(trajectory, 0)
+    actions = {key: values[key] for key in keys}
+    refuse_broken(actions, f"{dataset.path}: trajectory {trajectory}")
+    states = {
+        key: values[key]
+        for key in whole["state"].modality_keys
+        if values[key].shape == actions[f"action.{key.partition('.')[2]}"].shape
+    }
+    text = next((values[key][0] for key in whole["language"].modality_keys), "")
+    return Recording(trajectory, text, actions, states, tuple(range(0, rows, horizon)))
+
+
+def refuse_broken(actions: Mapping[str, np.ndarray], source: str) -> None:
+    """Raises: DatasetError for a recorded action that is not finite."""
+    for key, value in actions.items():
+        if not np.isfinite(value).all():
+            row, column = np.argwhere(~np.isfinite(value))[0]
+            raise DatasetError(
+                f"{source}: {key} holds {value[row, column]} at row {row}, dimension {column}",
+                known="finite numbers",
+                fix="leave the trajectory out with --start_traj and --trajs, or record it again",
+            )
+
+
+def replay(
+    policy: Policy,
+    dataset: LeRobotDataset,
+    recording: Recording,
+    *,
+    horizon: int,
+    source: str,
+    advance: Callable[[int, int], None],
+) -> Prediction:
+    """Ask a policy at every query row; each answer stands until the next.
+
+    Args:
+        source: What to call the policy in errors.
+        advance: Told how many of how many queries are done.
+    Raises: AccuracyError for an answer that is not finite, ObservationError for one that lacks a key, a row or a
+        dimension of the recording; whatever the policy raises passes through.
+    """
+    chunks: dict[str, list[np.ndarray]] = {key: [] for key in recording.actions}
+    latencies = []
+    for number, row in enumerate(recording.queries):
+        observation = observed(dataset, recording.trajectory, row)
+        began = time.perf_counter()
+        answer = policy.get_action(observation)
+        latencies.append((time.perf_counter() - began) * 1e3)
+        refuse_non_finite(answer, f"{source}, trajectory {recording.trajectory}, row {row}")
+        rows = min(horizon, len(recording) - row)
+        for key, recorded in recording.actions.items():
+            value = np.asarray(answer.get(key, np.zeros((0, 0))))
+            if value.ndim != 2 or value.shape[0] < rows or value.shape[1] != recorded.shape[1]:
+                given = f"has shape {value.shape}" if key in answer else "is missing"
+                raise ObservationError(
+                    f"{source}: {key} {given}",
+                    known=f"at least {rows} rows of {recorded.shape[1]}, as in {dataset.path}",
+                    fix="use the data config that the policy was trained with",
+                )
+            chunks[key].append(value[:rows])
+        advance(number + 1, len(recording.queries))
+    return Prediction({key: np.concatenate(parts) for key, parts in chunks.items()}, tuple(latencies))
+
+
+def observed(dataset: LeRobotDataset, trajectory: int, row: int) -> dict[str, Any]:
+    """What a robot would have seen at a row: the step without its recorded actions."""
+    return {k: v for k, v in dataset.step(trajectory, row).items() if not k.startswith("action.")}
+
+
+def score(recording: Recording, prediction: Prediction, keys: Sequence[str]) -> Score:
+    """How far the predicted actions are from the recorded ones over some action keys."""
+    squared = {key: np.square(prediction.actions[key] - recording.actions[key]) for key in keys}
+    return Score(
+        float(np.concatenate(list(squared.values()), axis=1).mean()),
+        {key: value.mean(axis=0) for key, value in squared.items()},
+    )
+
+
+def difference(
+    first: Sequence[Prediction], second: Sequence[Prediction], span: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float | None]]:
+    """How far two policies' actions are apart, per action key, in the dataset's units.
+
+    Args:
+        span: Action key -> [D], largest minus smallest value in the dataset.
+    Returns: Key -> ``max_abs``, ``mean_abs``, and ``max_percent_of_range``: the largest share of a dimension's span,
+        None where no dimension of the key moves.
+    """
+    out: dict[str, dict[str, float | None]] = {}
+    for key in first[0].actions:
+        gap = np.concatenate([np.abs(a.actions[key] - b.actions[key]) for a, b in zip(first, second, strict=True)])
+        moves = span[key] > 0
+        share = gap[:, moves] / span[key][moves] * 100
+        out[key] = {
+            "max_abs": float(gap.max()),
+            "mean_abs": float(gap.mean()),
+            "max_percent_of_range": float(share.max()) if moves.any() else None,
+        }
+    return out

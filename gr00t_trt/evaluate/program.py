@@ -1,0 +1,260 @@
+"""The command line of the offline evaluation: published flags, candidates one after another, a table and a record."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ..command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
+from ..errors import PlanError, unknown
+from ..policies import (
+    Policy,
+    carry_out,
+    check_policy_flags,
+    connect,
+    load_local,
+    optional,
+    plan_of,
+    policy_flags,
+)
+from ..progress import Steps, progress
+
+if TYPE_CHECKING:
+    from ..data import LeRobotDataset
+    from .episodes import Prediction, Recording
+
+EAGER = "eager fp32"
+FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest"}
+"""Published video backend -> the rule by which it picks the frame of a row. Frames are always decoded with PyAV."""
+
+EPILOG = """\
+examples:
+  try it, nothing needed (a generated model and dataset):
+    gr00t-trt evaluate --model_path synthetic --dataset_path synthetic --plot
+  as published, against a running server:
+    gr00t-trt evaluate --plot --host localhost --port 5555 --dataset_path demo_data/robot_sim.PickNPlace/
+  how much does compilation change the actions:
+    gr00t-trt evaluate --model_path CHECKPOINT --use_torch_tensorrt --compare --save_plot_path compare.png
+  both arms and hands of three trajectories:
+    gr00t-trt evaluate --model_path CHECKPOINT --trajs 3 --modality_keys left_arm right_arm left_hand right_hand
+
+An episode that ends before --steps is evaluated to its end. One plot per trajectory.
+exit status: 0 done, 2 bad input, 130 interrupted, 141 nobody reads the output
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags, with the published defaults."""
+    p = Parser(
+        prog="gr00t-trt evaluate",
+        description="Compare a policy's actions with those of recorded episodes, in physical units.",
+        epilog=EPILOG,
+    )
+    g = p.add_argument_group("what is evaluated")
+    g.add_argument(
+        "--dataset_path",
+        default="demo_data/robot_sim.PickNPlace/",
+        metavar="PATH",
+        help="LeRobot v2 dataset, or `synthetic` [%(default)s]",
+    )
+    g.add_argument("--trajs", type=int, default=1, metavar="N", help="how many trajectories [%(default)s]")
+    g.add_argument("--start_traj", type=int, default=0, metavar="N", help="the first one [%(default)s]")
+    g.add_argument("--steps", type=int, default=150, metavar="N", help="rows of each at most [%(default)s]")
+    g.add_argument(
+        "--modality_keys",
+        nargs="+",
+        default=["right_arm", "left_arm"],
+        metavar="PART",
+        help="action parts in the error and the plots [right_arm left_arm]",
+    )
+    g.add_argument(
+        "--action_horizon",
+        type=_optional_int,
+        metavar="N",
+        help="rows of each prediction that are used before the next query [all]",
+    )
+    g.add_argument(
+        "--video_backend",
+        default="torchcodec",
+        metavar="NAME",
+        help=f"{', '.join(FRAME_RULES)}: whose rule picks the frame of a row; PyAV decodes [%(default)s]",
+    )
+    g.add_argument(
+        "--compare",
+        nargs="?",
+        const="eager",
+        choices=("eager", "server"),
+        metavar="WITH",
+        help="put the local policy beside `eager` fp32 with the same noise (when no name is given), or beside the "
+        "`server` at --host and --port",
+    )
+    policy_flags(p, data_config="fourier_gr1_arms_only", embodiment_tag="gr1")
+    g = p.add_argument_group("results")
+    switch(g, "plot", help="draw each trajectory; beside the record unless --save_plot_path is given")
+    switch(g, "plot_state", help="draw the state beside the action where it has the same parts")
+    g.add_argument(
+        "--save_plot_path",
+        type=optional,
+        metavar="PATH",
+        help="a picture, or a folder for them; several trajectories get -trajN; implies --plot",
+    )
+    record_flags(g)
+    return p
+
+
+def _optional_int(text: str) -> int | None:
+    return None if text == "None" else int(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags, checked as far as they can be without data. Raises: PlanError."""
+    args = parse_flags(parser(), argv)
+    for name, least in (("trajs", 1), ("steps", 1), ("start_traj", 0)):
+        if getattr(args, name) < least:
+            raise PlanError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
+    if args.video_backend not in FRAME_RULES:
+        raise unknown(PlanError, "--video_backend", args.video_backend, FRAME_RULES)
+    check_policy_flags(args)
+    if args.compare is not None and args.model_path is None:
+        raise PlanError(f"--compare {args.compare} needs a local policy", fix="add --model_path")
+    if args.compare == "eager" and plan_of(args) is None:
+        raise PlanError(
+            "--compare eager: the local policy is eager fp32 itself",
+            fix="add --use_torch_tensorrt, --backend, --precision or --config",
+        )
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
+    return run_program(_main, argv, interrupted="interrupted; nothing was written")
+
+
+def _main(argv: Sequence[str], console: Console) -> int:
+    args = parse(argv)
+    path = record_path(args, "evaluate")
+    from . import plot
+
+    if args.plot or args.save_plot_path:
+        plot.pyplot_figure()  # a long run should not end with the news that it cannot be drawn
+    from .episodes import action_keys, choose_horizon, read_recording
+    from .results import fill, render
+
+    began = time.monotonic()
+    # Compilers print, and what reads our stdout expects a path or JSON there.
+    with contextlib.redirect_stdout(sys.stderr), progress(console) as steps:
+        dataset, candidates = _open(args, steps)
+        horizon = choose_horizon(dataset.modality_config, args.action_horizon)
+        keys = action_keys(dataset.modality_config, args.modality_keys)
+        steps.step(f"reading the recording: {args.dataset_path}")
+        recordings = [
+            read_recording(dataset, trajectory, steps=args.steps, horizon=horizon)
+            for trajectory in range(args.start_traj, args.start_traj + args.trajs)
+        ]
+        predictions: dict[str, list[Prediction]] = {}
+        about: dict[str, dict[str, Any]] = {}
+        for name, policy, description in candidates:
+            about[name] = description
+            predictions[name] = _replay_all(policy, name, dataset, recordings, horizon, steps)
+        record = fill(args, shlex.join(["gr00t-trt", "evaluate", *argv]), dataset, recordings, predictions, about, keys)
+        record["evaluation"]["action_horizon"] = horizon
+        if args.plot or args.save_plot_path:
+            steps.step("drawing")
+            _draw(args, path, dataset, recordings, predictions, keys, record["evaluation"])
+    record["wall_s"] = time.monotonic() - began
+    record["exit_reason"] = "done"
+    render(record, console)
+    deliver(record, path, args)
+    return 0
+
+
+Candidate = tuple[str, Policy, dict[str, Any]]
+"""What to call it, what answers, and what the record says of it."""
+
+
+def _open(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Iterator[Candidate]]:
+    """The dataset, read with the keys of the policy, and the policies, each made ready when its turn comes."""
+    from ..data import LeRobotDataset, data_config, synthetic_dataset
+
+    server: Any = connect(args) if args.model_path is None or args.compare == "server" else None
+    if args.model_path is None:
+        config = server.get_modality_config()
+    else:
+        config = data_config(args.data_config).modality_config()
+    synthetic = args.dataset_path == "synthetic"
+    folder = synthetic_dataset(data_config=args.data_config) if synthetic else args.dataset_path
+    dataset = LeRobotDataset(folder, config, frame_lookup=FRAME_RULES[args.video_backend])
+    return dataset, _candidates(args, dataset, server, steps)
+
+
+def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, steps: Steps) -> Iterator[Candidate]:
+    if args.model_path is not None:
+        local = load_local(args, steps, metadata=dataset.metadata(args.embodiment_tag))
+        plan = plan_of(args)
+        # Eager goes first: the plan is carried out in place, so that no model is held twice.
+        if plan is None or args.compare == "eager":
+            yield EAGER, local, local.describe()
+        if plan is not None:
+            carry_out(local, plan, args, steps)
+            yield f"{plan.backend} {plan.precision}", local, local.describe()
+    if server is not None:
+        yield f"server {server.address}", server, server.describe()
+
+
+def _replay_all(
+    policy: Policy,
+    name: str,
+    dataset: LeRobotDataset,
+    recordings: Sequence[Recording],
+    horizon: int,
+    steps: Steps,
+) -> list[Prediction]:
+    from ..local import LocalPolicy
+    from .episodes import observed, replay
+
+    steps.step(f"{name}: warming up")
+    policy.get_action(observed(dataset, recordings[0].trajectory, 0))
+    if isinstance(policy, LocalPolicy):
+        policy.restart()
+    out = []
+    for recording in recordings:
+        steps.step(f"{name}: trajectory {recording.trajectory}")
+        out.append(replay(policy, dataset, recording, horizon=horizon, source=name, advance=steps.advance))
+    return out
+
+
+def _draw(
+    args: argparse.Namespace,
+    path: Path,
+    dataset: LeRobotDataset,
+    recordings: Sequence[Recording],
+    predictions: Mapping[str, list[Prediction]],
+    keys: Sequence[str],
+    evaluation: dict[str, Any],
+) -> None:
+    from . import plot
+
+    given = args.save_plot_path or str(path.with_suffix(".png"))
+    view = dataset.modality_config["video"].modality_keys[0].partition(".")[2]
+    fps = dataset.info.view(dataset.layout.video[view]).fps
+    for number, recording in enumerate(recordings):
+        target = plot.plot_path(given, recording.trajectory, len(recordings))
+        scores = {c["name"]: c["trajectories"][number]["mse"] for c in evaluation["candidates"]}
+        plot.draw(
+            target,
+            recording,
+            {name: own[number] for name, own in predictions.items()},
+            scores,
+            keys,
+            fps=fps,
+            with_state=args.plot_state,
+        )
+        evaluation["plots"].append(str(target))

@@ -1,0 +1,152 @@
+"""What an evaluation found, as a record and as tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import records
+from ..data import LeRobotDataset
+from ..environment import ROOT
+from ..plans import plan_to_mapping
+from ..policies import plan_of
+from ..samples import Samples
+from .episodes import Prediction, Recording, difference, score
+
+
+def fill(
+    args: argparse.Namespace,
+    command: str,
+    dataset: LeRobotDataset,
+    recordings: Sequence[Recording],
+    predictions: Mapping[str, Sequence[Prediction]],
+    about: Mapping[str, Mapping[str, Any]],
+    keys: Sequence[str],
+) -> dict[str, Any]:
+    """The record: every candidate's error per trajectory and dimension, its latencies, and how far two are apart.
+
+    Args:
+        predictions: Candidate -> one prediction per recording.
+        about: Candidate -> what `describe` said of it.
+        keys: Action keys in the error.
+    """
+    plan = plan_of(args) if args.model_path else None
+    device = next((own["device"] for own in about.values() if "device" in own), None)
+    record = records.new_record(
+        command,
+        root=ROOT,
+        device=device,
+        plan=None if plan is None else plan_to_mapping(plan),
+        plan_path=args.config,
+        model={"path": args.model_path},
+        workload={"dataset": dataset.path.name, "seed": args.seed if args.model_path else None},
+    )
+    for own in about.values():
+        for note in own.get("skipped", ()):
+            records.skip(record, note["what"], note["why"])
+    for recording in recordings:
+        if len(recording) < args.steps:
+            records.skip(
+                record,
+                f"--steps {args.steps}",
+                f"trajectory {recording.trajectory} ends after {len(recording)} rows, and so does its evaluation",
+            )
+    record["evaluation"] = {
+        "modality_keys": list(keys),
+        "candidates": [
+            _candidate(name, about[name], recordings, own, keys, device) for name, own in predictions.items()
+        ],
+        "difference": None,
+        "plots": [],
+    }
+    if len(predictions) == 2:
+        (first, a), (second, b) = predictions.items()
+        metadata = dataset.metadata(args.embodiment_tag)
+        span = {key: metadata.statistics(key).max - metadata.statistics(key).min for key in a[0].actions}
+        record["evaluation"]["difference"] = {"between": [first, second], "per_key": difference(a, b, span)}
+        if args.compare == "server":
+            records.skip(
+                record, "--compare server", "the server draws noise of its own, which is part of the difference"
+            )
+    return record
+
+
+def _candidate(
+    name: str,
+    about: Mapping[str, Any],
+    recordings: Sequence[Recording],
+    predictions: Sequence[Prediction],
+    keys: Sequence[str],
+    device: str | None,
+) -> dict[str, Any]:
+    scores = [score(r, p, keys) for r, p in zip(recordings, predictions, strict=True)]
+    latencies = tuple(ms for prediction in predictions for ms in prediction.latency_ms)
+    where = str(about.get("device", about.get("server", device)))
+    return {
+        "name": name,
+        **{key: value for key, value in about.items() if key != "skipped"},
+        "latency_ms": Samples(latencies, warmup=1, device=where).to_dict(),
+        "mean_mse": float(np.mean([s.mse for s in scores])),
+        "trajectories": [
+            {
+                "trajectory": recording.trajectory,
+                "instruction": recording.instruction,
+                "steps": len(recording),
+                "queries": len(recording.queries),
+                "mse": own.mse,
+                "per_dimension_mse": {key: value.tolist() for key, value in own.per_dimension.items()},
+            }
+            for recording, own in zip(recordings, scores, strict=True)
+        ],
+    }
+
+
+def render(record: Mapping[str, Any], console: Console) -> None:
+    """Show a record of an evaluation: errors per trajectory, latency, and how far two candidates are apart."""
+    found = record["evaluation"]
+    candidates = found["candidates"]
+    parts = ", ".join(key.partition(".")[2] for key in found["modality_keys"])
+    table = Table(title=f"mean squared error of {parts}, dataset's units squared", title_justify="left")
+    table.add_column("trajectory", justify="right")
+    table.add_column("rows", justify="right")
+    table.add_column("queries", justify="right")
+    for candidate in candidates:
+        table.add_column(candidate["name"], justify="right")
+    for number, row in enumerate(candidates[0]["trajectories"]):
+        errors = [f"{c['trajectories'][number]['mse']:.6f}" for c in candidates]
+        table.add_row(str(row["trajectory"]), str(row["steps"]), str(row["queries"]), *errors)
+    table.add_section()
+    table.add_row("mean", "", "", *(f"{c['mean_mse']:.6f}" for c in candidates), style="bold")
+    table.add_section()
+    for label, field in (("query p50 ms", "p50"), ("query p99 ms", "p99")):
+        table.add_row(label, "", "", *(f"{c['latency_ms'][field]:.1f}" for c in candidates))
+    console.print(table)
+    if found["difference"] is not None:
+        console.print(_difference_table(found["difference"]))
+    for note in record["skipped"]:
+        console.print(Text(f"{note['what']}: {note['why']}"))
+    for picture in found["plots"]:
+        console.print(Text(f"plot: {picture}"), soft_wrap=True)
+
+
+def _difference_table(found: Mapping[str, Any]) -> Table:
+    first, second = found["between"]
+    table = Table(title=f"how far {second} is from {first}, dataset's units", title_justify="left")
+    table.add_column("action")
+    for title in ("largest", "mean", "largest, % of its range"):
+        table.add_column(title, justify="right")
+    for key, own in found["per_key"].items():
+        share = own["max_percent_of_range"]
+        table.add_row(
+            key.partition(".")[2],
+            f"{own['max_abs']:.3g}",
+            f"{own['mean_abs']:.3g}",
+            "-" if share is None else f"{share:.3g}",
+        )
+    return table

@@ -1,0 +1,91 @@
+"""A trace of a rollout as numbers: how fast, how even, how long the robot had to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from ..samples import Samples
+from .loop import Trace
+
+LATE = 1.5
+"""A pause between two actions of more than this many control periods is a stall."""
+
+
+def summarise(trace: Trace, *, control_hz: float, device: str) -> dict[str, Any]:
+    """For the record: rates, stalls, and every sample of four durations in milliseconds.
+
+    ``period_ms``: from one action to the next; ``jitter_ms``: how far that is from the nominal period; ``stalls``:
+    periods of more than `LATE` times the nominal one; ``stalled_s``: what they took beyond it, added up. None where
+    fewer than two actions were sent.
+    """
+    nominal = 1e3 / control_hz
+    periods = tuple((b - a) * 1e3 for a, b in zip(trace.sent, trace.sent[1:], strict=False))
+    late = [period for period in periods if period > LATE * nominal]
+    seconds = trace.sent[-1] - trace.sent[0] if periods else None
+
+    def samples(values: tuple[float, ...], where: str) -> dict[str, Any] | None:
+        return Samples(values, device=where).to_dict() if values else None
+
+    return {
+        "actions": len(trace.sent),
+        "queries": len(trace.inference_ms),
+        "seconds": seconds,
+        "actions_per_s": len(periods) / seconds if seconds else None,
+        "inference_ms": samples(tuple(trace.inference_ms), device),
+        "observe_ms": samples(tuple(trace.observe_ms), "robot"),
+        "period_ms": samples(periods, "robot"),
+        "jitter_ms": samples(tuple(abs(period - nominal) for period in periods), "robot"),
+        "stalls": len(late) if periods else None,
+        "stalled_s": sum(period - nominal for period in late) / 1e3 if periods else None,
+        "skipped_rows": trace.skipped_rows,
+    }
+
+
+def live(trace: Trace) -> str:
+    """One line for whoever watches."""
+    text = f"inference {trace.inference_ms[-1]:.0f} ms, observing {trace.observe_ms[-1]:.0f} ms"
+    recent = trace.sent[-10:]
+    if len(recent) > 1:
+        text += (
+            f", loop {(recent[-1] - recent[0]) / (len(recent) - 1) * 1e3:.1f} ms over the last {len(recent)} actions"
+        )
+    return f"answer {len(trace.inference_ms)}: {text}"
+
+
+def timing_table(modes: Mapping[str, Mapping[str, Any]], control_hz: float) -> Table:
+    """One column per way of executing."""
+    table = Table(title=f"{control_hz:g} Hz control, {1e3 / control_hz:g} ms per action", title_justify="left")
+    table.add_column("")
+    for name in modes:
+        table.add_column(name, justify="right")
+
+    def add(label: str, *values: str) -> None:
+        table.add_row(label, *values)
+
+    add("actions, queries", *(f"{m['actions']}, {m['queries']}" for m in modes.values()))
+    add("actions per s", *(_number(m["actions_per_s"], ".1f") for m in modes.values()))
+    for field, label in (
+        ("inference_ms", "inference"),
+        ("observe_ms", "observing"),
+        ("period_ms", "loop period"),
+        ("jitter_ms", "jitter"),
+    ):
+        add(f"{label} p50 / p99 ms", *(_pair(m[field]) for m in modes.values()))
+    stalls = ("-" if m["stalls"] is None else f"{m['stalls']}, {m['stalled_s']:.2f} s" for m in modes.values())
+    add("stalls", *stalls)
+    add("stale rows skipped", *(str(m["skipped_rows"]) for m in modes.values()))
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _pair(samples: Mapping[str, Any] | None) -> str:
+    if samples is None:
+        return "-"
+    # Below a hundred samples the largest stands in for the 99th percentile.
+    return f"{samples['p50']:.1f} / {samples['p99']:.1f}{' (max)' if samples['p99_is_max'] else ''}"

@@ -1,0 +1,118 @@
+"""Making environments: our own table top, RoboCasa's GR1 tasks where it is installed, any gymnasium id otherwise."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import PlanError, unknown
+
+try:
+    import gymnasium
+    from gymnasium.wrappers import TimeLimit
+except ImportError as error:
+    raise PlanError("simulated worlds need gymnasium: not installed", fix="pip install 'gr00t_trt[sim]'") from error
+
+from . import tabletop
+from .wrappers import EpisodeVideo, MultiStep
+
+ROBOCASA = ("robosuite", "robocasa", "robocasa.utils.gym_utils")
+"""Importing these registers RoboCasa's environments."""
+LONG_VIEW, VIEW = tabletop.VIEW, "video.ego_view"
+"""What RoboCasa calls the ego view, and what the GR1 data configs do."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One environment and how its episodes go; plain values, so that it can be sent to a process.
+
+    Attributes:
+        env_id: Gymnasium id.
+        n_action_steps: Low-level steps per prediction.
+        max_episode_steps: Limit in low-level steps.
+        video_offsets, state_offsets: Rows back from now that the policy wants to see, ending in 0.
+        video_dir: Where videos go; None records none.
+    """
+
+    env_id: str
+    n_action_steps: int
+    max_episode_steps: int
+    video_offsets: tuple[int, ...] = (0,)
+    state_offsets: tuple[int, ...] = (0,)
+    video_dir: Path | None = None
+
+
+def find(env_id: str) -> None:
+    """Make sure that an id is registered, importing RoboCasa for ids that are not ours.
+
+    Raises: PlanError for an id that nobody registers, with the nearest one and how to install RoboCasa.
+    """
+    if env_id in gymnasium.registry:
+        return
+    try:
+        for module in ROBOCASA:
+            importlib.import_module(module)
+    except ImportError as error:
+        raise PlanError(
+            f"{env_id}: no such environment, and RoboCasa cannot be imported: {error}",
+            known=f"{tabletop.ENV_ID}; with RoboCasa gr1_unified/..._GR1ArmsAndWaistFourierHands_Env",
+            fix="install NVIDIA's robocasa-gr1-tabletop-tasks and robosuite for the GR1 tasks",
+        ) from error
+    if env_id not in gymnasium.registry:
+        raise unknown(PlanError, "environment", env_id, [name for name in gymnasium.registry if "/" in name])
+
+
+def make_plain(env_id: str) -> Any:
+    """One environment as gymnasium makes it. Raises: PlanError for one that is unknown or cannot be made."""
+    find(env_id)
+    try:
+        return gymnasium.make(env_id, enable_render=True, disable_env_checker=True)
+    except Exception as error:  # simulators fail in their own ways: a missing asset, no display, a refused argument
+        raise PlanError(f"environment {env_id} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
+    """One environment, wrapped: time limit, then a video of the first `recorded` episodes, then several steps at once.
+
+    Raises: PlanError for an environment that cannot be made.
+    """
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches all processes of a terminal; the first one closes the others.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    env: Any = TimeLimit(make_plain(world.env_id), world.max_episode_steps)
+    if world.video_dir is not None:
+        env = EpisodeVideo(env, world.video_dir, recorded)
+    return MultiStep(
+        env,
+        n_action_steps=world.n_action_steps,
+        video_offsets=world.video_offsets,
+        state_offsets=world.state_offsets,
+    )
+
+
+def abandon(envs: gymnasium.vector.VectorEnv) -> None:
+    """Close environments after an error or an interruption, when their processes may be stuck, or gone already."""
+    for settings in ({"timeout": 2.0}, {"terminate": True}):
+        with suppress(Exception):
+            envs.close(**settings)
+            return
+    envs.closed = True  # else it would be tried once more when Python ends
+
+
+def make_vector(world: World, quotas: Sequence[int]) -> gymnasium.vector.VectorEnv:
+    """Environments side by side: one in this process, several in processes of their own.
+
+    Args:
+        quotas: Per environment, how many of its episodes count and are recorded.
+    """
+    makers = [partial(make, world, quota) for quota in quotas]
+    if len(makers) == 1:
+        return gymnasium.vector.SyncVectorEnv(makers)
+    return gymnasium.vector.AsyncVectorEnv(makers, shared_memory=False, context="spawn")

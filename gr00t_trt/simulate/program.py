@@ -1,0 +1,201 @@
+"""The command line of simulations: published flags, episodes played, success rate, videos, a record."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..command import Parser, deliver, parse_flags, record_flags, record_path, run_program
+from ..environment import ROOT
+from ..errors import PlanError
+from ..policies import Policy, check_policy_flags, open_policy, policy_flags
+from ..progress import Steps, progress
+from ..records import new_record, skip
+from ..samples import Samples
+
+if TYPE_CHECKING:
+    from .episodes import Outcome
+
+DEFAULT_ENV = "gr00t_trt/TableTop-v0"
+
+EPILOG = """\
+examples:
+  see what success looks like, nothing needed:
+    gr00t-trt simulate --scripted --n_episodes 4 --video_dir videos
+  a model in this process:
+    gr00t-trt simulate --model_path CHECKPOINT --use_torch_tensorrt --n_episodes 10
+  as published, against a running server (gr00t-trt serve):
+    gr00t-trt simulate --client --env_name gr1_unified/PnPCupToDrawerClose_GR1ArmsAndWaistFourierHands_Env \\
+        --n_episodes 50 --n_envs 5 --max_episode_steps 720 --n_action_steps 16 --video_dir videos
+
+Every environment plays a share of the episodes that is fixed beforehand. Videos are H.264, named by their result:
+<id>_success1.mp4 or <id>_success0.mp4.
+exit status: 0 done, whatever the success rate; 2 bad input, 130 interrupted, 141 nobody reads the output
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags, with the published defaults."""
+    p = Parser(
+        prog="gr00t-trt simulate",
+        description="Let a policy act in a simulated world and count how often it succeeds.",
+        epilog=EPILOG,
+    )
+    g = p.add_argument_group("who acts")
+    g.add_argument("--client", action="store_true", help="ask a server; so it is without --model_path too")
+    g.add_argument("--scripted", action="store_true", help="no model: a script that solves the table-top scene")
+    g.add_argument("--server", action="store_true", help="refused: the service is `gr00t-trt serve`")
+    g = p.add_argument_group("where")
+    g.add_argument("--env_name", default=DEFAULT_ENV, metavar="ID", help="gymnasium id [%(default)s]")
+    for name, default, text in (
+        ("n_episodes", 2, "episodes to finish"),
+        ("n_envs", 1, "environments side by side, each in a process of its own from 2 on"),
+        ("n_action_steps", 16, "low-level steps that are executed of each prediction"),
+        ("max_episode_steps", 1440, "low-level steps after which an episode has failed"),
+    ):
+        g.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} [%(default)s]")
+    g.add_argument("--video_dir", metavar="DIR", help="record every episode there [not recorded]")
+    policy_flags(p, data_config="fourier_gr1_arms_waist", embodiment_tag="gr1")
+    record_flags(p.add_argument_group("results"))
+    return p
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags, checked as far as they can be without a simulator. Raises: PlanError."""
+    args = parse_flags(parser(), argv)
+    if args.server:
+        raise PlanError("--server: a simulation is a client", fix="start the service with `gr00t-trt serve --server`")
+    actors = [f"--{name}" for name in ("client", "scripted", "model_path") if getattr(args, name)]
+    if len(actors) > 1:
+        raise PlanError(f"{' and '.join(actors)} exclude each other", fix="name one policy")
+    check_policy_flags(args)
+    for name in ("n_episodes", "n_envs", "n_action_steps", "max_episode_steps"):
+        if getattr(args, name) < 1:
+            raise PlanError(f"--{name}: {getattr(args, name)} is out of range", known="at least 1")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
+    return run_program(_main, argv, interrupted="interrupted; videos of finished episodes are kept, no record is")
+
+
+def _main(argv: Sequence[str], console: Console) -> int:
+    args = parse(argv)
+    from .environments import World, abandon, find, make_vector
+    from .episodes import play, share
+
+    path = record_path(args, f"simulate {args.env_name}")
+    began = time.monotonic()
+    # Simulators print, and what reads our stdout expects a path or JSON there.
+    with contextlib.redirect_stdout(sys.stderr), progress(console) as steps:
+        find(args.env_name)
+        policy, about = _policy(args, steps)
+        quotas = share(args.n_episodes, min(args.n_envs, args.n_episodes))
+        world = World(
+            args.env_name,
+            args.n_action_steps,
+            args.max_episode_steps,
+            video_offsets=_offsets(policy, "video"),
+            state_offsets=_offsets(policy, "state"),
+            video_dir=Path(args.video_dir) if args.video_dir else None,
+        )
+        steps.step(f"making {len(quotas)} x {args.env_name}")
+        envs = make_vector(world, quotas)
+        try:
+            steps.step("playing episodes")
+            outcomes, latencies = play(envs, policy, quotas, seed=args.seed, advance=steps.advance)
+            envs.close()
+        except BaseException:
+            abandon(envs)
+            raise
+    record = _record(args, shlex.join(["gr00t-trt", "simulate", *argv]), about, quotas, outcomes, latencies)
+    record["wall_s"] = time.monotonic() - began
+    record["exit_reason"] = "done"
+    render(record, console)
+    deliver(record, path, args)
+    return 0
+
+
+def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, dict[str, Any]]:
+    if not args.scripted:
+        return open_policy(args, steps)
+    from .scripted import ScriptedPolicy
+
+    if args.env_name != DEFAULT_ENV:
+        raise PlanError(f"--scripted knows nothing of {args.env_name}", known=DEFAULT_ENV)
+    return ScriptedPolicy(), {"model": "scripted"}
+
+
+def _offsets(policy: Policy, modality: str) -> tuple[int, ...]:
+    config = policy.get_modality_config()
+    return tuple(config[modality].delta_indices) if modality in config else (0,)
+
+
+def _record(
+    args: argparse.Namespace,
+    command: str,
+    about: Mapping[str, Any],
+    quotas: Sequence[int],
+    outcomes: Sequence[Outcome],
+    latencies: Sequence[float],
+) -> dict[str, Any]:
+    record = new_record(
+        command,
+        root=ROOT,
+        device=about.get("device"),
+        model={"path": args.model_path},
+        workload={"batch_size": len(quotas), "seed": args.seed, "dataset": args.env_name},
+    )
+    for note in about.get("skipped", ()):
+        skip(record, note["what"], note["why"])
+    if len(quotas) < args.n_envs:
+        skip(record, f"--n_envs {args.n_envs}", f"{len(quotas)} are enough for {args.n_episodes} episodes")
+    where = str(about.get("device", about.get("server", "cpu")))
+    record["simulation"] = {
+        "policy": {key: value for key, value in about.items() if key != "skipped"},
+        "environment": args.env_name,
+        "n_envs": len(quotas),
+        "n_action_steps": args.n_action_steps,
+        "max_episode_steps": args.max_episode_steps,
+        "success_rate": float(np.mean([outcome.success for outcome in outcomes])),
+        "episodes": [asdict(outcome) for outcome in outcomes],
+        "latency_ms": Samples(tuple(latencies), device=where).to_dict(),
+        "video_dir": args.video_dir,
+    }
+    return record
+
+
+def render(record: Mapping[str, Any], console: Console) -> None:
+    """Show a record of a simulation: every episode, the success rate, how long the policy took."""
+    found = record["simulation"]
+    table = Table(title=found["environment"], title_justify="left")
+    for title in ("episode", "environment", "result", "steps", "queries"):
+        table.add_column(title, justify="left" if title == "result" else "right")
+    for number, episode in enumerate(found["episodes"]):
+        result = Text("success", style="green") if episode["success"] else Text("failure", style="red")
+        table.add_row(str(number), str(episode["environment"]), result, str(episode["steps"]), str(episode["queries"]))
+    console.print(table)
+    latency = found["latency_ms"]
+    last = "max" if latency["p99_is_max"] else "p99"
+    console.print(
+        Text(f"query p50 {latency['p50']:.1f} ms, {last} {latency['p99']:.1f} ms over {latency['iterations']} queries")
+    )
+    for note in record["skipped"]:
+        console.print(Text(f"{note['what']}: {note['why']}"))
+    if found["video_dir"]:
+        console.print(Text(f"videos: {found['video_dir']}"), soft_wrap=True)
+    count = len(found["episodes"])
+    console.print(Text(f"success rate: {found['success_rate']:.2f} of {count} episodes", style="bold"))
