@@ -25,10 +25,14 @@ def section(name: str, record: dict[str, Any], links: str) -> str:
         lines.append(f"Whole request: {verdict['text']}.")
     if restructured:
         lines.append("Eager in the last row is the plain model; above, the restructured submodule itself in PyTorch.")
-    if any(not entry["runs"] for entry in record["submodules"]):
+    executed = {
+        "torch_tensorrt": "the compiler's own graph, executed in PyTorch",
+        "tensorrt": "the exported graph, run by ONNX Runtime",
+    }
+    if idle := {entry["backend"] for entry in record["submodules"] if not entry["runs"]}:
         lines.append(
-            "Engines were built and not run, so they have no latency. Cosines are of the compiler's own graph, "
-            "executed in PyTorch."
+            "Engines were built and not run, so they have no latency. Cosines are of "
+            f"{' and '.join(text for backend, text in executed.items() if backend in idle)}."
         )
     return "\n".join(lines)
 

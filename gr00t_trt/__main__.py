@@ -13,6 +13,7 @@ from .errors import PlanError, unknown
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("cli", "compile, check and time the model: what run_groot_torchtrt.py does"),
+    "export": ("export", "write the submodules as ONNX files and check them"),
     "measure": ("measure", "measure the model in many forms, each against eager PyTorch, in one record"),
     "report": ("html_report.__main__", "records as one HTML page, and as pictures"),
     "serve": ("serve.__main__", "answer robots and simulators over ZeroMQ or HTTP, or ask a server once"),

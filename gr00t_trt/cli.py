@@ -23,6 +23,9 @@ from .settings import AUTO, BACKENDS, CUDA_GRAPH, GROUPS, LOOPS, PRECISIONS, SUB
 PLAN_FILE = ("plan", "--write_plan")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
+ONNX_FLAGS = {"use_onnx_vit": "vision_model", "use_onnx_llm": "language_model"}
+"""Published flag -> the submodule that takes the ONNX route."""
+
 EPILOG = """\
 examples:
   try it, nothing needed (a generated model and dataset):
@@ -118,6 +121,17 @@ def parser() -> argparse.ArgumentParser:
         help=f"where --backend {AUTO} writes the plan it chose [plans/<machine>-<precision>.yaml]",
     )
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
+    for flag, submodule in ONNX_FLAGS.items():
+        g.add_argument(
+            f"--{flag}",
+            action="store_true",
+            help=f"{submodule} by way of ONNX: backend tensorrt where it is installed, else onnxruntime",
+        )
+    g.add_argument(
+        "--trt_engine_path",
+        metavar="DIR",
+        help="engines of NVIDIA's deployment scripts, taken by the tensorrt backend where they fit",
+    )
     g.add_argument(
         "--engine_cache",
         metavar="DIR|off",
@@ -179,8 +193,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="attention is always torch's scaled_dot_product_attention, which picks its own kernel",
     )
-    g.add_argument("--use_onnx_vit", action="store_true", help="the ONNX route is not part of this release: refused")
-    g.add_argument("--use_onnx_llm", action="store_true", help="the ONNX route is not part of this release: refused")
     return p
 
 
@@ -198,6 +210,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         "build.use_cpp_runtime": args.use_cpp_runtime,
         "build.cpu_offload": args.cpu_offload,
         "build.debug": args.debug,
+        "build.trt_engine_path": args.trt_engine_path,
         "benchmark.timer": args.benchmark,
         "benchmark.iterations": args.num_iterations,
         "benchmark.warmup": args.warmup_iterations,
@@ -264,12 +277,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     """
     p = parser()
     args = parse_flags(p, argv)
-    for flag in ("use_onnx_vit", "use_onnx_llm"):
-        if getattr(args, flag):
-            raise PlanError(
-                f"--{flag}: the ONNX route is not part of this release",
-                fix="leave the flag out: the submodule is compiled by --backend",
-            )
     notes = []
     if args.attn_implementation is not None:
         if args.attn_implementation not in ATTENTION:
@@ -288,6 +295,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
     return args, notes
 
 
+def onnx_overrides(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The plan keys that `ONNX_FLAGS` set, and (flag, sentence) that tells which backend they came to."""
+    given = {flag: submodule for flag, submodule in ONNX_FLAGS.items() if getattr(args, flag)}
+    if not given:
+        return {}, []
+    from .backends import onnx_route
+
+    route = onnx_route()
+    keys = {f"submodules.{submodule}.backend": route for submodule in given.values()}
+    return keys, [(f"--{flag}", f"{name} takes the ONNX route, by the {route} backend") for flag, name in given.items()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; messages go to stderr, the record's path (or the record, with --json) to stdout."""
     return run_program(_main, argv, interrupted="interrupted; finished engines are whole, nothing else was written")
@@ -303,7 +322,8 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from .run import Job, failures, run
 
     compare = compared(args)
-    plan = merge(load_plan(args.config) if args.config else Plan(), overrides(args))
+    onnx_keys, onnx_notes = onnx_overrides(args)
+    plan = merge(load_plan(args.config) if args.config else Plan(), {**overrides(args), **onnx_keys})
     path = record_path(args, f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}")
     if compare and args.config:
         notes.append(("--compare", f"the backends that {args.config} names count for nothing here"))
@@ -329,7 +349,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         engine_cache=args.engine_cache,
         plan_path=Path(args.config) if args.config else None,
         command=shlex.join(["run_groot_torchtrt.py", *argv]),
-        notes=tuple(notes),
+        notes=(*notes, *onnx_notes),
     )
     # Compilers print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr):

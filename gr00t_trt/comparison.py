@@ -137,11 +137,9 @@ class Comparison:
             return str(error).splitlines()[0] if isinstance(error, Gr00tError) else first_line(error)
         tried.done = done
         built = records.built_fields(done.built)
-        taken_over = ("runs", "build_s", "engine_bytes", "coverage_percent", "notes")
+        taken_over = ("runs", "build_s", "engine_bytes", "layers_before", "layers_after", "coverage_percent", "notes")
         tried.entry.update({field: built[field] for field in taken_over})
         tried.entry.update(
-            layers_before=getattr(done.built, "layers_before", None),
-            layers_after=getattr(done.built, "layers_after", None),
             peak_bytes=memory.added_bytes,
             accuracy=done.agreement.to_dict(),
             passed=not done.failures,

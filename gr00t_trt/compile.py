@@ -87,15 +87,19 @@ def build_submodule(
 
     Raises: BackendError, PlanError or RecordError from the backend.
     """
-    if isinstance(model, FastGr00tN1d5):
-        wanted = fast.target(model, name, recording, dims)
-    else:
-        wanted = target(model, name, recording, dims)
+    wanted = target_of(model, name, recording, dims)
     backend = get_backend(resolved.backend)
     built = backend.build(wanted, resolved.build, engine_dir=engine_dir, progress=progress, cache=cache)
     progress("comparing with eager fp32")
     agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), model.device)
     return Compiled(wanted, resolved, built, agreement, judge(name, agreement, resolved.gate))
+
+
+def target_of(model: Model, name: str, recording: Recording, dims: Mapping[str, DimRange]) -> Target:
+    """One submodule of either model with its recorded inputs, ready for a backend."""
+    if isinstance(model, FastGr00tN1d5):
+        return fast.target(model, name, recording, dims)
+    return target(model, name, recording, dims)
 
 
 def judge(name: str, agreement: accuracy.Agreement, gate: Gate) -> list[str]:
@@ -112,5 +116,6 @@ def agreement_with(
     Args:
         dtypes, device: What each floating input is cast to and where all go, as in a request.
     """
-    outputs = [call(*cast_inputs(recorded, dtypes, device)) for recorded in calls]
+    # Copies: a backend may hand out the same buffer for every call.
+    outputs = [call(*cast_inputs(recorded, dtypes, device)).clone() for recorded in calls]
     return accuracy.compare(outputs, [recorded.output for recorded in calls])

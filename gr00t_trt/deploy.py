@@ -31,7 +31,7 @@ class Deployment:
     Attributes:
         policy: Ready to answer; calls go through whatever serves each submodule.
         served_by: Submodule -> what runs it, in the words of a status page: ``torch_tensorrt fp16``,
-            ``eager bf16``, or ``torch_tensorrt fp16, dry run: its graph in PyTorch``.
+            ``eager bf16``, or ``torch_tensorrt fp16, dry run: its graph on the CPU``.
         record: The start-up's record: build times, accuracy of every submodule and of the actions, what was skipped.
     """
 
@@ -115,7 +115,7 @@ def _served_by(result: Mapping[str, Any], policy: ModelPolicy, plan: Plan) -> di
             continue
         out[name] = f"{entry['backend']} {entry['precision']}"
         if not entry["runs"]:
-            out[name] += ", dry run: its graph in PyTorch"
+            out[name] += ", dry run: its graph on the CPU"
     return out
 
 

@@ -24,6 +24,8 @@ DISTRIBUTIONS = (
     "tensorrt-rtx",
     "transformers",
     "numpy",
+    "onnx",
+    "onnxscript",
     "onnxruntime",
     "onnxruntime-gpu",
 )

@@ -113,6 +113,13 @@ def name(known: Iterable[str]) -> Check:
     return check
 
 
+def path(value: object, at: str) -> str:
+    """The path of a file or folder, which need not exist yet."""
+    if not isinstance(value, str) or not value.strip():
+        raise PlanError(f"{at}: {shown(value)} is not a path", known="text, such as ./gr00t_engine")
+    return value
+
+
 def precision(value: object, at: str) -> str:
     """fp32, fp16 or bf16, from any of the usual spellings. Raises: PlanError, in words of its own for fp8."""
     if isinstance(value, str):
@@ -265,6 +272,7 @@ BUILD: Mapping[str, Check] = {
     "decompose_attention": boolean,
     "require_full_compilation": boolean,
     "compute_capabilities": compute_capabilities,
+    "trt_engine_path": optional(path),
 }
 
 RANGES: Mapping[str, Check] = {

@@ -57,6 +57,7 @@ ALSO_IN: Mapping[str, tuple[str, ...]] = {
 PLAIN_ONLY: Mapping[str, str] = {
     "joint_backbone": "the restructured model keeps its two towers apart",
     "build.cpu_offload": "stages of the restructured model share weights, so that none can be moved away",
+    "build.trt_engine_path": "ready-made engines are cut as the plain model is",
 }
 """Setting that needs the plain model -> why."""
 
@@ -64,6 +65,22 @@ MAY_BE_ENGINES = ("torch_tensorrt", AUTO)
 EXACTNESS = ("bf16", "fp16", "fp32")
 ATTENTION = ("vision_model", "language_model", "vl_components", "dit_model")
 IMAGE_TOKENS = 256
+
+HONOURED: Mapping[str, tuple[str, ...]] = {
+    "use_fp32_acc": ("torch_tensorrt", "tensorrt", "onnxruntime"),
+    "disable_tf32": ("torch_tensorrt", "tensorrt", "onnxruntime"),
+    "use_explicit_typing": ("torch_tensorrt", "tensorrt"),
+    "use_cpp_runtime": ("torch_tensorrt",),
+    "cpu_offload": ("torch_tensorrt",),
+    "debug": ("torch_tensorrt", "tensorrt", "onnxruntime"),
+    "optimization_level": ("torch_tensorrt", "tensorrt", "onnxruntime"),
+    "decompose_attention": ("torch_tensorrt",),
+    "require_full_compilation": ("torch_tensorrt",),
+    "compute_capabilities": ("torch_tensorrt", "tensorrt"),
+    "trt_engine_path": ("tensorrt",),
+}
+"""Build option -> the backends that it means something to. Exported to ONNX, attention is always decomposed, and a file
+becomes one engine or none."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,11 @@ def plan_from_mapping(mapping: object, where: str) -> Plan:
 
 def _plain_only(plan: Plan) -> list[str]:
     """The settings of a plan that need the plain model, from `PLAIN_ONLY`."""
-    asked = {"joint_backbone": plan.joint_backbone, "build.cpu_offload": plan.build.cpu_offload}
+    asked = {
+        "joint_backbone": plan.joint_backbone,
+        "build.cpu_offload": plan.build.cpu_offload,
+        "build.trt_engine_path": plan.build.trt_engine_path,
+    }
     return [key for key in PLAIN_ONLY if asked[key]]
 
 
@@ -254,7 +275,7 @@ def _refuse_impossible(plan: Plan, where: str) -> None:
     for key in _plain_only(plan) if plan.optimisations else ():
         raise PlanError(
             f"{where}: {key}: {PLAIN_ONLY[key]}",
-            fix=f"leave `optimisations` out or set it to none, or set `{key.rpartition('.')[2]}: false`",
+            fix=f"leave `optimisations` out or set it to none, or leave {key.rpartition('.')[2]} out",
         )
     if plan.loop != "submodules":
         if not plan.optimisations:
@@ -300,14 +321,15 @@ def plan_warnings(plan: Plan) -> list[str]:
     """Settings that are allowed but do nothing, or less than they seem to: one plain sentence each."""
     resolved = {name: resolve(plan, name) for name in SUBMODULES}
     plain_only = [] if plan.optimisations else _plain_only(plan)
-    engines = [r for r in resolved.values() if r.backend in MAY_BE_ENGINES]
+    backends = {r.backend for r in resolved.values()}
+    engines = [r for r in resolved.values() if r.backend in (*HONOURED["use_explicit_typing"], AUTO)]
     precisions = {r.precision for r in engines}
     out = [f"{key}: {PLAIN_ONLY[key]}: the plain model is used instead" for key in plain_only]
-    if not engines:
-        default = BuildOptions()
-        names = [key for key in asdict(default) if getattr(plan.build, key) != getattr(default, key)]
-        out += [f"build.{key} has no effect: no submodule uses torch_tensorrt" for key in names]
-    else:
+    default = BuildOptions()
+    for key, users in HONOURED.items():
+        if getattr(plan.build, key) != getattr(default, key) and not backends & {*users, AUTO}:
+            out.append(f"build.{key} has no effect: no submodule uses {' or '.join(users)}")
+    if engines:
         if plan.build.use_fp32_acc and "fp16" not in precisions:
             out.append(
                 "build.use_fp32_acc is meant for fp16: fp32 needs none, and bf16 loses it from Torch-TensorRT 2.14"

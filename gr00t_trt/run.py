@@ -30,12 +30,15 @@ from .environment import ROOT
 from .errors import BackendError, DatasetError, PlanError
 from .model import resolve_checkpoint
 from .plans import plan_to_mapping, plan_warnings, resolve
-from .policy import load_policy
-from .progress import progress
+from .policy import Gr00tPolicy, load_policy
+from .progress import Steps, progress
 from .settings import AUTO, BACKENDS, Plan
 from .stages import PeakMemory
 from .submodules import select
 from .trial import Trial
+
+WRITERS = ("torch_tensorrt", "tensorrt", "onnxruntime")
+"""The backends that leave engines, or ONNX files, in `--engine_dir`."""
 
 Note = tuple[str, str]
 """What it is about, and what the user should know of it."""
@@ -46,11 +49,12 @@ class Job:
     """What the command line asks for besides the plan; `cli.parser` explains each.
 
     Attributes:
+        dataset_path: None takes the policy's example observation instead of a recorded one.
         compare: Backends to compare, eager first; the plan's own backends then count for nothing.
     """
 
     model_path: str = "nvidia/GR00T-N1.5-3B"
-    dataset_path: str = "./demo_data/robot_sim.PickNPlace"
+    dataset_path: str | None = "./demo_data/robot_sim.PickNPlace"
     data_config: str = "fourier_gr1_arms_only"
     embodiment_tag: str = "gr1"
     episode: int = 0
@@ -101,33 +105,15 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
         plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
     engine_dir = job.engine_dir
     used = {backend for name in names for backend in candidates.get(name, (resolve(plan, name).backend,))}
-    if engine_dir is not None and "torch_tensorrt" not in used:
-        notes.append(
-            (f"--engine_dir {engine_dir}", "nothing is written: only the torch_tensorrt backend makes engines")
-        )
+    if engine_dir is not None and not used & set(WRITERS):
+        why = f"nothing is written: only the {', '.join(WRITERS)} backends write files"
+        notes.append((f"--engine_dir {engine_dir}", why))
         engine_dir = None
     if engine_dir is not None:
         prepare_engine_dir(engine_dir)
 
     with PeakMemory(device) as memory, progress(console) as steps, side_stream(device):
-        steps.step(f"reading the observation: {job.dataset_path}")
-        dataset = open_dataset(job)
-        observation = recorded_step(dataset, job.episode, job.step)
-        steps.step(f"loading the model: {job.model_path}")
-        folder = resolve_checkpoint(job.model_path)
-        metadata = dataset.metadata(job.embodiment_tag) if folder is None else read_metadata(folder, job.embodiment_tag)
-        # The policy checks it too, but only once it has its weights, which takes a while.
-        validate_observation(observation, dataset.modality_config, metadata)
-        policy = load_policy(
-            folder or job.model_path,  # the hub is asked once
-            data_config=job.data_config,
-            embodiment_tag=job.embodiment_tag,
-            metadata=metadata,
-            tokenizer=job.tokenizer,
-            denoising_steps=plan.denoising_steps,
-            bracketed_instruction=job.bracketed_instruction,
-            device=device,
-        )
+        policy, observation = load(job, plan, device, steps)
         result = records.new_record(
             job.command,
             root=ROOT,
@@ -135,7 +121,7 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
             plan={**plan_to_mapping(plan), **({"backend": None} if job.compare else {})},
             plan_path=job.plan_path,
             model={"path": job.model_path, "config": asdict(policy.model.config)},
-            workload={"dataset": f"{Path(job.dataset_path).name}, episode {job.episode}, step {job.step}"},
+            workload={"dataset": subject(job)},
         )
         for what, why in notes:
             records.skip(result, what, why)
@@ -161,6 +147,44 @@ def run(job: Job, plan: Plan, console: Console) -> dict[str, Any]:
     result["wall_s"] = time.monotonic() - began
     result["exit_reason"] = "gate failed" if failures(result) else "done"
     return result
+
+
+def load(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[Gr00tPolicy, dict[str, Any]]:
+    """The job's policy, in fp32, and the observation that the rest is done with.
+
+    Raises: Gr00tError for anything missing; what is small is found before the weights are read.
+    """
+    steps.step(f"reading the observation: {subject(job)}")
+    recorded = None
+    if job.dataset_path is not None:
+        dataset = open_dataset(job)
+        recorded = dataset, recorded_step(dataset, job.episode, job.step)
+    steps.step(f"loading the model: {job.model_path}")
+    folder = resolve_checkpoint(job.model_path)
+    metadata = None
+    if recorded is not None:
+        dataset, observation = recorded
+        metadata = dataset.metadata(job.embodiment_tag) if folder is None else read_metadata(folder, job.embodiment_tag)
+        # The policy checks it too, but only once it has its weights, which takes a while.
+        validate_observation(observation, dataset.modality_config, metadata)
+    policy = load_policy(
+        folder or job.model_path,  # the hub is asked once
+        data_config=job.data_config,
+        embodiment_tag=job.embodiment_tag,
+        metadata=metadata,
+        tokenizer=job.tokenizer,
+        denoising_steps=plan.denoising_steps,
+        bracketed_instruction=job.bracketed_instruction,
+        device=device,
+    )
+    return policy, policy.example() if recorded is None else recorded[1]
+
+
+def subject(job: Job) -> str:
+    """Which observation a job is about, in a few words."""
+    if job.dataset_path is None:
+        return "an example observation"
+    return f"{Path(job.dataset_path).name}, episode {job.episode}, step {job.step}"
 
 
 def failures(result: Mapping[str, Any]) -> list[str]:
@@ -222,8 +246,14 @@ def available(plan: Plan, names: tuple[str, ...], *, chosen: bool) -> tuple[Plan
     Args:
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-    Raises: BackendError for a chosen backend that is not installed.
+    Raises: BackendError for a chosen backend that is not installed; PlanError for a folder of ready-made engines that
+        is not there.
     """
+    if plan.build.trt_engine_path is not None and not Path(plan.build.trt_engine_path).is_dir():
+        raise PlanError(
+            f"trt_engine_path: {plan.build.trt_engine_path}: no such folder",
+            fix="name the folder that build_engine.sh wrote to, gr00t_engine by default",
+        )
     notes: list[Note] = []
     resolved = {name: resolve(plan, name).backend for name in names}
     for backend in dict.fromkeys(resolved.values()):
@@ -248,8 +278,8 @@ def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str,
 
 
 def open_dataset(job: Job) -> LeRobotDataset:
-    """The dataset of the job; `synthetic` is generated once and reused."""
+    """The dataset of a job that has one; `synthetic` is generated once and reused."""
+    assert job.dataset_path is not None
     config = data_config(job.data_config)
-    synthetic = job.dataset_path == "synthetic"
-    path = synthetic_dataset(data_config=job.data_config) if synthetic else Path(job.dataset_path)
+    path = synthetic_dataset(data_config=job.data_config) if job.dataset_path == "synthetic" else Path(job.dataset_path)
     return LeRobotDataset(path, config.modality_config(), frame_lookup=job.frame_lookup)

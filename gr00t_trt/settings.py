@@ -30,7 +30,7 @@ CUDA_GRAPH = ("none", "startup", "on_demand")
 """Whether whole requests are captured as CUDA graphs: never; for the shapes known at the start; or for every new shape
 at its first request as well."""
 
-BACKENDS = ("eager", "inductor", "torch_tensorrt")
+BACKENDS = ("eager", "inductor", "onnxruntime", "torch_tensorrt", "tensorrt")
 AUTO = "auto"
 """In a backend's place: whichever of them is measured to be the fastest."""
 
@@ -75,6 +75,8 @@ class BuildOptions:
         require_full_compilation: A submodule that needs more than one engine is an error, not a warning.
         compute_capabilities: Targets of engines built ahead of time, such as ``("8.9", "12.0")``.
             Empty: TensorRT-RTX's portable default (8.0 and newer).
+        trt_engine_path: Folder of engines that NVIDIA's deployment scripts built; the tensorrt backend takes those that
+            fit and builds the rest.
     """
 
     use_fp32_acc: bool = False
@@ -87,6 +89,7 @@ class BuildOptions:
     decompose_attention: bool = False
     require_full_compilation: bool = True
     compute_capabilities: tuple[str, ...] = ()
+    trt_engine_path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from gr00t_trt import run as run_module
-from gr00t_trt.backends import get_backend
-from gr00t_trt.cli import compared, main, overrides, parse
+from gr00t_trt.backends import Availability, get_backend
+from gr00t_trt.backends.tensorrt import TensorRTBackend
+from gr00t_trt.cli import compared, main, onnx_overrides, overrides, parse
 from gr00t_trt.command import underscored
 from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
+from gr00t_trt.plans import merge, resolve
 from gr00t_trt.records import read_record
-from gr00t_trt.settings import BACKENDS, SUBMODULES
+from gr00t_trt.settings import BACKENDS, SUBMODULES, Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--model_path", "synthetic", "--dataset_path", "synthetic", "--benchmark", "python_timer",
@@ -68,7 +70,6 @@ def test_the_published_command_parses_as_printed() -> None:
         (["--seed", str(2**63)], "--seed: 9223372036854775808 is out of range"),
         (["--engine_dir", ""], "--engine_dir: '' is empty"),
         (["--model_path= "], "--model_path: ' ' is empty"),
-        (["--use_onnx_llm"], "the ONNX route is not part of this release"),
         (["--attn_implementation", "flash"], "did you mean flash_attention_2?"),
         (["--compare", ""], "--compare: '' is empty"),
     ],
@@ -84,13 +85,40 @@ def test_published_flags_without_effect_say_so() -> None:
     assert [what for what, _ in notes] == ["--attn_implementation eager", "--eval"]
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_onnx_flags_choose_a_backend_for_their_submodule(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Availability(installed, "" if installed else "TensorRT is missing")
+    monkeypatch.setattr(TensorRTBackend, "availability", lambda self: found)
+    args, _ = parse(["--use-onnx-vit", "--use_onnx_llm", "--backend", "inductor"])
+    keys, notes = onnx_overrides(args)
+    route = "tensorrt" if installed else "onnxruntime"
+    plan = merge(Plan(), {**overrides(args), **keys})
+    assert {name: resolve(plan, name).backend for name in SUBMODULES} == {
+        **dict.fromkeys(SUBMODULES, "inductor"),
+        "vision_model": route,
+        "language_model": route,
+    }
+    assert [what for what, _ in notes] == ["--use_onnx_vit", "--use_onnx_llm"]
+    assert all(route in why for _, why in notes)
+    assert onnx_overrides(parse([])[0]) == ({}, [])
+
+
+def test_ready_made_engines_need_their_folder_and_the_plain_model(capsys: pytest.CaptureFixture) -> None:
+    args, _ = parse(["--trt-engine-path", "nowhere", "--backend", "tensorrt"])
+    plan = merge(Plan(), overrides(args))
+    assert plan.build.trt_engine_path == "nowhere"
+    assert plan.optimisations == ()
+    assert main([*QUICK, "--backend", "tensorrt", "--trt_engine_path", "nowhere"]) == 2
+    assert "trt_engine_path: nowhere: no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--fn_name", "dit"], "did you mean dit_model?"),
         (["--precision", "fp17"], "did you mean fp16?"),
         (["--vit_dtype", "fp8"], "quantisation is not available yet"),
-        (["--backend", "tensort"], "did you mean torch_tensorrt?"),
+        (["--backend", "tensort"], "did you mean tensorrt?"),
         (["--data_config", "fourier_gr1"], "did you mean fourier_gr1_"),
         (["--embodiment_tag", "gr2"], "did you mean gr1?"),
         (["--frame_lookup", "nearst"], "did you mean nearest?"),
@@ -122,7 +150,7 @@ def test_bad_input_ends_with_2_and_one_clear_error(argv: list[str], words: str, 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--compare", "eager,tensort"], "did you mean torch_tensorrt?"),
+        (["--compare", "eager,tensort"], "did you mean tensorrt?"),
         (["--compare", "inductor,"], "--compare: unknown value ''"),
         (["--compare", ",,"], "--compare: unknown value ''"),
         (["--compare", "inductor,Inductor"], "--compare: inductor is named twice"),
@@ -258,7 +286,7 @@ def test_bad_names_are_found_before_the_weights_are_loaded(
 def test_a_backend_without_engines_says_that_none_are_written() -> None:
     assert main([*EAGER, "--fn_name", "action_decoder", "--engine_dir", "engines", "--record", "r.json"]) == 0
     skipped = {entry["what"]: entry["why"] for entry in read_record("r.json")["skipped"]}
-    assert "only the torch_tensorrt backend makes engines" in skipped["--engine_dir engines"]
+    assert "only the torch_tensorrt, tensorrt, onnxruntime backends write files" in skipped["--engine_dir engines"]
     assert not Path("engines").exists()
 
 

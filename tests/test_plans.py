@@ -11,6 +11,7 @@ from gr00t_trt import plan_fields, plans, settings
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans import (
     DEFAULT_GATES,
+    HONOURED,
     load_plan,
     merge,
     plan_from_mapping,
@@ -18,7 +19,7 @@ from gr00t_trt.plans import (
     plan_warnings,
     resolve,
 )
-from gr00t_trt.settings import Gate, Plan
+from gr00t_trt.settings import BACKENDS, BuildOptions, Gate, Plan
 
 SHIPPED = sorted((Path(__file__).parent.parent / "compile_configs").glob("*.yaml"))
 
@@ -172,7 +173,7 @@ def test_a_group_is_no_submodule():
         ({"ranges": {"batch": [4, 2]}}, "ranges.batch: [4, 2] is upside down"),
         ({"ranges": {"batch": [0, 2]}}, "ranges.batch[0]: 0 is out of range"),
         ({"ranges": {"batch": [1, 10**30]}}, "ranges.batch[1]: "),
-        ({"backend": "tensorrt"}, "backend: unknown value 'tensorrt'"),
+        ({"backend": "tensort"}, "backend: unknown value 'tensort'"),
         ({"precision": 16}, "precision: 16 is not a name\n  known: fp32, fp16, bf16"),
         ({"precision": "fp61"}, "did you mean fp16?"),
         ({"build": {"compute_capabilities": "8.9"}}, "compute_capabilities: '8.9' is not a list"),
@@ -237,6 +238,16 @@ def test_a_joint_backbone_with_equal_halves_is_fine():
     assert resolve(plan, "eagle_backbone").precision == "bf16"
 
 
+def test_every_build_option_says_which_backends_honour_it():
+    assert {field.name for field in dataclasses.fields(BuildOptions)} == set(HONOURED)
+    assert set().union(*HONOURED.values()) < set(BACKENDS)
+
+
+@pytest.mark.parametrize("value", [3, "", True, ["a"]])
+def test_a_folder_of_engines_is_text(value):
+    assert "build.trt_engine_path: " in refused({"build": {"trt_engine_path": value}})
+
+
 def test_cpu_offload_needs_an_engine():
     assert "build.cpu_offload: no submodule uses torch_tensorrt" in refused(
         {"backend": "eager", "build": {"cpu_offload": True}}
@@ -257,6 +268,11 @@ def test_cpu_offload_needs_an_engine():
         ({"precision": "bf16", "build": {"use_fp32_acc": True}}, "build.use_fp32_acc is meant for fp16"),
         ({"build": {"disable_tf32": True}}, "build.disable_tf32 has no effect"),
         ({"build": {"use_explicit_typing": False}}, "needs Torch-TensorRT 2.9"),
+        (
+            {"backend": "onnxruntime", "build": {"compute_capabilities": ["8.9"]}},
+            "build.compute_capabilities has no effect: no submodule uses torch_tensorrt or tensorrt",
+        ),
+        ({"build": {"trt_engine_path": "x"}}, "no effect: no submodule uses tensorrt"),
         ({"backend": "inductor", "build": {"optimization_level": 3}}, "build.optimization_level has no effect"),
         ({"submodules": {"state_encoder": {"decompose_attention": True}}}, "it has no attention"),
         (

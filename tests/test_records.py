@@ -61,11 +61,13 @@ def test_a_built_submodule_fills_its_entry():
     built = SimpleNamespace(
         coverage=coverage, engine=engine, engine_bytes=7, runs=False, build_s=1.5,
         phases_s={"export": 1.0}, settings={"min_block_size": 1}, notes=("built, not run",), from_cache=True,
+        layers_before=20, layers_after=None,
     )  # fmt: skip
     entry = records.submodule_entry("dit_model", "torch_tensorrt", "fp16", **records.built_fields(built))
     assert (entry["operators"], entry["coverage_percent"], entry["engines"]) == (10, 90.0, 2)
     assert entry["engine_path"] == str(Path("engines/dit.engine"))
     assert entry["runs"] is False
+    assert (entry["layers_before"], entry["layers_after"]) == (20, None)
     assert entry["notes"] == ["built, not run"]
     bare = SimpleNamespace(**{**vars(built), "coverage": None, "engine": None, "engine_bytes": None})
     assert records.built_fields(bare)["coverage_percent"] is None
@@ -82,6 +84,8 @@ def test_built_fields_cover_what_backends_give():
         "coverage",
         "engine",
         "engine_bytes",
+        "layers_before",
+        "layers_after",
         "settings",
         "notes",
         "from_cache",

@@ -72,12 +72,14 @@ class Built:
 
     Attributes:
         call: Runs the submodule in the model, same arguments and result as the eager module.
-        runs: False when what was built cannot run on this machine; `call` then executes the compiler's own
-            partitioned graph in PyTorch, so its numbers are worth checking and its time is not worth quoting.
+        runs: False when what was built cannot run on this machine; `call` then executes the compiler's own graph by
+            other means, as the notes say, so its numbers are worth checking and its time is not worth quoting.
         build_s: Seconds for everything: export, lowering, engine. `phases_s` splits it.
         coverage: None for backends without a notion of it.
         engine: The engine file, when one was written.
         engine_bytes: Size of all engines of this target; None when unknown.
+        layers_before, layers_after: Operators of the exported graph, and layers of the engine made from it; None where
+            the backend has no such graph, or the engine cannot be looked into on this machine.
         settings: The exact keyword arguments handed to the compiler, for the record.
         notes: Plain sentences for the user: what was skipped, what is not proven.
         from_cache: The engine was found in the engine cache, and `build_s` is what finding and checking it took.
@@ -90,6 +92,8 @@ class Built:
     coverage: Coverage | None = None
     engine: EngineFile | None = None
     engine_bytes: int | None = None
+    layers_before: int | None = None
+    layers_after: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     from_cache: bool = False

@@ -106,7 +106,7 @@ def prepare_engine_dir(path: Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-"):
             pass
     except OSError as e:
-        raise _cannot_write(path, e) from e
+        raise cannot_write(path, e) from e
     return path
 
 
@@ -150,7 +150,7 @@ def place_engine(source: EngineFile, engine_dir: Path, submodule: str) -> Engine
             shutil.copyfile(source.path, temporary)
         os.replace(temporary, engine)
     except OSError as e:
-        raise _cannot_write(engine, e) from e
+        raise cannot_write(engine, e) from e
     finally:
         # A rename onto another link to the same file leaves both names.
         with suppress(OSError):
@@ -275,7 +275,7 @@ def _start(engine_dir: Path, manifest_path: Path) -> None:
     try:
         manifest_path.unlink(missing_ok=True)
     except OSError as e:
-        raise _cannot_write(manifest_path, e) from e
+        raise cannot_write(manifest_path, e) from e
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
@@ -303,7 +303,7 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as e:
-        raise _cannot_write(path, e) from e
+        raise cannot_write(path, e) from e
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -330,7 +330,8 @@ def _sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError) -> RecordError:
+def cannot_write(path: Path, error: OSError) -> RecordError:
+    """An error that says why a file or folder cannot be written, and what to do; raise it `from` the original."""
     reasons = {
         errno.ENOSPC: ("no space left on the device", "free some space, or name another folder with --engine_dir"),
         errno.EDQUOT: ("the disk quota is used up", "free some space, or name another folder with --engine_dir"),

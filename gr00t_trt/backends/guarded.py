@@ -93,6 +93,14 @@ def same_form(expected: Any, actual: Any) -> str | None:
     return f"{type(actual).__name__} instead of {type(expected).__name__}"
 
 
+def check_form(target: Target, call: Callable[..., Any]) -> None:
+    """Run once at the recorded size. Raises: BackendError when the result has another form than the eager one."""
+    with torch.no_grad():
+        difference = same_form(target.module(*target.inputs), call(*target.inputs))
+    if difference is not None:
+        raise BackendError(f"{target.name}: what was built returns {difference}")
+
+
 def build_failed(target: Target, phase: str, error: BaseException, detail: str | None = None) -> BackendError:
     """A BackendError for a failed phase; raise it `from` the original."""
     return BackendError(

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BackendError, PlanError
+from ..errors import BackendError
 from ..settings import BuildOptions
 from . import trt_build
 from .base import Availability, Built, Capturable, Target
@@ -88,8 +88,8 @@ class TorchTensorRTBackend:
             raise BackendError(
                 f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
             )
-        if cuda and options.compute_capabilities:
-            _check_this_gpu(options.compute_capabilities)
+        if cuda:
+            trt_build.check_this_gpu(options.compute_capabilities)
         if engine_dir is not None:
             prepare_engine_dir(engine_dir)
         with compiler_log(options.debug) as log, cpu_only() as module:
@@ -146,15 +146,6 @@ def _caveats(release: tuple[int, int], flavour: str) -> list[str]:
         what = "engines are built and not run" if flavour == TENSORRT_RTX else "only a dry run is possible"
         out.append(f"No CUDA device: {what}.")
     return out
-
-
-def _check_this_gpu(capabilities: tuple[str, ...]) -> None:
-    here = "{}.{}".format(*torch.cuda.get_device_capability())
-    if here not in capabilities:
-        raise PlanError(
-            f"compute_capabilities: {list(capabilities)} leaves out this GPU, {here}, where the engine is to run",
-            fix=f"add {here}, or build for the others on a machine without a GPU",
-        )
 
 
 def _cache_dir(versions: dict[str, str]) -> Path:

@@ -28,6 +28,9 @@ from .engine_files import Binding
 ENGINE_PREFIX = "_run_on_acc"
 """Children of a partitioned graph that are, or become, engines; the others stay in PyTorch."""
 
+PORTABLE_TARGETS = "8.0, 8.6, 8.9, 12.0 and newer (not for Orin, Hopper or Thor)"
+"""What TensorRT-RTX builds for on a machine without a GPU when it is asked for nothing else."""
+
 
 def dynamic_shapes(target: Target) -> tuple[dict[int, Any], ...] | None:
     """One torch.export spec per argument, or None when all shapes are static; equal names share one Dim.
@@ -222,7 +225,7 @@ def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> Serial
     arguments = _engine_arguments(part.graph, name)
     assert isinstance(submodule, torch.fx.GraphModule)
     names = [node.name for node in submodule.graph.nodes if node.op == "placeholder"]
-    inputs = {i: _binding(name, target.inputs[i], target.ranges[i]) for name, i in zip(names, arguments, strict=True)}
+    inputs = {i: binding(name, target.inputs[i], target.ranges[i]) for name, i in zip(names, arguments, strict=True)}
     specifications = [_input_spec(torch_tensorrt, inputs[i], target.inputs[i]) for i in arguments]
     settings = dataclasses.replace(part.settings, **AHEAD_OF_TIME)
     # The compiler deletes folded constants from the graph that it converted; the dry run's graph still needs them.
@@ -256,7 +259,7 @@ def built_engine(target: Target, part: Partition) -> SerializedEngine | None:
     arguments = _engine_arguments(part.graph, name)
     if len(names) != len(arguments):
         return None
-    inputs = {i: _binding(n, target.inputs[i], target.ranges[i]) for n, i in zip(names, arguments, strict=True)}
+    inputs = {i: binding(n, target.inputs[i], target.ranges[i]) for n, i in zip(names, arguments, strict=True)}
     outputs = tuple(Binding(n, "", (), (), ()) for n in getattr(module, "output_binding_names", ()))
     order = tuple(sorted(inputs))
     return SerializedEngine(plan=plan, inputs=tuple(inputs[i] for i in order), outputs=outputs, arguments=order)
@@ -269,15 +272,15 @@ def _engine_arguments(graph: torch.fx.GraphModule, name: str) -> list[int]:
     return [order.index(node) for node in call.args]
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _binding(name: str, tensor: torch.Tensor, ranges: ArgumentRange) -> Binding:
+def binding(name: str, tensor: torch.Tensor, ranges: ArgumentRange) -> Binding:
     def shape(pick: str) -> tuple[int, ...]:
         return tuple(getattr(ranges[a], pick) if a in ranges else size for a, size in enumerate(tensor.shape))
 
-    return Binding(name, _dtype_name(tensor.dtype), shape("minimum"), tuple(tensor.shape), shape("maximum"))
+    return Binding(name, dtype_name(tensor.dtype), shape("minimum"), tuple(tensor.shape), shape("maximum"))
 
 
 def _input_spec(torch_tensorrt: Any, binding: Binding, tensor: torch.Tensor) -> Any:
@@ -297,18 +300,30 @@ def _outputs(module: Any, names: Sequence[str]) -> tuple[Binding, ...]:
     results = [n.meta["val"] for n in node.all_input_nodes]
     shapes = [tuple(size if isinstance(size, int) else -1 for size in value.shape) for value in results]
     return tuple(
-        Binding(name, _dtype_name(value.dtype), shape, shape, shape)
+        Binding(name, dtype_name(value.dtype), shape, shape, shape)
         for name, value, shape in zip(names, results, shapes, strict=False)
     )
 
 
-def resolve_compute_capabilities(names: Sequence[str]) -> list[Any]:
-    """``("8.9", "12.0")`` -> the installed TensorRT-RTX's constants.
+def set_compute_capabilities(tensorrt: Any, config: Any, names: Sequence[str]) -> None:
+    """Tell a builder's configuration for which GPUs to build, such as ``("8.9", "12.0")``.
+
+    Args:
+        tensorrt: The module of TensorRT or TensorRT-RTX that the configuration belongs to.
+    Raises: PlanError for one that it does not know, listing those it does; BackendError for one that it refuses.
+    """
+    members = resolve_compute_capabilities(tensorrt, names)
+    config.num_compute_capabilities = len(members)
+    for index, member in enumerate(members):
+        if not config.set_compute_capability(member, index):
+            raise BackendError(f"compute_capabilities: TensorRT-RTX refused {names[index]}")
+
+
+def resolve_compute_capabilities(tensorrt: Any, names: Sequence[str]) -> list[Any]:
+    """``("8.9", "12.0")`` -> the constants of a TensorRT-RTX module.
 
     Raises: PlanError for one that it does not know, listing those it does.
     """
-    import tensorrt
-
     if not hasattr(tensorrt, "ComputeCapability"):
         raise PlanError("compute_capabilities: the installed TensorRT cannot build for other GPUs")
     members = tensorrt.ComputeCapability.__members__
@@ -319,23 +334,34 @@ def resolve_compute_capabilities(names: Sequence[str]) -> list[Any]:
     return [known[name] for name in names]
 
 
+def check_this_gpu(capabilities: Sequence[str]) -> None:
+    """Refuse an engine that is to run here and is asked for other GPUs only; an empty list asks for none.
+
+    Raises: PlanError.
+    """
+    here = "{}.{}".format(*torch.cuda.get_device_capability())
+    if capabilities and here not in capabilities:
+        raise PlanError(
+            f"compute_capabilities: {list(capabilities)} leaves out this GPU, {here}, where the engine is to run",
+            fix=f"add {here}, or build for the others on a machine without a GPU",
+        )
+
+
 @contextmanager
 def compute_capabilities(names: Sequence[str]) -> Iterator[None]:
     """Builds inside the scope are for these GPUs. Torch-TensorRT makes the builder's configuration out of reach."""
     if not names:
         yield
         return
+    import tensorrt
     from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
 
-    members = resolve_compute_capabilities(names)
+    resolve_compute_capabilities(tensorrt, names)  # before anything is built
     populate = inspect.getattr_static(TRTInterpreter, "_populate_trt_builder_config")
 
     def with_targets(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = populate(self, *args, **kwargs)
-        config.num_compute_capabilities = len(members)
-        for index, member in enumerate(members):
-            if not config.set_compute_capability(member, index):
-                raise BackendError(f"compute_capabilities: TensorRT-RTX refused {names[index]}")
+        set_compute_capabilities(tensorrt, config, names)
         return config
 
     with replaced(TRTInterpreter, "_populate_trt_builder_config", with_targets):

@@ -22,9 +22,6 @@ from .engine_key import engine_key, target_gpu
 from .guarded import GuardedModule, build_failed
 from .trt_settings import TENSORRT, TrtSettings
 
-PORTABLE_TARGETS = "8.0, 8.6, 8.9, 12.0 and newer (not for Orin, Hopper or Thor)"
-"""What TensorRT-RTX builds for when it is asked for nothing else."""
-
 
 @dataclasses.dataclass
 class TrtJob:
@@ -100,7 +97,7 @@ class TrtJob:
                 built = dataclasses.replace(built, engine=file, engine_bytes=size)
             else:
                 built = dataclasses.replace(built, **self.taken(found))
-        targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
+        targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
         self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         return built
 
@@ -226,7 +223,7 @@ class TrtJob:
 
 
 def _runner(found: Cached, device: torch.device) -> Callable[..., Any]:
-    from .trt_runtime import TrtRunner  # type: ignore[import-untyped]
+    from .trt_runtime import TrtRunner
 
     assert found.plan is not None
     manifest = found.manifest

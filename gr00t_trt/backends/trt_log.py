@@ -1,4 +1,4 @@
-"""What Torch-TensorRT says while it builds, kept out of the user's terminal unless they asked for it."""
+"""What compilers and exporters say while they build, kept out of the user's terminal unless they asked for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("torch_tensorrt", "torch_tensorrt [TensorRT Conversion Context]", "torch.fx", "torch.export")
+_LOGGERS = (
+    "torch_tensorrt",
+    "torch_tensorrt [TensorRT Conversion Context]",
+    "torch.fx",
+    "torch.export",
+    "torch.onnx",
+    "onnxscript",
+)
 """The second is TensorRT's own C++ log, which Torch-TensorRT hands to a Python logger of this name."""
 
 

@@ -12,6 +12,9 @@ from ..errors import PlanError
 from ..plans import load_plan, merge, resolve
 from ..settings import BACKENDS, CUDA_GRAPH, PRECISIONS, SUBMODULES, Plan
 
+ENGINES = "gr00t_engine"
+"""Where NVIDIA's build script leaves its engines."""
+
 EPILOG = """\
 examples:
   try it, nothing needed (a generated model), in two terminals:
@@ -87,8 +90,12 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("how it is compiled")
     switch(g, "use_torch_tensorrt", help="compile with Torch-TensorRT at start-up: --backend torch_tensorrt")
-    switch(g, "use_tensorrt", help="run ready-made engines of the ONNX route, from --trt_engine_path")
-    g.add_argument("--trt_engine_path", default="gr00t_engine", metavar="DIR", help="their folder [%(default)s]")
+    switch(g, "use_tensorrt", help="--backend tensorrt, with ready-made engines where they fit and its own elsewhere")
+    g.add_argument(
+        "--trt_engine_path",
+        metavar="DIR",
+        help=f"folder of NVIDIA's ready-made engines [{ENGINES} with --use_tensorrt, else none]",
+    )
     g.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)} [eager]")
     g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
     g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case [bf16]")
@@ -173,14 +180,15 @@ def plan_of(args: argparse.Namespace) -> Plan:
         "cuda_graph": args.cuda_graph,
         "denoising_steps": args.denoising_steps,
     }
-    if backend == "tensorrt":
-        overrides["trt_engine_path"] = args.trt_engine_path
+    if args.use_tensorrt or args.trt_engine_path:
+        overrides["build.trt_engine_path"] = args.trt_engine_path or ENGINES
     if args.config:
         plan = merge(load_plan(args.config), overrides)
     else:
         plan = merge(Plan(backend="eager", precision="bf16"), overrides)
         # On by default as in the original; only fp16 engines know it.
-        engines = [resolve(plan, name) for name in SUBMODULES if resolve(plan, name).backend == "torch_tensorrt"]
+        compilers = ("torch_tensorrt", "tensorrt")
+        engines = [resolve(plan, name) for name in SUBMODULES if resolve(plan, name).backend in compilers]
         if args.use_fp32_acc is None and any(engine.precision == "fp16" for engine in engines):
             plan = merge(plan, {"build.use_fp32_acc": True})
     if args.max_batch > plan.ranges.batch[1]:
@@ -201,11 +209,6 @@ def _backend(args: argparse.Namespace) -> str | None:
     given = {flag: backend for flag, backend in wanted.items() if backend is not None}
     if len(set(given.values())) > 1:
         raise PlanError(f"{' and '.join(given)} exclude each other", fix="give one of them")
-    if args.use_tensorrt and "tensorrt" not in BACKENDS:
-        raise PlanError(
-            "--use_tensorrt: engines of the ONNX route are not part of this release",
-            fix="use --use_torch_tensorrt, which compiles at start-up",
-        )
     return next(iter(given.values()), None)
 
 

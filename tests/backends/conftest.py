@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gr00t_trt.backends import Target, get_backend
+from gr00t_trt.backends.onnx_export import missing
 from gr00t_trt.shapes import DimRange
 
 BATCH = DimRange("batch", 1, 1, 4)
@@ -28,6 +29,7 @@ def torch_tensorrt_installed() -> bool:
 
 
 needs_torch_tensorrt = pytest.mark.skipif(not torch_tensorrt_installed(), reason="torch_tensorrt is not installed")
+needs_onnx = pytest.mark.skipif(bool(missing()), reason="onnx and onnxscript are not installed")
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 

@@ -15,7 +15,7 @@ from gr00t_trt.errors import BackendError, PlanError, ShapeError
 from gr00t_trt.settings import BACKENDS as NAMES
 from gr00t_trt.settings import BuildOptions
 
-COMPILERS = [pytest.param("inductor"), pytest.param("torch_tensorrt", marks=needs_torch_tensorrt)]
+COMPILERS = ["inductor", pytest.param("torch_tensorrt", marks=needs_torch_tensorrt), "onnxruntime", "tensorrt"]
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,15 @@ def test_inductor_announces_a_compilation_in_the_middle_of_a_run(built):
 def test_names():
     assert tuple(BACKENDS) == NAMES
     assert all(get_backend(name).name == name for name in NAMES)
-    with pytest.raises(PlanError, match=r"unknown value 'tensorrt_torch'\n.*eager, inductor, torch_tensorrt"):
+    with pytest.raises(
+        PlanError, match=r"unknown value 'tensorrt_torch'\n.*eager, inductor, onnxruntime, torch_tensorrt, tensorrt"
+    ):
         get_backend("tensorrt_torch")
 
 
 def test_importing_the_package_imports_no_compiler():
-    code = "import sys, gr00t_trt.backends; print([m for m in ('torch_tensorrt', 'tensorrt') if m in sys.modules])"
+    names = ("torch_tensorrt", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "onnxscript")
+    code = f"import sys, gr00t_trt.backends; print([m for m in {names} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.strip() == "[]"
 

@@ -148,9 +148,9 @@ def test_an_unwritable_folder_is_refused_before_building(rtx, tmp_path):
 
 def test_a_target_list_without_this_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
-    module_under_test._check_this_gpu(("8.6", "8.9"))
+    trt_build.check_this_gpu(("8.6", "8.9"))
     with pytest.raises(PlanError, match=r"\['8.9'\] leaves out this GPU, 8.6"):
-        module_under_test._check_this_gpu(("8.9",))
+        trt_build.check_this_gpu(("8.9",))
 
 
 def test_leftover_operators_are_an_error_that_names_them(rtx):

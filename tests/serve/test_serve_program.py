@@ -77,6 +77,16 @@ def test_a_plan_file_stands_where_no_flag_was_given(tmp_path: Path) -> None:
         plan_of(parse([*line, "--max_batch", "5"]))
 
 
+def test_ready_made_engines_are_asked_for_by_the_published_flag_or_by_name() -> None:
+    published = plan_of(parse(["--server", "--use_tensorrt", "--precision", "fp16"]))
+    assert (published.backend, published.build.trt_engine_path) == ("tensorrt", "gr00t_engine")
+    assert published.optimisations == ()
+    assert published.build.use_fp32_acc
+    named = plan_of(parse(["--server", "--use_tensorrt", "--trt_engine_path", "mine"]))
+    assert named.build.trt_engine_path == "mine"
+    assert plan_of(parse(["--server", "--backend", "tensorrt"])).build.trt_engine_path is None
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

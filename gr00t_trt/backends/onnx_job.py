@@ -1,0 +1,239 @@
+"""One submodule through ONNX to TensorRT: its engine taken ready-made, found in the cache, or built."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BackendError, Gr00tError
+from ..settings import BuildOptions
+from . import onnx_export, onnxruntime, ready_made, trt_network
+from .base import Built, Coverage, EngineFile, Target
+from .engine_cache import Cached, EngineCache, Slot
+from .engine_files import place_engine, write_engine
+from .engine_key import engine_key, target_gpu
+from .guarded import GuardedModule, build_failed, check_form, first_line
+from .onnx_export import OnnxFile
+from .onnx_interface import Interface, interface
+from .trt_build import PORTABLE_TARGETS, SerializedEngine
+from .trt_network import TensorRT, describe_engine
+from .trt_runtime import TrtRunner
+
+
+@dataclasses.dataclass
+class OnnxJob:
+    """Everything that one build needs; `run` does it.
+
+    Attributes:
+        cuda: The engine runs here; else it is built ahead of time, and what is called is the exported graph.
+    """
+
+    trt: TensorRT
+    target: Target
+    options: BuildOptions
+    engine_dir: Path | None
+    cache: EngineCache | None
+    versions: dict[str, str]
+    progress: Callable[[str], None]
+    cuda: bool
+    notes: list[str] = dataclasses.field(default_factory=list)
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def run(self) -> Built:
+        start = time.perf_counter()
+        self.settings = {
+            "opset": onnx_export.OPSET,
+            "flavour": self.trt.flavour,
+            **{name: getattr(self.options, name) for name in ("use_fp32_acc", "disable_tf32", "optimization_level")},
+        }
+        self.form = interface(self.target)
+        built = self.ready_made()
+        if built is None:
+            slot = self.slot()
+            with slot.reserved():
+                built = self.on_gpu(slot) if self.cuda else self.without_gpu(slot)
+        return dataclasses.replace(
+            built,
+            call=GuardedModule(self.target, built.call),
+            build_s=time.perf_counter() - start,
+            phases_s=self.phases,
+            settings=self.settings,
+            notes=tuple(self.notes),
+        )
+
+    def on_gpu(self, slot: Slot) -> Built:
+        found = slot.find(read=True)
+        if found is not None:
+            try:
+                assert found.plan is not None
+                runner = self.runner(found.plan)
+                return self.running(runner, found.manifest.coverage, **self.taken(found))
+            except BackendError as e:
+                self.notes.append(f"The engine in the cache was built again: {first_line(e)}.")
+        with onnx_export.folder_for(None) as folder:
+            file, engine = self.built(folder)
+        written = self.write(slot, engine, file)
+        runner = self.runner(engine.plan)
+        return self.running(runner, _coverage(file), engine=written, engine_bytes=len(engine.plan))
+
+    def without_gpu(self, slot: Slot) -> Built:
+        """The file is exported always: it is what the submodule's accuracy is checked on. Only the engine is kept."""
+        found = slot.find()
+        with onnx_export.folder_for(None) as folder:
+            if found is None:
+                file, engine = self.built(folder)
+                made: dict[str, Any] = {"engine": self.write(slot, engine, file), "engine_bytes": len(engine.plan)}
+                del engine  # a gigabyte, and the session is about to need more
+            else:
+                file, made = self.exported(folder), self.taken(found)
+            targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
+            self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
+            call = self.stand_in(file)
+        return Built(call, False, 0.0, coverage=_coverage(file), layers_before=file.nodes, **made)
+
+    def exported(self, folder: Path) -> OnnxFile:
+        start = time.perf_counter()
+        file = onnx_export.export(self.target, folder, self.options, self.progress)
+        self.phases["export"] = time.perf_counter() - start
+        return file
+
+    def built(self, folder: Path) -> tuple[OnnxFile, SerializedEngine]:
+        file = self.exported(folder)
+        with self.phase(f"building the {self.trt.flavour} engine", "engine"):
+            return file, trt_network.build_engine(self.trt, file, self.options)
+
+    def runner(self, plan: bytes) -> TrtRunner:
+        with self.phase("loading the engine", "load"):
+            device = self.target.inputs[0].device
+            return TrtRunner(plan, self.form.target.argument_names, (self.form.output,), device, trt=self.trt)
+
+    def running(self, runner: TrtRunner, coverage: Coverage | None, **made: Any) -> Built:
+        """What is on the GPU, run once. Raises: BackendError when its result has another form than the eager one."""
+        call = _call(runner, self.form)
+        with self.phase("running the engine at the recorded size", "warm"):
+            check_form(self.target, call)
+        before = coverage.operators if coverage is not None else None
+        return Built(
+            call,
+            True,
+            0.0,
+            coverage=coverage,
+            layers_before=before,
+            layers_after=runner.engine.num_layers,
+            **made,
+        )
+
+    def stand_in(self, file: OnnxFile) -> Callable[..., Any]:
+        """What is called where the engine cannot run."""
+        why_not = onnxruntime.cannot_run(self.target)
+        if importlib.util.find_spec("onnxruntime") is None:
+            why_not = "onnxruntime is not installed"
+        if why_not:
+            self.notes.append(f"Numbers are of the eager module, not of the exported graph: {why_not}.")
+            return self.target.module
+        with self.phase("opening the exported graph in ONNX Runtime", "session"):
+            session = onnxruntime.open_session(self.target, file, self.options)
+            check_form(self.target, session)
+        self.notes.append("Numbers are of the exported graph, run by ONNX Runtime on the CPU.")
+        return session
+
+    def ready_made(self) -> Built | None:
+        """The engine of the original route, or None and a note that says why not."""
+        if self.options.trt_engine_path is None:
+            return None
+        path, why = ready_made.engine_path(Path(self.options.trt_engine_path), self.form)
+        if path is not None and not self.cuda:
+            path, why = None, f"{path} can be read on a GPU only"
+        if path is None:
+            self.notes.append(f"No ready-made engine is used: {why}.")
+            return None
+        try:
+            plan = path.read_bytes()
+            runner = self.runner(plan)
+            misfit = ready_made.misfit(self.form, *describe_engine(self.trt.module, runner.engine))
+            if misfit is None:
+                built = self.running(runner, None, engine_bytes=len(plan))
+                self.notes.append(f"The ready-made engine {path} is used; nothing was built.")
+                return built
+        except (BackendError, OSError) as e:
+            misfit = first_line(e)
+        self.notes.append(f"The ready-made engine {path} is not used: {misfit}.")
+        return None
+
+    def slot(self) -> Slot:
+        cache = self.cache
+        if cache is not None and self.options.debug:
+            self.notes.append("debug: the engine cache was not used, so that there is a build to look at.")
+            cache = None
+        if cache is None:
+            return Slot(None, self.key, self.progress, self.notes)
+        with self.phase("looking for the engine in the cache", "key"):
+            return Slot(cache, self.key, self.progress, self.notes)
+
+    def key(self) -> dict[str, Any]:
+        return engine_key(
+            self.target,
+            route="tensorrt",
+            settings=self.settings,
+            gpu=target_gpu(self.options.compute_capabilities, self.target.inputs[0].device),
+            versions=self.versions,
+        )
+
+    def taken(self, found: Cached) -> dict[str, Any]:
+        self.notes.append("The engine is from the cache: an earlier run built it.")
+        return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
+
+    def write(self, slot: Slot, engine: SerializedEngine, file: OnnxFile) -> EngineFile | None:
+        """Into the cache and from there into `engine_dir`; straight into that where there is no cache."""
+        if slot.key is None and self.engine_dir is None:
+            return None
+        with self.phase("writing the engine", "write"):
+            description = {
+                "inputs": engine.inputs,
+                "outputs": engine.outputs,
+                "arguments": engine.arguments,
+                "compute_capabilities": self.options.compute_capabilities,
+                "versions": self.versions,
+                "options": dataclasses.asdict(self.options),
+                "settings": self.settings,
+                "weights_sha256": file.metadata["weights_sha256"],
+                "executed": self.cuda,
+                "coverage": _coverage(file),
+            }
+            kept = slot.keep(engine.plan, description)
+            if kept is not None:
+                return self.place(kept)
+            if self.engine_dir is None:
+                return None
+            return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
+
+    def place(self, cached: EngineFile) -> EngineFile:
+        return cached if self.engine_dir is None else place_engine(cached, self.engine_dir, self.target.name)
+
+    @contextmanager
+    def phase(self, what: str, key: str) -> Iterator[None]:
+        self.progress(what)
+        start = time.perf_counter()
+        try:
+            yield
+        except Gr00tError:
+            raise
+        except Exception as e:
+            raise build_failed(self.target, what, e) from e
+        self.phases[key] = time.perf_counter() - start
+
+
+def _coverage(file: OnnxFile) -> Coverage:
+    # The parser takes a file whole or not at all.
+    return Coverage(operators=file.nodes, converted=file.nodes, engines=1)
+
+
+def _call(runner: TrtRunner, form: Interface) -> Callable[..., torch.Tensor]:
+    return lambda *args: runner(*form.arguments(args))
