@@ -138,9 +138,10 @@ def test_inductor_without_a_compiler(monkeypatch):
     from gr00t_trt.backends.inductor import InductorBackend
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    available = InductorBackend().availability()
-    assert not available.installed
-    assert "g++" in available.reason
-    with pytest.raises(BackendError, match=r"attention: .*C\+\+ compiler"):
-        InductorBackend().build(make_target("attention"), BuildOptions(), engine_dir=None, progress=print)
+    # monkeypatch would leave the setting deleted: PyTorch's configuration is put back by its own means only.
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        available = InductorBackend().availability()
+        assert not available.installed
+        assert "g++" in available.reason
+        with pytest.raises(BackendError, match=r"attention: .*C\+\+ compiler"):
+            InductorBackend().build(make_target("attention"), BuildOptions(), engine_dir=None, progress=print)
