@@ -12,7 +12,8 @@ run: $(STAMP)
 	    --num_iterations 5 --warmup_iterations 2
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	@# One process a core and one thread each: threads of several processes would wait for one another.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

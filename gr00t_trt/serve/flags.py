@@ -111,6 +111,12 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     g.add_argument(
+        "--engine_cache",
+        metavar="DIR|off",
+        help="where finished engines are kept, so that no later start builds them again; off: nowhere "
+        "[$GR00T_TRT_ENGINE_CACHE, else ~/.cache/gr00t_trt/engines]",
+    )
+    g.add_argument(
         "--dataset_path",
         type=_optional,
         metavar="PATH",

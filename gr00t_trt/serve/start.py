@@ -104,7 +104,16 @@ def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
             device=choose_device(args.device),
         )
         command = shlex.join(["gr00t-trt", "serve", *argv])
-        return policy, deploy(policy, plan, steps, observation=observation, engine_dir=engine_dir, command=command)
+        deployment = deploy(
+            policy,
+            plan,
+            steps,
+            observation=observation,
+            engine_dir=engine_dir,
+            engine_cache=args.engine_cache,
+            command=command,
+        )
+        return policy, deployment
 
 
 def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer]:
