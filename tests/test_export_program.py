@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gr00t_trt import fast
 from gr00t_trt.backends import onnx_export
 from gr00t_trt.backends.onnx_export import OnnxFile
 from gr00t_trt.export import main
 from gr00t_trt.model import Gr00tN1d5, load_model
 from gr00t_trt.settings import SUBMODULES, BuildOptions, Ranges
-from gr00t_trt.submodules import Recording, dimension_ranges, record, target
+from gr00t_trt.submodules import Call, Recording, dimension_ranges, record, target
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -25,20 +27,27 @@ TRACED, OTHERS = "b1_v1", ("b2_v2", "b2_v1_leftpad")
 
 @pytest.fixture(scope="module")
 def toy(golden: Path) -> Gr00tN1d5:
-    return load_model(golden / "checkpoint")
+    """The toy checkpoint with one layer of each kind: more of the same would only take longer to export."""
+    model = load_model(golden / "checkpoint")
+    eagle, head = model.backbone.eagle_model, model.action_head
+    del eagle.vision_model.vision_model.encoder.layers[1:]
+    del eagle.language_model.model.layers[1:]
+    del head.vl_self_attention.transformer_blocks[1:]
+    del head.model.transformer_blocks[2:]  # cross-attention and self-attention
+    return model
 
 
 @pytest.fixture(scope="module")
 def recordings(toy: Gr00tN1d5, golden: Path) -> dict[str, Recording]:
     """Case -> every stage's calls in fp32. The original's own results hold the model to them in another test."""
-    out = {}
-    for case in (TRACED, *OTHERS):
-        tensors = load_file(str(golden / f"case_{case}.safetensors"))
-        inputs = {name.removeprefix("in."): value for name, value in tensors.items() if name.startswith("in.")}
-        shape = (len(inputs["state"]), toy.action_horizon, toy.config.action_head.action_dim)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-        out[case] = record(toy, inputs, noise)[0]
-    return out
+    return {case: record(toy, *request(toy, golden, case))[0] for case in (TRACED, *OTHERS)}
+
+
+def request(toy: Gr00tN1d5, golden: Path, case: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    tensors = load_file(str(golden / f"case_{case}.safetensors"))
+    inputs = {name.removeprefix("in."): value for name, value in tensors.items() if name.startswith("in.")}
+    shape = (len(inputs["state"]), toy.action_horizon, toy.config.action_head.action_dim)
+    return inputs, torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +68,35 @@ def files(
 def test_a_file_agrees_with_eager_at_other_batches_views_lengths_and_paddings(
     files: dict[str, OnnxFile], recordings: dict[str, Recording], name: str
 ) -> None:
-    session = runtime.InferenceSession(str(files[name].path), providers=["CPUExecutionProvider"])
-    shapes = set()
-    for case in (TRACED, *OTHERS):
-        for call in recordings[case][name]:
-            args = files[name].interface.arguments(call.inputs)
-            feed = dict(zip((value.name for value in session.get_inputs()), (x.numpy() for x in args), strict=True))
-            actual = torch.from_numpy(session.run(None, feed)[0])
-            assert actual.shape == call.output.shape
-            cosine = torch.cosine_similarity(actual.flatten().double(), call.output.flatten().double(), dim=0)
-            assert cosine > 0.99999
-            torch.testing.assert_close(actual, call.output, atol=1e-4, rtol=1e-4)
-            shapes.add(tuple(actual.shape))
-    assert len(shapes) > 1
+    hold(files[name], [call for case in (TRACED, *OTHERS) for call in recordings[case][name]])
+
+
+def hold(file: OnnxFile, calls: list[Call]) -> None:
+    """Run an exported file by nothing but ONNX Runtime on recorded calls of several shapes."""
+    session = runtime.InferenceSession(str(file.path), providers=["CPUExecutionProvider"])
+    for call in calls:
+        args = file.interface.arguments(call.inputs)
+        feed = dict(zip((value.name for value in session.get_inputs()), (x.numpy() for x in args), strict=True))
+        actual = torch.from_numpy(session.run(None, feed)[0])
+        assert actual.shape == call.output.shape
+        cosine = torch.cosine_similarity(actual.flatten().double(), call.output.flatten().double(), dim=0)
+        assert cosine > 0.99999
+        torch.testing.assert_close(actual, call.output, atol=1e-4, rtol=1e-4)
+    assert len({call.output.shape for call in calls}) > 1
+
+
+@pytest.mark.parametrize("name", ["vl_components", "denoise_step"])
+def test_a_restructured_stage_exports_under_its_own_name(
+    toy: Gr00tN1d5, golden: Path, tmp_path: Path, name: str
+) -> None:
+    model = fast.restructure(copy.deepcopy(toy))
+    calls = {case: fast.record(model, *request(toy, golden, case))[0] for case in (TRACED, OTHERS[0])}
+    plain = record(toy, *request(toy, golden, TRACED))[0]
+    wanted = fast.target(model, name, calls[TRACED], dimension_ranges(toy.config, Ranges(), plain))
+    file = onnx_export.export(wanted, tmp_path, BuildOptions(), progress=lambda _: None)
+    assert file.path == tmp_path / f"{name}_fp32.onnx"
+    assert [value.name for value in onnx.load(str(file.path)).graph.output] == ["output"]
+    hold(file, [call for case in calls.values() for call in case[name]])
 
 
 def test_names_are_those_of_the_published_files(files: dict[str, OnnxFile]) -> None:
@@ -161,12 +186,3 @@ class TestProgram:
         assert words in err
         assert "Traceback" not in err
         assert out == ""
-
-    def test_the_restructured_step_exports_under_its_own_names(self, capsys: pytest.CaptureFixture) -> None:
-        flags = "--model_path synthetic --precision fp32 --optimisations all --loop denoise_step"
-        assert main([*flags.split(), "--fn_name", "denoise_step"]) == 0
-        out, _ = capsys.readouterr()
-        assert "denoise_step_fp32.onnx" in out
-        graph = onnx.load("gr00t_onnx/denoise_step_fp32.onnx").graph
-        assert graph.input[0].name == "actions"
-        assert [value.name for value in graph.output] == ["output"]

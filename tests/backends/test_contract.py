@@ -138,7 +138,7 @@ def test_inductor_without_a_compiler(monkeypatch):
     from gr00t_trt.backends.inductor import InductorBackend
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    # Not monkeypatch, whose undoing torch's configuration does not notice.
+    # monkeypatch would leave the setting deleted: PyTorch's configuration is put back by its own means only.
     with config.patch({"cpp.cxx": ("no-such-compiler",)}):
         available = InductorBackend().availability()
         assert not available.installed
