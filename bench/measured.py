@@ -7,6 +7,8 @@ from typing import Any
 
 from cells import cells, cosine, cost, number, quantile, title
 
+from gr00t_trt.settings import OPTIMISATIONS
+
 GROUPS = {
     "waterfall": "step by step, each with all before it",
     "loop": "the denoising steps alone",
@@ -101,7 +103,7 @@ def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
             ]
         if roofline:
             values.append(None if share is None else f"{share:.0f} %")
-        yield cells(row["name"], *values)
+        yield cells(_named(row), *values)
 
 
 def speed_up(row: Row) -> str | None:
@@ -118,6 +120,13 @@ def log(records: Mapping[str, Row], links: str) -> str:
     if not lines:
         return "No measuring run is recorded yet."
     return "\n".join([cells("what", "speed-up before", "with it", "change", "record"), "|---|--:|--:|--:|---|", *lines])
+
+
+def _named(row: Row) -> str:
+    """A step of the waterfall stands on those before it, which a reader of one line cannot see."""
+    done = (row["settings"] or {}).get("optimisations") or ()
+    whole = row["group"] == "waterfall" and set(done) == set(OPTIMISATIONS) and row["name"].strip("+ ") in OPTIMISATIONS
+    return f"{row['name']} (all optimisations)" if whole else row["name"]
 
 
 def _unhelpful(name: str, record: Row, links: str) -> Iterator[str]:

@@ -27,6 +27,7 @@ GREY, INK, FAINT = "#8C8C8C", "#222222", "#D9D9D9"
 DPI = 150
 WIDTH_INCHES = 9.0
 HEAD_INCHES = 0.62
+LEGEND_INCHES = 0.30
 """What title and subtitle take."""
 BEHIND = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
 """Keeps grid lines out of text."""
@@ -72,10 +73,13 @@ def drawn_from(path: str | Path) -> str | None:
 
 
 @contextmanager
-def figure(record: Mapping[str, Any], path: str | Path, title: str, *, height_inches: float) -> Iterator[Any]:
+def figure(
+    record: Mapping[str, Any], path: str | Path, title: str, *, height_inches: float, foot_inches: float = 0.0
+) -> Iterator[Any]:
     """Axes to draw on; the picture is written, with the record's digest in it, when the block ends without an error.
 
     Title and subtitle (model, device, precision, workload) are set; frame and ticks are removed but for the x axis.
+    `foot_inches` at the bottom stay free, for a legend.
     Raises: RecordError without matplotlib, or for a path that cannot be written.
     """
     try:
@@ -84,8 +88,9 @@ def figure(record: Mapping[str, Any], path: str | Path, title: str, *, height_in
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
         raise RecordError("plots need matplotlib", fix="pip install 'gr00t_trt[plots]'") from None
-    below_head = (0.0, 0.0, 1.0, 1.0 - HEAD_INCHES / height_inches)
-    drawing = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout=ConstrainedLayoutEngine(rect=below_head))
+    foot = foot_inches / height_inches
+    between = (0.0, foot, 1.0, 1.0 - foot - HEAD_INCHES / height_inches)
+    drawing = Figure(figsize=(WIDTH_INCHES, height_inches), dpi=DPI, layout=ConstrainedLayoutEngine(rect=between))
     FigureCanvasAgg(drawing)
     top = 1.0 - 0.12 / height_inches
     drawing.text(0.012, top, title, va="top", fontsize=13, fontweight="bold", color=INK)
@@ -162,7 +167,8 @@ def waterfall(record: Mapping[str, Any], path: str | Path) -> None:
 def stage_split(record: Mapping[str, Any], path: str | Path) -> None:
     """Where a request spends its time: one stacked bar per row of the waterfall whose stages were timed."""
     rows = [row for row in rows_of(record, "waterfall") if row.get("stages")]
-    with figure(record, path, "Where one action chunk spends its time", height_inches=_height(len(rows), 1.65)) as axes:
+    title, height = "Where one action chunk spends its time", _height(len(rows), 1.35 + LEGEND_INCHES)
+    with figure(record, path, title, height_inches=height, foot_inches=LEGEND_INCHES) as axes:
         totals = [sum(max(value, 0.0) for value in row["stages"].values()) for row in rows]
         widest = max(totals, default=0.0)
         for place, (row, total) in enumerate(zip(rows, totals, strict=True)):
@@ -229,11 +235,12 @@ def _p90(row: Mapping[str, Any]) -> float | None:
 def _legend(axes: Any, entries: Sequence[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
-    axes.legend(
+    legend = axes.legend(
         handles=[Patch(color=colour, label=name) for name, colour in entries], loc="lower left",
         bbox_to_anchor=(0.0, -0.02), bbox_transform=axes.figure.transFigure, ncols=len(entries), frameon=False,
         fontsize=8.5, handlelength=1.0, columnspacing=1.4,
     )  # fmt: skip
+    legend.set_in_layout(False)  # its place is kept free already
 
 
 def _finish(axes: Any, labels: Sequence[str], widest: float, unit: str, room: float = 1.22) -> None:
