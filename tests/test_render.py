@@ -79,7 +79,7 @@ def test_a_measuring_run_is_rendered_and_checked(checkout: Path) -> None:
     assert "Not measured: 3 views (no time: about 90 s, and 3 s of 520 s were left)." in full
     for kind in ("waterfall", "roofline"):
         assert f"](plots/measured-h200-{kind}.png)" in full
-    assert "stages.png" not in full  # no row has its stages timed
+    assert "measured-h200-stages.png" not in full  # no row has its stages timed
     short = (checkout / "README.md").read_text()
     assert "| + torch.compile | 120 |" in short
     assert "plain, torch.compile default" not in short
