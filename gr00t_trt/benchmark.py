@@ -35,22 +35,6 @@ def resolve_timer(name: str, device: str | torch.device) -> tuple[str, str | Non
     return name, None
 
 
-def measure(
-    fn: Callable[[], object],
-    *,
-    timer: str = "cuda_event",
-    warmup: int = 5,
-    iterations: int = 10,
-    max_seconds: float = math.inf,
-    device: str | torch.device = "cuda:0",
-) -> Samples:
-    """Time one callable. See `measure_alternating` for the arguments and errors."""
-    taken = measure_alternating(
-        {"": fn}, timer=timer, warmup=warmup, iterations=iterations, max_seconds=max_seconds, device=device
-    )
-    return taken[""]
-
-
 def measure_alternating(
     fns: Mapping[str, Callable[[], object]],
     *,

@@ -358,21 +358,3 @@ def plan_warnings(plan: Plan) -> list[str]:
             f"take {needed} alone: requests with that many views will be refused"
         )
     return out
-
-
-def describe(plan: Plan) -> list[str]:
-    """One line per submodule, what it gets, then one line for the whole request; plain text."""
-    lines = []
-    for name in SUBMODULES:
-        got = resolve(plan, name)
-        extra = ", attention decomposed" if got.build.decompose_attention and name in ATTENTION else ""
-        lines.append(f"{name:<15} {got.backend:<14} {got.precision}  gate {_brief(got.gate)[1:-1]}{extra}")
-    ranges = plan.ranges
-    length = f"{ranges.length[0]} to {ranges.length[1]}" if ranges.length else "from the model"
-    joint = ", vision and language built as one" if plan.joint_backbone else ""
-    lines.append(
-        f"{'request':<15} batch {ranges.batch[0]} to {ranges.batch[1]}, views {ranges.views[0]} to {ranges.views[1]}, "
-        f"tokens {length}, {plan.denoising_steps} denoising steps, "
-        f"gate {_brief(resolve_action_gate(plan))[1:-1]}{joint}"
-    )
-    return lines

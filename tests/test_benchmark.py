@@ -7,9 +7,14 @@ import fake_cuda
 import numpy as np
 import pytest
 
-from gr00t_trt.benchmark import measure, measure_alternating, resolve_timer, verdict
+from gr00t_trt.benchmark import measure_alternating, resolve_timer, verdict
 from gr00t_trt.errors import PlanError
 from gr00t_trt.samples import Samples, percentile
+
+
+def measure(call, **settings):
+    """One callable alone."""
+    return measure_alternating({"it": call}, **settings)["it"]
 
 
 def samples(*values, **extra):

@@ -426,10 +426,3 @@ def test_the_least_exact_precision_sets_the_action_gate():
         {"submodules": {"vision_model": {"precision": "bf16"}}, "action_gate": {"max_abs": 0.1}}, "x"
     )
     assert plans.resolve_action_gate(mixed) == dataclasses.replace(plans.DEFAULT_ACTION_GATES["bf16"], max_abs=0.1)
-
-
-def test_describe_has_a_line_per_submodule():
-    lines = plans.describe(plan_from_mapping({"submodules": {"state_encoder": {"backend": "eager"}}}, "x"))
-    assert len(lines) == len(settings.SUBMODULES) + 1
-    assert lines[3].split() == ["state_encoder", "eager", "fp16", "gate", "cosine", "0.9995,", "sqnr_db", "28"]
-    assert "4 denoising steps" in lines[-1]
