@@ -173,7 +173,8 @@ def test_real_records_render_and_every_median_is_there(path: Path) -> None:
             if latency:
                 assert latency["p50"] in values
         assert entry["accuracy"]["cosine"] in values
-    measured = [row["latency_ms"] for row in record["measurements"]] + [record["end_to_end"]["eager_latency_ms"]]
+    rows = [*record["measurements"], *record["comparison"]]
+    measured = [row["latency_ms"] for row in rows] + [record["end_to_end"]["eager_latency_ms"]]
     medians = [latency["p50"] for latency in measured if latency]
     assert medians
     assert set(medians) <= set(values)
