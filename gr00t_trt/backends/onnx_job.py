@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from ..errors import BackendError, Gr00tError
+from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export, onnxruntime, ready_made, trt_network
-from .base import Built, Coverage, EngineFile, Target
-from .engine_cache import Cached, EngineCache, Slot
-from .engine_files import place_engine, write_engine
-from .engine_key import engine_key, target_gpu
-from .guarded import GuardedModule, build_failed, check_form, first_line
+from .base import Built, Coverage, Target
+from .engine_cache import EngineCache, Slot
+from .engine_job import EngineJob
+from .guarded import GuardedModule, check_form, first_line
 from .onnx_export import OnnxFile
 from .onnx_interface import Interface, interface
 from .trt_build import PORTABLE_TARGETS, SerializedEngine
@@ -28,12 +26,14 @@ from .trt_runtime import TrtRunner
 
 
 @dataclasses.dataclass
-class OnnxJob:
+class OnnxJob(EngineJob):
     """Everything that one build needs; `run` does it.
 
     Attributes:
         cuda: The engine runs here; else it is built ahead of time, and what is called is the exported graph.
     """
+
+    route: ClassVar[str] = "tensorrt"
 
     trt: TensorRT
     target: Target
@@ -79,7 +79,7 @@ class OnnxJob:
                 self.notes.append(f"The engine in the cache was built again: {first_line(e)}.")
         with onnx_export.folder_for(None) as folder:
             file, engine = self.built(folder)
-        written = self.write(slot, engine, file)
+        written = self.write(slot, engine, lambda: self.description(file))
         runner = self.runner(engine.plan)
         return self.running(runner, _coverage(file), engine=written, engine_bytes=len(engine.plan))
 
@@ -89,7 +89,10 @@ class OnnxJob:
         with onnx_export.folder_for(None) as folder:
             if found is None:
                 file, engine = self.built(folder)
-                made: dict[str, Any] = {"engine": self.write(slot, engine, file), "engine_bytes": len(engine.plan)}
+                made: dict[str, Any] = {
+                    "engine": self.write(slot, engine, lambda: self.description(file)),
+                    "engine_bytes": len(engine.plan),
+                }
                 del engine  # a gigabyte, and the session is about to need more
             else:
                 file, made = self.exported(folder), self.taken(found)
@@ -167,67 +170,15 @@ class OnnxJob:
         self.notes.append(f"The ready-made engine {path} is not used: {misfit}.")
         return None
 
-    def slot(self) -> Slot:
-        cache = self.cache
-        if cache is not None and self.options.debug:
-            self.notes.append("debug: the engine cache was not used, so that there is a build to look at.")
-            cache = None
-        if cache is None:
-            return Slot(None, self.key, self.progress, self.notes)
-        with self.phase("looking for the engine in the cache", "key"):
-            return Slot(cache, self.key, self.progress, self.notes)
+    def key_settings(self) -> dict[str, Any]:
+        return self.settings
 
-    def key(self) -> dict[str, Any]:
-        return engine_key(
-            self.target,
-            route="tensorrt",
-            settings=self.settings,
-            gpu=target_gpu(self.options.compute_capabilities, self.target.inputs[0].device),
-            versions=self.versions,
-        )
-
-    def taken(self, found: Cached) -> dict[str, Any]:
-        self.notes.append("The engine is from the cache: an earlier run built it.")
-        return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
-
-    def write(self, slot: Slot, engine: SerializedEngine, file: OnnxFile) -> EngineFile | None:
-        """Into the cache and from there into `engine_dir`; straight into that where there is no cache."""
-        if slot.key is None and self.engine_dir is None:
-            return None
-        with self.phase("writing the engine", "write"):
-            description = {
-                "inputs": engine.inputs,
-                "outputs": engine.outputs,
-                "arguments": engine.arguments,
-                "compute_capabilities": self.options.compute_capabilities,
-                "versions": self.versions,
-                "options": dataclasses.asdict(self.options),
-                "settings": self.settings,
-                "weights_sha256": file.metadata["weights_sha256"],
-                "executed": self.cuda,
-                "coverage": _coverage(file),
-            }
-            kept = slot.keep(engine.plan, description)
-            if kept is not None:
-                return self.place(kept)
-            if self.engine_dir is None:
-                return None
-            return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
-
-    def place(self, cached: EngineFile) -> EngineFile:
-        return cached if self.engine_dir is None else place_engine(cached, self.engine_dir, self.target.name)
-
-    @contextmanager
-    def phase(self, what: str, key: str) -> Iterator[None]:
-        self.progress(what)
-        start = time.perf_counter()
-        try:
-            yield
-        except Gr00tError:
-            raise
-        except Exception as e:
-            raise build_failed(self.target, what, e) from e
-        self.phases[key] = time.perf_counter() - start
+    def description(self, file: OnnxFile) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "weights_sha256": file.metadata["weights_sha256"],
+            "coverage": _coverage(file),
+        }
 
 
 def _coverage(file: OnnxFile) -> Coverage:

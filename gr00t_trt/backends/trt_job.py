@@ -5,27 +5,28 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from ..errors import BackendError, Gr00tError
+from ..errors import BackendError
 from ..settings import BuildOptions
 from . import trt_build
-from .base import Built, EngineFile, Target
+from .base import Built, Target
 from .engine_cache import Cached, EngineCache, Slot
-from .engine_files import place_engine, weights_hash, write_engine
-from .engine_key import engine_key, target_gpu
-from .guarded import GuardedModule, build_failed
+from .engine_files import weights_hash
+from .engine_job import EngineJob
+from .guarded import GuardedModule
 from .trt_settings import TENSORRT, TrtSettings
 
 
 @dataclasses.dataclass
-class TrtJob:
+class TrtJob(EngineJob):
     """Everything that one build needs; `run` does it, inside `cpu_only` and with the compiler's log captured."""
+
+    route: ClassVar[str] = "torch_tensorrt"
 
     torch_tensorrt: Any
     target: Target
@@ -68,7 +69,9 @@ class TrtJob:
             with self.phase("running the engine at the recorded size", "warm"):
                 self.warm(call, part)
             engine = self.existing_engine(part)
-            file = self.write(slot, engine, part, None) if engine is not None else None
+            file = None
+            if engine is not None:
+                file = self.write(slot, engine, lambda: self.description(slot, part, None))
         size = None if engine is None else len(engine.plan)
         return Built(call, True, 0.0, coverage=part.coverage, engine=file, engine_bytes=size)
 
@@ -93,32 +96,19 @@ class TrtJob:
             if found is None:
                 with self.phase("building the TensorRT-RTX engine", "engine"):
                     engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-                file, size = self.write(slot, engine, part, graph), len(engine.plan)
-                built = dataclasses.replace(built, engine=file, engine_bytes=size)
+                file = self.write(slot, engine, lambda: self.description(slot, part, graph))
+                built = dataclasses.replace(built, engine=file, engine_bytes=len(engine.plan))
             else:
                 built = dataclasses.replace(built, **self.taken(found))
         targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
         self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         return built
 
-    def slot(self) -> Slot:
-        cache = self.cache
-        if cache is not None and self.options.debug:
-            self.notes.append("debug: the engine cache was not used, so that there is a build to look at.")
-            cache = None
-        if cache is None:
-            return Slot(None, self.key, self.progress, self.notes)
-        with self.phase("looking for the engine in the cache", "key"):
-            return Slot(cache, self.key, self.progress, self.notes)
+    def key_settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self.arguments.items() if name != "timing_cache_path"}
 
-    def key(self) -> dict[str, Any]:
-        return engine_key(
-            self.target,
-            route="torch_tensorrt",
-            settings={name: value for name, value in self.arguments.items() if name != "timing_cache_path"},
-            gpu=target_gpu(self.options.compute_capabilities, self.target.inputs[0].device),
-            versions=self.versions,
-        )
+    def compiler_error(self) -> str | None:
+        return self.log.first_error()
 
     def loaded(self, found: Cached) -> Built | None:
         """An engine from the cache, run once; None, and a note, where it cannot be."""
@@ -134,22 +124,6 @@ class TrtJob:
         if self.options.cpu_offload:
             self.target.module.to("cpu")
         return Built(call, True, 0.0, coverage=found.manifest.coverage, **self.taken(found))
-
-    def taken(self, found: Cached) -> dict[str, Any]:
-        self.notes.append("The engine is from the cache: an earlier run built it.")
-        return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
-
-    @contextmanager
-    def phase(self, what: str, key: str) -> Iterator[None]:
-        self.progress(what)
-        start = time.perf_counter()
-        try:
-            yield
-        except Gr00tError:
-            raise
-        except Exception as e:
-            raise build_failed(self.target, what, e, self.log.first_error()) from e
-        self.phases[key] = time.perf_counter() - start
 
     def partition(self) -> trt_build.Partition:
         try:
@@ -191,35 +165,13 @@ class TrtJob:
             self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
         return engine
 
-    def write(
-        self, slot: Slot, engine: trt_build.SerializedEngine, part: trt_build.Partition, graph: str | None
-    ) -> EngineFile | None:
-        """Into the cache and from there into `engine_dir`; straight into that where there is no cache."""
-        if slot.key is None and self.engine_dir is None:
-            return None
-        with self.phase("writing the engine", "write"):
-            description = {
-                "inputs": engine.inputs,
-                "outputs": engine.outputs,
-                "arguments": engine.arguments,
-                "compute_capabilities": self.options.compute_capabilities,
-                "versions": self.versions,
-                "options": dataclasses.asdict(self.options),
-                "settings": self.arguments if self.cuda else {**self.arguments, **trt_build.AHEAD_OF_TIME},
-                "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
-                "executed": self.cuda,
-                "coverage": part.coverage,
-                "graph_sha256": graph,
-            }
-            kept = slot.keep(engine.plan, description)
-            if kept is not None:
-                return self.place(kept)
-            if self.engine_dir is None:
-                return None
-            return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
-
-    def place(self, cached: EngineFile) -> EngineFile:
-        return cached if self.engine_dir is None else place_engine(cached, self.engine_dir, self.target.name)
+    def description(self, slot: Slot, part: trt_build.Partition, graph: str | None) -> dict[str, Any]:
+        return {
+            "settings": self.arguments if self.cuda else {**self.arguments, **trt_build.AHEAD_OF_TIME},
+            "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
+            "coverage": part.coverage,
+            "graph_sha256": graph,
+        }
 
 
 def _runner(found: Cached, device: torch.device) -> Callable[..., Any]:

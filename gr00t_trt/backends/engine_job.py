@@ -1,0 +1,117 @@
+"""What building an engine has in common, whatever the route: its phases, its place in the cache, its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import Gr00tError
+from ..settings import BuildOptions
+from .base import EngineFile, Target
+from .engine_cache import Cached, EngineCache, Slot
+from .engine_files import place_engine, write_engine
+from .engine_key import engine_key, target_gpu
+from .guarded import build_failed
+from .trt_build import SerializedEngine
+
+
+class EngineJob:
+    """Base of the jobs that build one engine; they are dataclasses that declare these attributes as their fields.
+
+    Attributes:
+        route: Name of the backend, which is part of the engine's key.
+        cuda: The engine runs here; else it is built ahead of time.
+        notes, phases: What the user is told, and seconds by phase; filled as the job goes on.
+    """
+
+    route: ClassVar[str]
+    target: Target
+    options: BuildOptions
+    cuda: bool
+    engine_dir: Path | None
+    cache: EngineCache | None
+    versions: dict[str, str]
+    progress: Callable[[str], None]
+    notes: list[str]
+    phases: dict[str, float]
+
+    def key_settings(self) -> Mapping[str, Any]:
+        """The settings that make another engine when they change."""
+        raise NotImplementedError
+
+    def compiler_error(self) -> str | None:
+        """What the compiler's own log says of a failure; None where the exception says it all."""
+        return None
+
+    def slot(self) -> Slot:
+        """The engine's place in the cache; one that keeps nothing where there is no cache, or a build is wanted."""
+        cache = self.cache
+        if cache is not None and self.options.debug:
+            self.notes.append("debug: the engine cache was not used, so that there is a build to look at.")
+            cache = None
+        if cache is None:
+            return Slot(None, self.key, self.progress, self.notes)
+        with self.phase("looking for the engine in the cache", "key"):
+            return Slot(cache, self.key, self.progress, self.notes)
+
+    def key(self) -> dict[str, Any]:
+        return engine_key(
+            self.target,
+            route=self.route,
+            settings=self.key_settings(),
+            gpu=target_gpu(self.options.compute_capabilities, self.target.inputs[0].device),
+            versions=self.versions,
+        )
+
+    def taken(self, found: Cached) -> dict[str, Any]:
+        """The fields of `Built` that tell of an engine from the cache."""
+        self.notes.append("The engine is from the cache: an earlier run built it.")
+        return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
+
+    def write(
+        self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]
+    ) -> EngineFile | None:
+        """Into the cache and from there into `engine_dir`; straight into that where there is no cache.
+
+        Args:
+            describe: What the manifest says besides; asked only when there is something to write.
+        """
+        if slot.key is None and self.engine_dir is None:
+            return None
+        with self.phase("writing the engine", "write"):
+            description = {
+                "inputs": engine.inputs,
+                "outputs": engine.outputs,
+                "arguments": engine.arguments,
+                "compute_capabilities": self.options.compute_capabilities,
+                "versions": self.versions,
+                "options": dataclasses.asdict(self.options),
+                "executed": self.cuda,
+                **describe(),
+            }
+            kept = slot.keep(engine.plan, description)
+            if kept is not None:
+                return self.place(kept)
+            if self.engine_dir is None:
+                return None
+            return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
+
+    def place(self, cached: EngineFile) -> EngineFile:
+        return cached if self.engine_dir is None else place_engine(cached, self.engine_dir, self.target.name)
+
+    @contextmanager
+    def phase(self, what: str, key: str) -> Iterator[None]:
+        """Tell of a phase, take its time, and blame it for what goes wrong. Raises: BackendError."""
+        self.progress(what)
+        start = time.perf_counter()
+        try:
+            yield
+        except Gr00tError:
+            raise
+        except Exception as e:
+            raise build_failed(self.target, what, e, self.compiler_error()) from e
+        self.phases[key] = time.perf_counter() - start
