@@ -25,6 +25,7 @@ from .errors import AccuracyError, PlanError
 from .model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
 from .model.config_files import build_config
 from .model.config_section import Section
+from .model.inputs import LOOKED_UP
 from .plans import DEFAULT_ACTION_GATES
 from .policy import Action, ModelPolicy
 from .progress import Steps
@@ -35,6 +36,7 @@ HOLDERS = ("model", "_groot_model")
 """Where policies keep the model: NVIDIA's `Gr00tPolicy`, LeRobot's `GrootPolicy`."""
 
 OUTPUT = "action_pred"
+HOST = torch.device("cpu")
 
 
 class Accelerated:
@@ -65,7 +67,9 @@ class _TensorPolicy(ModelPolicy):
         return self._inputs
 
     def _preprocess(self, observation: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
-        return dict(observation), True
+        # What is looked up, prompts and embodiments, must be on the host; other packages send it to the GPU. The
+        # wait for the copy costs far less than a request whose tables are gathered anew and which no graph can answer.
+        return {key: _on(value, HOST) if key in LOOKED_UP else value for key, value in observation.items()}, True
 
     def _postprocess(self, action_pred: Tensor, batched: bool) -> Action:
         return {OUTPUT: action_pred.float().cpu().numpy()}
@@ -226,7 +230,7 @@ def _replacement(original: Any, policy: ModelPolicy, sample: Mapping[str, Any]) 
         # In an autocast region the original computes its Euler state, and so its actions, in fp32.
         wanted = torch.float32 if torch.is_autocast_enabled(device) else dtype
         with _as_deployed(device):
-            pred = policy.model.get_action(inputs)[OUTPUT]
+            pred = policy.model.get_action(policy.preprocess(inputs)[0])[OUTPUT]
         return type(sample)({OUTPUT: pred.to(wanted)})  # type: ignore[call-arg]
 
     return get_action

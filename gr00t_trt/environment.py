@@ -53,7 +53,7 @@ def environment(device_index: int = 0) -> dict[str, Any]:
         "platform": platform.platform(),
         "board": _read("/proc/device-tree/model"),
         "cpu": _cpu_model(),
-        "cpu_cores": _usable_cores(),
+        "cpu_cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
         **_gpu(device_index),
         "distributions": {name: _version(name) for name in DISTRIBUTIONS},
@@ -144,7 +144,7 @@ def _cpu_model() -> str | None:
     return platform.processor() or platform.machine() or None
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
     """Cores that this process may use, which a container or taskset can make fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

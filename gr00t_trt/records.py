@@ -104,8 +104,9 @@ MEASUREMENT_FIELDS = (
 """`group`: what is varied: waterfall, loop, compile, submodules, views, batch, steps, percentiles, request.
 `settings`: what was timed (`of`), how it was made, and the size of the request. `eager_latency_ms`: the plain model in
 eager PyTorch on the same request, timed in turn with it. `stages`: stage -> milliseconds. `work`: gflop, bytes,
-weight_bytes (a part of them), operators, operators_per_step, kernels; null where not counted. `roofline`: device,
-source, ms, percent; null where none is known. `why_not`: why nothing was measured, else null."""
+weight_bytes (a part of them), operators, operators_per_step, kernels launched, kernel_ms (how long they ran, gaps left
+out), busiest_kernels (name, launches, ms); null where not counted. `roofline`: device, source, ms, percent; null where
+none is known. `why_not`: why nothing was measured, else null."""
 
 COMPARISON_FIELDS = (
     "subject",

@@ -218,3 +218,24 @@ def test_a_tower_without_its_inner_level_is_the_same_tower(original, golden: Pat
     ours = model_from_tensors(state, load_config(golden / "checkpoint"))
     for name, tensor in load_model(golden / "checkpoint").state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], tensor, atol=0, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_inputs_that_other_packages_send_to_the_gpu_are_answered_by_a_graph(original, one, monkeypatch) -> None:
+    original.to("cuda")
+    original._computes[0].to("cuda")
+    plan = plan_from_mapping({"backend": "eager", "precision": "fp32", "cuda_graph": "startup"}, "test")
+    done = gr00t_trt.accelerate(original, plan, inputs=one)
+    assert done.agreement.max_abs < 1e-4
+    assert done.deployment.record["end_to_end"]["cuda_graph"]["graphs"] == 1
+    uncaptured: list[None] = []
+    model = done.deployment.policy.model
+    run = model.run
+    monkeypatch.setattr(model, "run", lambda *args: uncaptured.append(None) or run(*args))
+    drawing(one["noise"], monkeypatch)
+    on_gpu = {key: value.to("cuda") for key, value in one.items()}
+    result = original.get_action(on_gpu)["action_pred"]
+    assert not uncaptured
+    assert result.device.type == "cuda"
+    done.restore()
+    torch.testing.assert_close(result, original.get_action(on_gpu)["action_pred"], atol=1e-4, rtol=0)

@@ -88,25 +88,29 @@ class FastLanguageLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, seeing: Tensor | None) -> Tensor:
         """[B, S, D], [S, head_dim] twice, and as `padding_tables` or None -> [B, S, D]."""
+        # All of it before heads and positions change places: what the export of torch 2.11 makes of arithmetic on
+        # transposed tensors holds for one range of lengths only.
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(self.input_layernorm(x)))
-        q = _rotate(self.q_norm(q).transpose(1, 2), cos, sin)
-        k = self._repeat(_rotate(self.k_norm(k).transpose(1, 2), cos, sin))
-        v = self._repeat(v.transpose(1, 2))
+        q = _rotate(self.q_norm(q), cos, sin)
+        k = self._repeat(_rotate(self.k_norm(k), cos, sin))
+        v = self._repeat(v)
         if seeing is not None:
-            q = q * seeing
+            q = q * seeing.transpose(1, 2)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         x = x + self.o_proj(out.transpose(1, 2).flatten(2))
         gate, up = self.gate_up(self.post_attention_layernorm(x))
         return x + self.down_proj(F.silu(gate) * up)
 
     def _repeat(self, x: Tensor) -> Tensor:
-        """[B, key heads, S, D] -> [B, query heads, S, D]; TensorRT's attention wants equal head counts."""
-        return x.unsqueeze(2).expand(-1, -1, self.groups, -1, -1).flatten(1, 2)
+        """[B, S, key heads, D] -> [B, S, query heads, D]; TensorRT's attention wants equal head counts."""
+        return x.unsqueeze(3).expand(-1, -1, -1, self.groups, -1).flatten(2, 3)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[B, S, heads, D], [S, D] twice -> the same as the first."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
 
 
 class FastLanguageModel(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +15,19 @@ from ..roofline import ceilings
 from ..settings import Plan
 from .budget import Budget
 from .forms import Form, Forms
+from .kernels import kernels, summary
 from .rows import CALLS_OF_PERCENTILES, PLAIN, Candidate, Row, Workload
 from .timing import Taken, alternate, loop_samples, medians, submodule
-from .work import Counter, Subject, kernels
+from .work import Counter, Subject
 
 SECONDS_PER_ROW = 30.0
 """How long the calls of one row may take, unless the fewest take longer."""
 
 FEWEST = 5
 """Calls of each rival below which no verdict is given."""
+
+COUNTED_PER_STEP = ("waterfall", "loop")
+"""Groups of rows that tell how many operators a denoising step has."""
 
 BUILD_S_PER_LAYER = {"default": 1.5, "reduce-overhead": 1.5, "max-autotune-no-cudagraphs": 4.0, "max-autotune": 4.0}
 """Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
@@ -76,12 +81,12 @@ class Bench:
         return self._build_s(row.candidate) + self._pair_s(row) * (calls + warmup + 1)
 
     def _pair_s(self, row: Row) -> float:
-        """Seconds of one call of each rival; a rival is taken to be as slow as eager PyTorch."""
+        """Seconds of one call of each rival; each is taken to be as slow as eager PyTorch."""
         if row.of not in ("model", "request", "loop"):
             return self._call_s / 2
         work = row.workload
         size = work.batch * (1 + 0.75 * (work.views - 1)) * (0.65 + 0.35 * work.steps / 4)
-        return 2 * self._call_s * size
+        return (1 if row.alone else 2) * self._call_s * size
 
     def _rounds(self, row: Row) -> tuple[int, int]:
         pair_s = self._pair_s(row)
@@ -121,12 +126,13 @@ class Bench:
         agreement = accuracy.compare(self._forms.actions(form, row.workload).cpu(), self._forms.reference(row.workload))
         taken = self._run(row, form)
         own = taken.candidate or taken.eager
+        assert own is not None
         rows = taken.candidate_stages if taken.candidate else taken.eager_stages
         work = self._work(row, form)
         return Found(
             {
                 "latency_ms": own.to_dict(),
-                "eager_latency_ms": taken.eager.to_dict(),
+                "eager_latency_ms": taken.eager.to_dict() if taken.eager else None,
                 "verdict": _verdict(taken.eager, taken.candidate),
                 "stages": medians(rows),
                 "accuracy": agreement.to_dict(),
@@ -148,12 +154,13 @@ class Bench:
 
     def _beside(self, row: Row) -> Taken | None:
         """The first run of the same calls, of whatever candidate: eager PyTorch was timed in turn with it."""
-        return next((t for (of, _, work), t in self._taken.items() if (of, work) == (row.of, row.workload)), None)
+        of_same_calls = (t for (of, _, work), t in self._taken.items() if (of, work) == (row.of, row.workload))
+        return next((taken for taken in of_same_calls if taken.eager is not None), None)
 
     def _request_of(self, row: Row) -> Taken | None:
         """A run of whole calls of the row's candidate whose stages were timed."""
         for (_, candidate, work), taken in self._taken.items():
-            if (candidate, work) == (row.candidate, row.workload) and taken.candidate_stages:
+            if (candidate, work) == (row.candidate, row.workload) and taken.candidate_stages and taken.eager_stages:
                 return taken
         return None
 
@@ -164,7 +171,7 @@ class Bench:
         fields = {
             "latency_ms": own.to_dict() if own else None,
             "eager_latency_ms": eager.to_dict() if eager else None,
-            "verdict": _verdict(eager, own) if eager else None,
+            "verdict": _verdict(eager, own),
             "work": work,
             "notes": ["the stages that run once per denoising step, within the whole calls timed for another row"],
         }
@@ -191,9 +198,9 @@ class Bench:
             "weight_bytes": counted.weight_bytes,
             "operators": counted.operators,
             "operators_per_step": self._counter.operators_per_step(row.candidate.optimisations)
-            if row.group == "waterfall"
+            if row.group in COUNTED_PER_STEP
             else None,
-            "kernels": kernels(self._forms.model_call(form, row.workload)),
+            **summary(kernels(self._forms.model_call(form, row.workload))),
         }
 
     def _roofline(self, row: Row, own: Samples) -> dict[str, Any] | None:
@@ -204,13 +211,21 @@ class Bench:
         return {"device": self._gpu, "source": self._ceilings.source, "ms": floor, "percent": percent}
 
 
+def to_count(rows: Sequence[Row]) -> tuple[list[Subject], list[tuple[str, ...]]]:
+    """What taking these rows will ask of a `Counter`, each question once."""
+    whole = [Subject.of(row.candidate, row.workload) for row in rows if row.of in ("model", "request")]
+    steps = [row.candidate.optimisations for row in rows if row.group in COUNTED_PER_STEP]
+    return list(dict.fromkeys(whole)), list(dict.fromkeys(steps))
+
+
 def _notes(form: Form) -> list[str]:
     return [f"{len(form.parts)} submodules built in {form.build_s:.1f} s"] if form.parts else []
 
 
-def _verdict(eager: Samples, own: Samples | None) -> dict[str, Any] | None:
-    return None if own is None else verdict(eager, own, names=("eager", "this")).to_dict()
+def _verdict(eager: Samples | None, own: Samples | None) -> dict[str, Any] | None:
+    return None if own is None or eager is None else verdict(eager, own, names=("eager", "this")).to_dict()
 
 
-def _no_work() -> dict[str, None]:
-    return dict.fromkeys(("gflop", "bytes", "weight_bytes", "operators", "operators_per_step", "kernels"))
+def _no_work() -> dict[str, Any]:
+    counts = dict.fromkeys(("gflop", "bytes", "weight_bytes", "operators", "operators_per_step"))
+    return {**counts, **summary(None)}

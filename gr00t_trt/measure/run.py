@@ -22,7 +22,7 @@ from ..run import ROOT, Job, choose_device, open_dataset, side_stream
 from ..settings import Plan
 from ..stages import PeakMemory
 from ..submodules import select
-from .bench import Bench
+from .bench import Bench, to_count
 from .budget import Budget, OutOfTime
 from .forms import Forms
 from .rows import ALL, COMPILED, PLAIN, Row, Workload, planned
@@ -159,10 +159,13 @@ def _prepare(
     result["model"]["config"] = asdict(policy.model.config)
     result["workload"]["sequence_length"] = inputs[IDS].shape[1]
     workloads = list(dict.fromkeys(row.workload for row in rows))
-    forms = Forms(policy, requests, precision, workloads, steps.step)
+    counter = Counter(policy.model.config, precision, requests.inputs)
+    with counter.ahead(*to_count(rows)):
+        forms = Forms(policy, requests, precision, workloads, steps.step)
+        steps.step("counting operators and FLOPs")
     steps.step("timing one call of eager PyTorch")
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return Bench(forms, Counter(policy.model.config, precision, requests.inputs), gpu, budget), forms
+    return Bench(forms, counter, gpu, budget), forms
 
 
 def _take_all(

@@ -25,11 +25,12 @@ class Taken:
     """What one run of A B A B found.
 
     Attributes:
-        eager, candidate: Latencies; `candidate` is None when it is the plain model itself.
+        eager, candidate: Latencies; `candidate` is None when it is the plain model itself, `eager` when a row is taken
+            alone.
         eager_stages, candidate_stages: Rows of `StageTimer`.
     """
 
-    eager: Samples
+    eager: Samples | None
     candidate: Samples | None
     eager_stages: StageRows
     candidate_stages: StageRows
@@ -37,20 +38,20 @@ class Taken:
 
 @torch.no_grad()
 def alternate(forms: Forms, row: Row, form: Form, *, calls: int, warmup: int) -> Taken:
-    """Time `form` against the plain model, whole calls of what the row asks for.
+    """Time `form` against the plain model, or alone, whole calls of what the row asks for.
 
     On a CPU the clock round each stage costs nothing, and the split is of the same calls; on a GPU events between
     kernels delay them, so that the split gets a few calls of its own.
     """
     device = forms.plain.device
-    rivals = {"eager": forms.plain_form}
+    rivals = {} if row.alone else {"eager": forms.plain_form}
     if form is not forms.plain_form:
         rivals["candidate"] = form
     on_cpu = device.type == "cpu"
     samples, stages = _run(forms, row, rivals, split=on_cpu, calls=calls, warmup=warmup)
     if not on_cpu:
         _, stages = _run(forms, row, rivals, split=True, calls=min(calls, SPLIT_CALLS), warmup=1)
-    return Taken(samples["eager"], samples.get("candidate"), stages["eager"], stages.get("candidate", []))
+    return Taken(samples.get("eager"), samples.get("candidate"), stages.get("eager", []), stages.get("candidate", []))
 
 
 def _run(

@@ -1,9 +1,12 @@
-"""The work of one call, counted and not timed: FLOPs, bytes, operators, kernels."""
+"""The work of one call, counted and not timed: FLOPs, bytes, operators."""
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,12 +14,15 @@ from torch import Tensor, nn
 
 from .. import fast, submodules
 from ..compile import DTYPES, Model
+from ..environment import usable_cores
 from ..model import Gr00tConfig, Gr00tN1d5
 from ..model.inputs import EMBODIMENT
 from ..roofline import Trace, trace
 from .rows import Candidate, Workload
 
 STEP = ("action_encoder", "dit_model", "action_decoder")
+MOST_WORKERS, CORES_PER_WORKER = 4, 4
+"""Processes that count, at most and by the cores there are: the rest is for loading weights meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,38 @@ class Counter:
         self._traces: dict[Subject, Trace] = {}
         self._steps: dict[tuple[str, ...], int] = {}
 
+    @contextmanager
+    def ahead(self, subjects: Iterable[Subject], optimisations: Iterable[tuple[str, ...]]) -> Iterator[None]:
+        """Count in other processes while the block runs, and wait for them at its end, before anything is timed.
+
+        Each count takes seconds on one core, in which a GPU would have nothing to do. Where cores are few nothing is
+        done ahead.
+        """
+        workers = min(MOST_WORKERS, (usable_cores() or 1) // CORES_PER_WORKER)
+        if workers == 0:
+            yield
+            return
+        # Spawned: a process that has used CUDA cannot be forked.
+        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            traces: dict[Subject, Future[Trace]] = {
+                subject: pool.submit(_traced, self._config, self._dtype, subject, self._inputs(subject.work))
+                for subject in subjects
+            }
+            steps: dict[tuple[str, ...], Future[int]] = {
+                names: pool.submit(_operators_per_step, self._config, names, self._inputs(Workload()))
+                for names in optimisations
+            }
+            yield
+            self._traces.update((subject, future.result()) for subject, future in traces.items())
+            self._steps.update((names, future.result()) for names, future in steps.items())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def trace(self, subject: Subject) -> Trace:
         """Everything that one call computes; what the restructured model keeps between calls is kept before."""
         if subject not in self._traces:
-            model = _without_weights(self._config, self._dtype)
-            model.denoising_steps = subject.work.steps
-            self._traces[subject] = _traced(model, subject.optimisations, self._inputs(subject.work))
+            self._traces[subject] = _traced(self._config, self._dtype, subject, self._inputs(subject.work))
         return self._traces[subject]
 
     def operators_per_step(self, optimisations: tuple[str, ...]) -> int:
@@ -60,25 +92,8 @@ class Counter:
         graph they are.
         """
         if optimisations not in self._steps:
-            self._steps[optimisations] = self._exported(optimisations)
+            self._steps[optimisations] = _operators_per_step(self._config, optimisations, self._inputs(Workload()))
         return self._steps[optimisations]
-
-    def _exported(self, optimisations: tuple[str, ...]) -> int:
-        # The towers take no part in a step, so one layer of each does.
-        eagle = self._config.eagle
-        shallow = replace(
-            self._config,
-            eagle=replace(eagle, vision=replace(eagle.vision, num_hidden_layers=1)),
-            backbone=replace(self._config.backbone, select_layer=1),
-        )
-        plain = _without_weights(shallow, torch.float32)
-        inputs, noise = self._inputs(Workload()), _noise(plain, 1)
-        if not optimisations:
-            recording = submodules.record(plain, inputs, noise)[0]
-            return sum(_nodes(plain.eager_stage(name), recording[name][0].inputs) for name in STEP)
-        model = fast.restructure(plain, optimisations=optimisations)
-        recording = fast.record(model, inputs, noise)[0]
-        return _nodes(model.eager_stage("denoise_step"), recording["denoise_step"][0].inputs)
 
 
 def _without_weights(config: Gr00tConfig, dtype: torch.dtype) -> Gr00tN1d5:
@@ -90,12 +105,14 @@ def _noise(model: Model, batch: int) -> Tensor:
     return torch.zeros(batch, model.action_horizon, model.config.action_head.action_dim, device="meta")
 
 
-def _traced(plain: Gr00tN1d5, optimisations: tuple[str, ...], inputs: dict[str, Tensor]) -> Trace:
+def _traced(config: Gr00tConfig, dtype: torch.dtype, subject: Subject, inputs: dict[str, Tensor]) -> Trace:
+    plain = _without_weights(config, dtype)
+    plain.denoising_steps = subject.work.steps
     noise = _noise(plain, len(inputs[EMBODIMENT]))
-    if not optimisations:
+    if not subject.optimisations:
         resident = {name: value.to("meta") for name, value in inputs.items()}
         return trace(lambda: plain.get_action(resident, noise=noise), (*resident.values(), noise))
-    model = fast.restructure(plain, optimisations=optimisations)
+    model = fast.restructure(plain, optimisations=subject.optimisations)
     prepared = model.prepare(inputs)
     model.get_action(prepared, noise=noise)
     return trace(
@@ -104,25 +121,26 @@ def _traced(plain: Gr00tN1d5, optimisations: tuple[str, ...], inputs: dict[str, 
     )
 
 
+def _operators_per_step(config: Gr00tConfig, optimisations: tuple[str, ...], inputs: dict[str, Tensor]) -> int:
+    # The towers take no part in a step, so one layer of each does.
+    eagle = config.eagle
+    shallow = replace(
+        config,
+        eagle=replace(eagle, vision=replace(eagle.vision, num_hidden_layers=1)),
+        backbone=replace(config.backbone, select_layer=1),
+    )
+    plain = _without_weights(shallow, torch.float32)
+    noise = _noise(plain, 1)
+    if not optimisations:
+        recording = submodules.record(plain, inputs, noise)[0]
+        return sum(_nodes(plain.eager_stage(name), recording[name][0].inputs) for name in STEP)
+    model = fast.restructure(plain, optimisations=optimisations)
+    recording = fast.record(model, inputs, noise)[0]
+    return _nodes(model.eager_stage("denoise_step"), recording["denoise_step"][0].inputs)
+
+
 def _nodes(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     with torch.no_grad():
         program = torch.export.export(module, inputs, strict=False)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     return sum(called is not operator.getitem for called in calls)
-
-
-def kernels(call: Callable[[], object]) -> int | None:
-    """Kernels that one call starts on the GPU, those inside a CUDA graph included; None without a GPU, or when the
-    profiler sees none.
-    """
-    if not torch.cuda.is_available():
-        return None
-    from torch.profiler import ProfilerActivity, profile
-
-    call()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        call()
-        torch.cuda.synchronize()
-    found = [event for event in seen.events() or () if event.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in found) or None

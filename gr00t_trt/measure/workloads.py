@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.inputs import EMBODIMENT, IDS, MASK, PIXELS
+from ..model.inputs import IDS, LOOKED_UP, MASK, PIXELS
 from ..policy import Gr00tPolicy
 from .rows import Workload
-
-ON_HOST = (IDS, MASK, EMBODIMENT)
-"""What the restructured model looks up on the host instead of reading it from a GPU."""
 
 
 class Requests:
@@ -61,7 +58,7 @@ class Requests:
         """
         device = self._policy.model.device
         return {
-            name: value if lookups_on_host and name in ON_HOST else value.to(device)
+            name: value if lookups_on_host and name in LOOKED_UP else value.to(device)
             for name, value in self.inputs(work).items()
         }
 

@@ -14,6 +14,8 @@ from .config import Gr00tConfig
 PIXELS, IDS, MASK = "eagle_pixel_values", "eagle_input_ids", "eagle_attention_mask"
 STATE, EMBODIMENT = "state", "embodiment_id"
 _FLOATING = (PIXELS, STATE)
+LOOKED_UP = (IDS, MASK, EMBODIMENT)
+"""What the restructured model looks up on the host; on a GPU it would have to be worked out in every call."""
 
 
 def example_inputs(config: Gr00tConfig, words: int = 40) -> dict[str, Tensor]:

@@ -45,16 +45,17 @@ class Routing:
         exponent = torch.arange(half, dtype=torch.float32, device=device) * 2 / config.head_dim
         angle = position.float()[:, None] * (1.0 / config.rope_theta**exponent)[None, :]
         angle = torch.cat((angle, angle), dim=-1)
+        angle = angle[:, None]  # the same for every head
         self._cos, self._sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        row = seeing.to(dtype)[:, None]
+        row = seeing.to(dtype)[..., None]
         self._query_cos, self._query_sin = self._cos * row, self._sin * row
 
     def rotate_query(self, q: Tensor) -> Tensor:
-        """[B, heads, S, D] -> the same."""
+        """[B, S, heads, D] -> the same."""
         return q * self._query_cos + _quarter_turn(q) * self._query_sin
 
     def rotate_key(self, k: Tensor) -> Tensor:
-        """[B, heads, S, D] -> the same."""
+        """[B, S, heads, D] -> the same."""
         return k * self._cos + _quarter_turn(k) * self._sin
 
 
@@ -82,15 +83,17 @@ class Qwen3Attention(nn.Module):
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """[B, S, D] -> the same."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q = routing.rotate_query(self.q_norm(q).transpose(1, 2))
-        k = self._repeat(routing.rotate_key(self.k_norm(k).transpose(1, 2)))
-        v = self._repeat(v.transpose(1, 2))
+        # All of it before heads and positions change places: what the export of torch 2.11 makes of arithmetic on
+        # transposed tensors holds for one range of lengths only.
+        q = routing.rotate_query(self.q_norm(q))
+        k = self._repeat(routing.rotate_key(self.k_norm(k)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, self._repeat(v)))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=routing.mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _repeat(self, x: Tensor) -> Tensor:
-        """[B, key heads, S, D] -> [B, query heads, S, D]; TensorRT's attention wants equal head counts."""
-        return x.unsqueeze(2).expand(-1, -1, self.groups, -1, -1).flatten(1, 2)
+        """[B, S, key heads, D] -> [B, S, query heads, D]; TensorRT's attention wants equal head counts."""
+        return x.unsqueeze(3).expand(-1, -1, -1, self.groups, -1).flatten(2, 3)
 
 
 class Qwen3Mlp(nn.Module):

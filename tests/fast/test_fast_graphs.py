@@ -479,30 +479,3 @@ def test_graphs_share_a_pool_that_lives_and_has_not_seen_a_failure(told: list[st
 
 def _not_permitted() -> Tensor:
     raise RuntimeError("operation not permitted")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu(reference: Gr00tN1d5, make_request) -> None:
-    device = torch.device("cuda:0")
-    plain = copy.deepcopy(reference).to(device)
-    model = restructure(copy.deepcopy(plain))
-    model.graphs = RequestGraphs(model, CudaCapturer(device), on_demand=True, limit=1)
-
-    def check(inputs: dict[str, Tensor], start: Tensor) -> None:
-        actions = model.get_action(inputs, noise=start)["action_pred"]
-        expected = plain.get_action(inputs, noise=start.to(device))["action_pred"]
-        assert float((actions - expected).abs().max()) < 1e-4  # TF32 or other kernels for other shapes
-
-    for _ in range(2):  # the second round captures again, after the pool's last graph has gone
-        for batch in (1, 2):
-            for seed in range(3):
-                check(make_request(batch, seed=seed), noise(batch, seed=seed))
-            assert len(model.graphs) == 1
-    eager = model.eager_stage("denoise_loop")
-    model.stages["denoise_loop"] = lambda *args: eager(*args) if float(args[0].sum()) < 1e9 else args[0]
-    with pytest.warns(RuntimeWarning, match="no CUDA graph of this request"):
-        check(make_request(1), noise(1))
-    model.reset_stages()
-    for seed in range(2):
-        check(make_request(1, seed=seed), noise(1, seed=seed))
-    assert len(model.graphs) == 1

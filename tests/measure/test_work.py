@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gr00t_trt.measure.rows import ALL, OURS, PLAIN, Workload
-from gr00t_trt.measure.work import Counter, Subject, kernels
+from gr00t_trt.measure import work as module
+from gr00t_trt.measure.bench import to_count
+from gr00t_trt.measure.rows import ALL, OURS, PLAIN, Workload, planned
+from gr00t_trt.measure.work import Counter, Subject
 from gr00t_trt.measure.workloads import with_views
 from gr00t_trt.model import load_config
 from gr00t_trt.model.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE
@@ -60,6 +62,21 @@ def test_restructuring_saves_work_and_operators(tiny: Counter) -> None:
     assert ours.operators < 0.7 * plain.operators
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_without_a_gpu_no_kernels_are_claimed() -> None:
-    assert kernels(lambda: torch.ones(3) + 1) is None
+def test_counting_ahead_in_other_processes_gives_the_same_counts(tiny, requests_, monkeypatch) -> None:
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
+    counter = Counter(load_config("synthetic"), "bf16", requests_.inputs)
+    subject = Subject.of(OURS, Workload(views=2))
+    with counter.ahead([subject], [ALL]):
+        pass
+    monkeypatch.setattr(module, "_traced", None)  # nothing is counted again
+    monkeypatch.setattr(module, "_operators_per_step", None)
+    ahead = counter.trace(subject), counter.operators_per_step(ALL)
+    monkeypatch.undo()
+    assert ahead == (tiny.trace(subject), tiny.operators_per_step(ALL))
+
+
+def test_what_will_be_asked_is_counted_once() -> None:
+    subjects, steps = to_count(planned("cuda", ("vision_model",)))
+    assert len(set(subjects)) == len(subjects)
+    assert {work.steps for work in (subject.work for subject in subjects)} == {1, 2, 4, 8}
+    assert steps == [(), *(ALL[:n] for n in range(1, len(ALL) + 1))]

@@ -176,7 +176,7 @@ def test_a_status_says_what_serves_each_submodule_and_where_time_goes(running: R
     with RobotInferenceClient(port=running.port, timings=True) as client:
         status = client.status()
         assert status["submodules"] == dict.fromkeys(SUBMODULES, "eager fp32")
-        assert status["versions"]["torch"] == torch.__version__
+        assert torch.__version__.startswith(status["versions"]["torch"])  # some builds are installed as 2.11.0 alone
         assert status["action_cosine_to_fp32"] > 0.99999
         action = client.get_action(example_of(status))
         assert {"queue", "preprocess", *SUBMODULES, "postprocess", "total"} <= set(client.last_timings_ms)
