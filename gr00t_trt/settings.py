@@ -47,6 +47,7 @@ OPTIMISATIONS: Mapping[str, str] = {
     "timestep_tables": "everything that follows from the timestep alone is tabulated for the steps in use",
     "action_rows": "past the last self-attention, only the rows of the actions are computed",
     "fused_projections": "query, key and value are one matrix product, and so are gate and up",
+    "patch_product": "patches become vectors by one matrix product instead of a convolution",
     "action_encoder_fold": "the action encoder's first layer is multiplied into its second",
     "prompt_cache": "prompt embeddings, image positions, rotations and masks are kept per prompt",
     "unpadded_mask": "a prompt without padding uses causal attention without a mask tensor",

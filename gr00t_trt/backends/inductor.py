@@ -68,9 +68,9 @@ class InductorBackend:
                 f"{target.name}: mode {self.mode} replays CUDA graphs, and there is no GPU", fix="use mode default"
             )
         start = time.perf_counter()
-        settings: dict[str, Any] = {"backend": "inductor", "mode": self.mode, "fullgraph": True}
+        on_gpu = target.inputs[0].device.type == "cuda"
         progress("compiling")
-        compiled = _Announced(target.name, torch.compile(target.module, **settings), copies=graphed)
+        compiled = _Announced(target.name, self._compiled(target.module, on_gpu=on_gpu), copies=graphed)
         call = GuardedModule(target, compiled)
         phases: dict[str, float] = {}
         try:
@@ -92,8 +92,23 @@ class InductorBackend:
             runs=True,
             build_s=time.perf_counter() - start,
             phases_s=phases,
-            settings={**settings, "dynamic": _dynamic_axes(target)},
+            settings={
+                "backend": "inductor",
+                "mode": self.mode,
+                "fullgraph": True,
+                "gpu_products": on_gpu,
+                "dynamic": _dynamic_axes(target),
+            },
         )
+
+    def _compiled(self, module: torch.nn.Module, *, on_gpu: bool) -> Callable[..., Any]:
+        if not on_gpu:
+            return torch.compile(module, backend="inductor", mode=self.mode, fullgraph=True)
+        from .inductor_products import GpuProducts
+
+        # torch.compile takes a mode or options; a mode is a name for some of them.
+        options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts()}
+        return torch.compile(module, backend="inductor", options=options, fullgraph=True)
 
 
 class _Announced:

@@ -11,19 +11,35 @@ from torch import Tensor, nn
 from ..model.action_head import ActionHead
 from ..model.config import TextConfig
 from ..model.qwen3 import Qwen3Layer, Qwen3Model
-from ..model.siglip import SiglipLayer, VisionModel
+from ..model.siglip import SiglipEmbeddings, SiglipLayer, VisionModel
 from .projections import Projections
 
 
-class FastVisionLayer(nn.Module):
-    """As `SiglipLayer`, query, key and value in one product."""
+class PatchProduct(nn.Module):
+    """As `SiglipEmbeddings`: patches do not overlap, so that the convolution is a matrix product over their pixels."""
 
-    def __init__(self, layer: SiglipLayer):
+    def __init__(self, embeddings: SiglipEmbeddings):
+        super().__init__()
+        self.patch_embedding, self.position_embedding = embeddings.patch_embedding, embeddings.position_embedding
+        self.side = embeddings.patch_embedding.kernel_size[0]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, patches, D], patches row by row."""
+        x = pixel_values.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        weight = self.patch_embedding.weight.flatten(1)
+        return F.linear(x, weight, self.patch_embedding.bias) + self.position_embedding.weight
+
+
+class FastVisionLayer(nn.Module):
+    """As `SiglipLayer`, query, key and value in one product where `fused`."""
+
+    def __init__(self, layer: SiglipLayer, *, fused: bool):
         super().__init__()
         attention = layer.self_attn
         self.head_dim = attention.q_proj.out_features // attention.heads
         self.layer_norm1, self.layer_norm2, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.mlp
-        self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj), fused=True)
+        self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj), fused=fused)
         self.out_proj = attention.out_proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,11 +52,12 @@ class FastVisionLayer(nn.Module):
 class FastVisionModel(nn.Module):
     """The compile target `vision_model`, made from the plain one."""
 
-    def __init__(self, plain: VisionModel):
+    def __init__(self, plain: VisionModel, *, fused: bool, patch_product: bool):
         super().__init__()
         tower: Any = plain.vision_model
-        self.embeddings, self.post_layernorm = tower.embeddings, tower.post_layernorm
-        self.layers = nn.ModuleList(FastVisionLayer(layer) for layer in tower.encoder.layers)
+        self.embeddings = PatchProduct(tower.embeddings) if patch_product else tower.embeddings
+        self.post_layernorm = tower.post_layernorm
+        self.layers = nn.ModuleList(FastVisionLayer(layer, fused=fused) for layer in tower.encoder.layers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, 224, 224] in [-1, 1] -> [N, 256, 1152], as `VisionModel`."""

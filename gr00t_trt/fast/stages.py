@@ -70,6 +70,8 @@ def make_stages(plain: Gr00tN1d5, optimisations: frozenset[str]) -> dict[str, nn
     fused, hoisted = "fused_projections" in optimisations, "cross_attention_kv" in optimisations
     folded, joined = "action_encoder_fold" in optimisations, "future_tokens" in optimisations
 
+    patches = "patch_product" in optimisations
+
     language = FastLanguageModel(eagle.language_model.model, fused=fused)
     padded = PaddedLanguageModel(language)
     context = Context(head.model, fused=fused)
@@ -86,7 +88,9 @@ def make_stages(plain: Gr00tN1d5, optimisations: frozenset[str]) -> dict[str, nn
     step = (DenoiseStep if folded else PlainDenoiseStep)(encoder, tokens, dit, decoder)
 
     stages: dict[str, nn.Module] = {
-        "vision_model": FastVisionModel(eagle.vision_model) if fused else eagle.vision_model,
+        "vision_model": FastVisionModel(eagle.vision_model, fused=fused, patch_product=patches)
+        if fused or patches
+        else eagle.vision_model,
         "language_model": language if "unpadded_mask" in optimisations else padded,
     }
     if "unpadded_mask" in optimisations:

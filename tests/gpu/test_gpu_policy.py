@@ -33,7 +33,10 @@ def test_model_inputs_have_the_hosts_bits_and_actions_agree(dataset: LeRobotData
         assert set(got) == set(expected)
         for key, value in expected.items():
             assert got[key].dtype == value.dtype
-            assert torch.equal(got[key].cpu(), value), key
+            if key == "state":  # sines and cosines of a GPU may differ in the last bit
+                torch.testing.assert_close(got[key].cpu(), value, atol=1e-14, rtol=1e-14)
+            else:
+                assert torch.equal(got[key].cpu(), value), key
         assert got["eagle_pixel_values"].device.type == "cuda"
         actions = there.get_action(observation, noise=noise())
         for key, value in here.get_action(observation, noise=noise()).items():
