@@ -26,7 +26,9 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 HALF = (torch.float16, torch.bfloat16)
 ALIGNED = 8
 """Elements of half precision in the 16 bytes that matrix units read at once; a part must not end inside them."""
-MOST_PARTS = 4
+PARTS = 4
+"""Into how many parts a long product is cut. Two gained nothing on an H200 (256 rows, 4304 long, 1152 wide: 11.1 us
+against 10.3 whole), eight no more than four."""
 
 
 class GpuProducts(CustomGraphPass):
@@ -44,8 +46,8 @@ class GpuProducts(CustomGraphPass):
                 if gelu is not None and bias is not None:
                     gelu.replace_all_uses_with(graph.call_function(linear_gelu, (x, weight, bias)))
                     graph.erase_node(gelu)
-                elif (parts := parts_of(*_value(weight).shape)) > 1:
-                    node.replace_all_uses_with(graph.call_function(long_linear, (x, weight, bias, parts)))
+                elif is_long(*_value(weight).shape):
+                    node.replace_all_uses_with(graph.call_function(long_linear, (x, weight, bias)))
                 else:
                     continue
             graph.erase_node(node)
@@ -61,21 +63,19 @@ def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
     return y.unflatten(0, x.shape[:-1])
 
 
-def long_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: int) -> torch.Tensor:
-    """As F.linear, the product cut into `parts` along K, which are added up in fp32. On a GPU only."""
-    a = x.flatten(0, -2).unflatten(-1, (parts, -1)).transpose(0, 1)
-    b = weight.unflatten(-1, (parts, -1)).permute(1, 2, 0)
+def long_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As F.linear, the product cut into `PARTS` along K, which are added up in fp32. On a GPU only."""
+    a = x.flatten(0, -2).unflatten(-1, (PARTS, -1)).transpose(0, 1)
+    b = weight.unflatten(-1, (PARTS, -1)).permute(1, 2, 0)
     y = torch.bmm(a, b, out_dtype=torch.float32).sum(0)
     if bias is not None:
         y = y + bias
     return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
-def parts_of(width: int, length: int) -> int:
-    """Into how many parts a product of `length` is cut that gives `width` values per row; 1 leaves it whole."""
-    if length < 2 * width:
-        return 1
-    return next((n for n in range(MOST_PARTS, 1, -1) if length % (n * ALIGNED) == 0), 1)
+def is_long(width: int, length: int) -> bool:
+    """Whether a product of `length`, which gives `width` values per row, is worth cutting, and can be cut evenly."""
+    return length >= 2 * width and length % (PARTS * ALIGNED) == 0
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any]:

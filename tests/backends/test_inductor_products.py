@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gr00t_trt.backends import inductor_products
-from gr00t_trt.backends.inductor_products import GpuProducts, long_linear, parts_of
+from gr00t_trt.backends.inductor_products import GpuProducts, is_long, long_linear
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -53,15 +53,13 @@ def test_products_are_rewritten_where_they_gain(monkeypatch: pytest.MonkeyPatch)
     assert targets.count(stand_in_long) == 1
     assert targets.count(F.linear) == 2  # without a bias, and not long
     assert targets.count(F.gelu) == 1  # the exact one
-    (long,) = (node for node in calls if node.target is stand_in_long)
-    assert long.args[3] == 4
 
 
 def stand_in_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
-def stand_in_long(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
+def stand_in_long(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
@@ -71,11 +69,11 @@ def test_graphs_on_a_cpu_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("width", "length", "parts"),
-    [(1536, 6144, 4), (1152, 4304, 2), (2048, 8192, 4), (2048, 2048, 1), (6144, 1536, 1), (64, 200, 1), (8, 24, 3)],
+    ("width", "length", "cut"),
+    [(1536, 6144, True), (1152, 4304, False), (2048, 8192, True), (2048, 2048, False), (6144, 1536, False)],
 )
-def test_how_products_are_cut(width: int, length: int, parts: int) -> None:
-    assert parts_of(width, length) == parts
+def test_which_products_are_cut(width: int, length: int, cut: bool) -> None:
+    assert is_long(width, length) == cut
 
 
 @needs_gpu
@@ -87,7 +85,7 @@ def test_a_product_in_parts_is_the_product(dtype: torch.dtype, bias: bool) -> No
     x = torch.randn(1, 49, 6144, device="cuda", dtype=dtype)
     with torch.no_grad():
         exact = F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
-        cut, whole = long_linear(x, linear.weight, linear.bias, 4), linear(x)
+        cut, whole = long_linear(x, linear.weight, linear.bias), linear(x)
     assert cut.dtype == dtype
     assert cut.shape == whole.shape
     assert float((cut - exact).abs().max()) <= 1.1 * float((whole - exact).abs().max())
