@@ -71,6 +71,7 @@ class Manifest:
         platform: ``linux-x86_64``.
         arguments: For each of `inputs`, which argument of the submodule it is, from 0.
         coverage: How much of the submodule's graph the engine holds, where that was counted.
+        layers: Of the network definition that the engine was built from, where they were counted.
         graph_sha256: Of the lowered graph that the engine was built from; None where the builder shows none.
         key: What the engine was built from and for, in full (`engine_key`); empty outside the engine cache.
     """
@@ -91,6 +92,7 @@ class Manifest:
     platform: str = field(default_factory=this_platform)
     arguments: tuple[int, ...] = ()
     coverage: Coverage | None = None
+    layers: int | None = None
     graph_sha256: str | None = None
     key: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -24,6 +24,7 @@ from ..shapes import ArgumentRange, tracing_example
 from .base import Coverage, Target
 from .cpu_only import replaced
 from .engine_files import Binding
+from .trt_layers import network_layers
 
 ENGINE_PREFIX = "_run_on_acc"
 """Children of a partitioned graph that are, or become, engines; the others stay in PyTorch."""
@@ -68,12 +69,14 @@ class Partition:
         graph: Its partitioned graph module.
         settings: The CompilationSettings in force; None when no operator could be converted.
         coverage: How much of the graph went into engines.
+        layers: Of the networks that its engines were built from, added up; None when none was built.
     """
 
     module: Any
     graph: torch.fx.GraphModule
     settings: Any
     coverage: Coverage
+    layers: int | None
 
     def engines(self) -> list[tuple[str, torch.nn.Module]]:
         return [(name, child) for name, child in self.graph.named_children() if name.startswith(ENGINE_PREFIX)]
@@ -101,6 +104,7 @@ def partition(torch_tensorrt: Any, target: Target, arguments: Mapping[str, Any],
         replaced(_compiler, "dryrun_stats_display", keep),
         _attention_kept_whole(),
         _sums_of_products(),
+        network_layers() as layers,
     ):
         if dryrun:
             _first_call_without_running(module, example)
@@ -114,6 +118,7 @@ def partition(torch_tensorrt: Any, target: Target, arguments: Mapping[str, Any],
         graph=module.gm,
         settings=tracker.compilation_settings if tracker is not None else None,
         coverage=_coverage(module.gm, tracker),
+        layers=sum(layers) if layers else None,
     )
 
 
@@ -206,12 +211,14 @@ class SerializedEngine:
 
     Attributes:
         arguments: For each of `inputs`, which argument of the submodule it is.
+        layers: Of the network definition that it was built from; None where nobody counted them.
     """
 
     plan: bytes
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     arguments: tuple[int, ...]
+    layers: int | None
 
 
 def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> SerializedEngine:
@@ -231,7 +238,8 @@ def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> Serial
     # The compiler deletes folded constants from the graph that it converted; the dry run's graph still needs them.
     kept = dict(submodule._parameters)
     try:
-        result = interpret_module_to_result(submodule, inputs=specifications, settings=settings)
+        with network_layers() as layers:
+            result = interpret_module_to_result(submodule, inputs=specifications, settings=settings)
     finally:
         submodule._parameters.update(kept)
     return SerializedEngine(
@@ -239,6 +247,7 @@ def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> Serial
         inputs=tuple(inputs[i] for i in sorted(inputs)),
         outputs=_outputs(submodule, result.output_names),
         arguments=tuple(sorted(inputs)),
+        layers=sum(layers),
     )
 
 
@@ -262,7 +271,13 @@ def built_engine(target: Target, part: Partition) -> SerializedEngine | None:
     inputs = {i: binding(n, target.inputs[i], target.ranges[i]) for n, i in zip(names, arguments, strict=True)}
     outputs = tuple(Binding(n, "", (), (), ()) for n in getattr(module, "output_binding_names", ()))
     order = tuple(sorted(inputs))
-    return SerializedEngine(plan=plan, inputs=tuple(inputs[i] for i in order), outputs=outputs, arguments=order)
+    return SerializedEngine(
+        plan=plan,
+        inputs=tuple(inputs[i] for i in order),
+        outputs=outputs,
+        arguments=order,
+        layers=part.layers,
+    )
 
 
 def _engine_arguments(graph: torch.fx.GraphModule, name: str) -> list[int]:

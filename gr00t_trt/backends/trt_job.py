@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -19,7 +19,11 @@ from .engine_cache import Cached, EngineCache, Slot
 from .engine_files import weights_hash
 from .engine_job import EngineJob
 from .guarded import GuardedModule
+from .trt_layers import engine_layers
 from .trt_settings import TENSORRT, TrtSettings
+
+if TYPE_CHECKING:
+    from .trt_runtime import TrtRunner
 
 
 @dataclasses.dataclass
@@ -69,11 +73,11 @@ class TrtJob(EngineJob):
             with self.phase("running the engine at the recorded size", "warm"):
                 self.warm(call, part)
             engine = self.existing_engine(part)
-            file = None
+            made: dict[str, Any] = {"layers_before": part.layers}
             if engine is not None:
-                file = self.write(slot, engine, lambda: self.description(slot, part, None))
-        size = None if engine is None else len(engine.plan)
-        return Built(call, True, 0.0, coverage=part.coverage, engine=file, engine_bytes=size)
+                made = self.made(slot, engine, lambda: self.description(slot, part, None))
+        after = engine_layers(module for _, module in part.engines())
+        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
 
     def without_gpu(self) -> Built:
         """A dry run, always: its graph is what the submodule's accuracy is checked on. Only the engine is kept."""
@@ -96,10 +100,10 @@ class TrtJob(EngineJob):
             if found is None:
                 with self.phase("building the TensorRT-RTX engine", "engine"):
                     engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-                file = self.write(slot, engine, lambda: self.description(slot, part, graph))
-                built = dataclasses.replace(built, engine=file, engine_bytes=len(engine.plan))
+                made = self.made(slot, engine, lambda: self.description(slot, part, graph))
             else:
-                built = dataclasses.replace(built, **self.taken(found))
+                made = self.taken(found)
+            built = dataclasses.replace(built, **made)
         targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
         self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         return built
@@ -114,7 +118,8 @@ class TrtJob(EngineJob):
         """An engine from the cache, run once; None, and a note, where it cannot be."""
         try:
             with self.phase("loading the engine from the cache", "load"):
-                call = GuardedModule(self.target, _runner(found, self.target.inputs[0].device))
+                runner, arguments = _runner(found, self.target.inputs[0].device), found.manifest.arguments
+                call = GuardedModule(self.target, lambda *args: runner(*(args[index] for index in arguments)))
             with self.phase("running the engine at the recorded size", "warm"), torch.no_grad():
                 call(*self.target.inputs)
                 torch.cuda.synchronize()
@@ -123,7 +128,8 @@ class TrtJob(EngineJob):
             return None
         if self.options.cpu_offload:
             self.target.module.to("cpu")
-        return Built(call, True, 0.0, coverage=found.manifest.coverage, **self.taken(found))
+        after, coverage = runner.engine.num_layers, found.manifest.coverage
+        return Built(call, True, 0.0, coverage=coverage, layers_after=after, **self.taken(found))
 
     def partition(self) -> trt_build.Partition:
         try:
@@ -174,10 +180,9 @@ class TrtJob(EngineJob):
         }
 
 
-def _runner(found: Cached, device: torch.device) -> Callable[..., Any]:
+def _runner(found: Cached, device: torch.device) -> TrtRunner:
     from .trt_runtime import TrtRunner
 
     assert found.plan is not None
-    manifest = found.manifest
-    run = TrtRunner(found.plan, [b.name for b in manifest.inputs], [b.name for b in manifest.outputs], device)
-    return lambda *args: run(*(args[index] for index in manifest.arguments))
+    inputs, outputs = found.manifest.inputs, found.manifest.outputs
+    return TrtRunner(found.plan, [b.name for b in inputs], [b.name for b in outputs], device)

@@ -119,6 +119,7 @@ def build_engine(trt: TensorRT, file: OnnxFile, options: BuildOptions) -> Serial
         inputs=tuple(inputs),
         outputs=tuple(_output(tensorrt, each) for each in outputs),
         arguments=tuple(seen.argument_names.index(each.name) for each in inputs),
+        layers=network.num_layers,
     )
 
 
