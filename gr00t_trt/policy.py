@@ -86,6 +86,27 @@ class ModelPolicy:
         raise NotImplementedError
 
 
+class TensorPolicy(ModelPolicy):
+    """Model inputs in, normalised actions out: needs neither statistics nor a tokenizer.
+
+    Args:
+        inputs: Model inputs with a batch axis, on the model's device: the example.
+    """
+
+    def __init__(self, model: Gr00tN1d5, inputs: Mapping[str, Any]):
+        super().__init__(model)
+        self._inputs = dict(inputs)
+
+    def example(self) -> dict[str, Any]:
+        return self._inputs
+
+    def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
+        return dict(observation), True
+
+    def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
+        return {"action_pred": action_pred.float().cpu().numpy()}
+
+
 class Gr00tPolicy(ModelPolicy):
     """GR00T N1.5 behind one method, `get_action(observation) -> action`: physical units in, physical units out.
 
