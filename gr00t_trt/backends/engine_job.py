@@ -16,7 +16,7 @@ from .engine_cache import Cached, EngineCache, Slot
 from .engine_files import place_engine, write_engine
 from .engine_key import engine_key, target_gpu
 from .guarded import build_failed
-from .trt_build import SerializedEngine
+from .serialized_engine import SerializedEngine
 
 
 class EngineJob:

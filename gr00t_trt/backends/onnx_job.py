@@ -15,12 +15,13 @@ from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export, onnxruntime, ready_made, trt_network
 from .base import Built, Coverage, Target
+from .compute_capabilities import PORTABLE_TARGETS
 from .engine_cache import EngineCache, Slot
 from .engine_job import EngineJob
 from .guarded import GuardedModule, check_form, first_line
 from .onnx_export import OnnxFile
 from .onnx_interface import Interface, interface
-from .trt_build import PORTABLE_TARGETS, SerializedEngine
+from .serialized_engine import SerializedEngine
 from .trt_network import TensorRT, describe_engine
 from .trt_runtime import TrtRunner
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from gr00t_trt.backends import Built, Target, get_backend, onnx_export, onnxruntime, trt_network
 from gr00t_trt.backends.engine_cache import EngineCache
-from gr00t_trt.backends.engine_files import verify, weights_hash
+from gr00t_trt.backends.engine_files import verify
+from gr00t_trt.backends.weights_hash import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.settings import BuildOptions
 

@@ -15,7 +15,7 @@ import torch
 from conftest import cosine, make_target, tensors, unconvertible
 from torch import nn
 
-from gr00t_trt.backends import get_backend, torch_tensorrt, trt_build
+from gr00t_trt.backends import get_backend, torch_tensorrt, trt_build, trt_partition
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.engine_cache import EngineCache
 from gr00t_trt.backends.engine_files import engine_paths, verify
@@ -174,7 +174,7 @@ class TestKeptGpuEngines:
         loaded = given_runtime(monkeypatch, target.module)
         moved = []
         monkeypatch.setattr(type(target.module), "to", lambda self, device: moved.append(device))
-        monkeypatch.setattr(trt_build, "partition", forbidden)
+        monkeypatch.setattr(trt_partition, "partition", forbidden)
         again, converted = run(target, OFFLOADING, engine_dir=tmp_path / "engines", cache=cache)
         assert (built.from_cache, again.from_cache, again.runs) == (False, True, True)
         assert converted == []
@@ -271,7 +271,7 @@ class TestKeptEngines:
         assert own.entry(stem).damage is None
 
     def test_an_engine_of_another_graph_is_not_used(self, own, monkeypatch):
-        monkeypatch.setattr(trt_build, "graph_hash", lambda part: "0" * 64)
+        monkeypatch.setattr(trt_partition, "graph_hash", lambda part: "0" * 64)
         built = build(own)
         assert not built.from_cache
         assert any("of another graph" in note for note in built.notes)
