@@ -12,7 +12,7 @@ FIGURES = ("build s", "MB", "layers", "p50 ms", "cosine to fp32")
 
 
 def section(name: str, record: Mapping[str, Any], links: str) -> str:
-    """Title, table and remarks of one record. Layers: nodes of the graph handed over, then layers of the engine."""
+    """Title, table and remarks of one record. Layers: of the network TensorRT is given, then of the engine."""
     entries = record["comparison"]
     backends = list(dict.fromkeys(entry["backend"] for entry in entries if entry["subject"] != WHOLE))
     subjects = list(dict.fromkeys(entry["subject"] for entry in entries))

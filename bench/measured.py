@@ -7,20 +7,7 @@ from typing import Any
 
 from cells import cells, cosine, cost, number, quantile, title
 
-from gr00t_trt.settings import OPTIMISATIONS
-
-GROUPS = {
-    "waterfall": "step by step, each with all before it",
-    "loop": "the denoising steps alone",
-    "request": "`get_action`, from numpy to numpy",
-    "percentiles": "a thousand calls",
-    "compile": "ways to compile",
-    "submodules": "submodule by submodule, against the same one in PyTorch",
-    "steps": "denoising steps",
-    "views": "views",
-    "batch": "batch",
-}
-"""Group of measurements -> its heading, in the order of the tables."""
+from gr00t_trt.measurement_names import GROUPS, in_its_group, is_between
 
 HELPED = 1.02
 """A step that makes a call less than this factor faster did not help: two runs of the same thing differ as much."""
@@ -46,17 +33,10 @@ def section(name: str, record: Row, links: str) -> str:
 def summary(name: str, record: Row, links: str) -> str:
     """Title and one table: the ends of the waterfall, and the rows of the small groups that sum a run up."""
     steps = _taken(record, "waterfall")
-    ends = [
-        row for i, row in enumerate(steps) if i == 0 or not row["settings"]["optimisations"] or _is_whole(row, steps)
-    ]
+    ends = [row for row in steps if not is_between(row)]
     rows = [*ends, *_taken(record, "loop"), *_taken(record, "request"), *_taken(record, "percentiles")]
     lines = [title(name, record, links, ", measured in many forms"), "", *_table("", rows, work=True), "", cost(record)]
     return "\n".join(lines)
-
-
-def _is_whole(row: Row, steps: list[Row]) -> bool:
-    most = max(len(step["settings"]["optimisations"]) for step in steps)
-    return len(row["settings"]["optimisations"]) == most
 
 
 def _what_a_call_is(record: Row) -> str:
@@ -103,7 +83,7 @@ def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
             ]
         if roofline:
             values.append(None if share is None else f"{share:.0f} %")
-        yield cells(_named(row), *values)
+        yield cells(in_its_group(row), *values)
 
 
 def speed_up(row: Row) -> str | None:
@@ -120,13 +100,6 @@ def log(records: Mapping[str, Row], links: str) -> str:
     if not lines:
         return "No measuring run is recorded yet."
     return "\n".join([cells("what", "speed-up before", "with it", "change", "record"), "|---|--:|--:|--:|---|", *lines])
-
-
-def _named(row: Row) -> str:
-    """A step of the waterfall stands on those before it, which a reader of one line cannot see."""
-    done = (row["settings"] or {}).get("optimisations") or ()
-    whole = row["group"] == "waterfall" and set(done) == set(OPTIMISATIONS) and row["name"].strip("+ ") in OPTIMISATIONS
-    return f"{row['name']} (all optimisations)" if whole else row["name"]
 
 
 def _unhelpful(name: str, record: Row, links: str) -> Iterator[str]:

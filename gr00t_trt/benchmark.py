@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .errors import PlanError, unknown
+from .figures import digits
 from .samples import Samples
 from .settings import TIMERS
 
@@ -173,13 +174,13 @@ def verdict(a: Samples, b: Samples, *, names: tuple[str, str] = ("eager", "compi
         return Verdict(
             None,
             ratio,
-            f"no winner: the spreads overlap ({first} {a_low:.3g} to {a_high:.3g} ms, "
-            f"{second} {b_low:.3g} to {b_high:.3g} ms)",
+            f"no winner: the spreads overlap ({first} {digits(a_low)} to {digits(a_high)} ms, "
+            f"{second} {digits(b_low)} to {digits(b_high)} ms)",
         )
     fast, slow, quick, lame = (second, first, b, a) if b_high < a_low else (first, second, a, b)
     times = f"{lame.p50 / quick.p50:.2f}x" if quick.p50 > 0 else "much"
     return Verdict(
-        fast, ratio, f"{fast} is {times} faster than {slow} (p50 {quick.p50:.3g} ms against {lame.p50:.3g} ms)"
+        fast, ratio, f"{fast} is {times} faster than {slow} (p50 {digits(quick.p50)} ms against {digits(lame.p50)} ms)"
     )
 
 

@@ -25,9 +25,8 @@ from .errors import AccuracyError, PlanError
 from .model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
 from .model.config_files import build_config
 from .model.config_section import Section
-from .model.inputs import LOOKED_UP
 from .plans import DEFAULT_ACTION_GATES
-from .policy import Action, ModelPolicy
+from .policy import ModelPolicy, TensorPolicy
 from .progress import Steps
 from .settings import Plan
 
@@ -36,7 +35,6 @@ HOLDERS = ("model", "_groot_model")
 """Where policies keep the model: NVIDIA's `Gr00tPolicy`, LeRobot's `GrootPolicy`."""
 
 OUTPUT = "action_pred"
-HOST = torch.device("cpu")
 
 
 class Accelerated:
@@ -54,25 +52,6 @@ class Accelerated:
     def restore(self) -> None:
         """Give the model its own `get_action` back."""
         vars(self._original).pop("get_action", None)
-
-
-class _TensorPolicy(ModelPolicy):
-    """Model inputs in, normalised actions out: the transforms stay with the package that the model came from."""
-
-    def __init__(self, model: Gr00tN1d5, inputs: Mapping[str, Any]):
-        super().__init__(model)
-        self._inputs = dict(inputs)
-
-    def example(self) -> dict[str, Any]:
-        return self._inputs
-
-    def _preprocess(self, observation: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
-        # What is looked up, prompts and embodiments, must be on the host; other packages send it to the GPU. The
-        # wait for the copy costs far less than a request whose tables are gathered anew and which no graph can answer.
-        return {key: _on(value, HOST) if key in LOOKED_UP else value for key, value in observation.items()}, True
-
-    def _postprocess(self, action_pred: Tensor, batched: bool) -> Action:
-        return {OUTPUT: action_pred.float().cpu().numpy()}
 
 
 def accelerate(
@@ -117,7 +96,7 @@ def accelerate(
     example = {key: _on(value, device) for key, value in (inputs or example_inputs(config)).items()}
     steps.step("comparing with the original")
     sample, agreement = _compare(original, ours, example, kind)
-    policy = _TensorPolicy(ours, example)
+    policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from
     chosen = replace(plan or Plan(), denoising_steps=ours.denoising_steps)
     done = deploy(
         policy, chosen, steps, engine_dir=engine_dir, engine_cache=engine_cache, backend_chosen=plan is not None

@@ -156,8 +156,8 @@ def _sizes(binding: Any) -> str:
 
 def _differences(key: Mapping[str, Any]) -> list[str]:
     """What of a key can never be asked for by what is installed here, in words."""
-    from .backends.engine_files import this_platform
     from .backends.engine_key import SCHEMA, source_hash
+    from .backends.manifest import this_platform
 
     here = {"schema": SCHEMA, "source_sha256": source_hash(), "platform": this_platform()}
     words = {"schema": "form of key", "source_sha256": "gr00t_trt", "platform": "platform"}

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -21,14 +21,18 @@ from .errors import BackendError
 from .settings import GROUPS, LOOPS, PRECISIONS, SUBMODULES, Plan
 
 if TYPE_CHECKING:
+    import torch
+
     from .accuracy import Agreement
     from .backends.onnx_export import OnnxFile
+    from .policy import ModelPolicy
     from .progress import Steps
+    from .run import Job
     from .trial import Trial
 
 EPILOG = """\
 examples:
-  try it, nothing needed (a generated model and an example observation):
+  try it, nothing needed (a generated model and made-up inputs):
     gr00t-trt export --model_path synthetic
   the seven files of NVIDIA's deployment scripts, in fp16, checked on a recorded observation:
     gr00t-trt export --dataset_path ./demo_data/robot_sim.PickNPlace --precision fp16
@@ -77,13 +81,19 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--dataset_path",
         metavar="PATH",
-        help="LeRobot v2 dataset whose observation is used, or `synthetic` [an example observation]",
+        help="LeRobot v2 dataset whose observation is used, or `synthetic` [made-up inputs, for which a checkpoint "
+        "needs neither statistics nor a tokenizer]",
     )
     g.add_argument(
-        "--data_config", default="fourier_gr1_arms_only", metavar="NAME", help="keys and transforms [%(default)s]"
+        "--data_config",
+        default="fourier_gr1_arms_only",
+        metavar="NAME",
+        help="keys and transforms of that dataset [%(default)s]",
     )
     g.add_argument("--embodiment_tag", default="gr1", metavar="TAG", help="projector and statistics [%(default)s]")
-    g.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder, tokenizer.json or hub id [found by itself]")
+    g.add_argument(
+        "--tokenizer", metavar="PATH", help="for its prompts: folder, tokenizer.json or hub id [found by itself]"
+    )
     g.add_argument(
         "--fn_name", default="all", metavar="NAME", help=f"{', '.join((*SUBMODULES, *GROUPS))} [%(default)s]"
     )
@@ -142,15 +152,41 @@ def export(trial: Trial, names: Sequence[str], onnx_dir: Path, engine_dir: Path,
         yield Exported(file, agreement, why_not, failures, line)
 
 
+def request(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[ModelPolicy, Mapping[str, Any]]:
+    """The model in fp32 and the request that is followed through it: recorded, or made up where there is no dataset.
+
+    A graph depends on neither statistics nor words, so that made-up model inputs need nothing but the weights.
+    Raises: Gr00tError for anything missing.
+    """
+    import torch
+
+    from .data import embodiment_index
+    from .model import example_inputs, load_model
+    from .model.inputs import EMBODIMENT
+    from .policy import TensorPolicy
+    from .run import load
+
+    if job.dataset_path is not None:
+        return load(job, plan, device, steps)
+    index = embodiment_index(job.embodiment_tag)
+    steps.step(f"loading the model: {job.model_path}")
+    model = load_model(job.model_path, device=device)
+    if plan.denoising_steps is not None:
+        model.denoising_steps = plan.denoising_steps
+    inputs = {**example_inputs(model.config), EMBODIMENT: torch.tensor([index])}
+    policy = TensorPolicy(model, {name: value.to(device) for name, value in inputs.items()})
+    return policy, policy.example()
+
+
 def table(done: Sequence[Exported]) -> Table:
     """One row per file."""
     # Narrow enough for the 80 columns of a terminal, or of a file, whatever the longest name.
-    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0), pad_edge=False)
     out.add_column("file", no_wrap=True)
-    out.add_column("type")
+    out.add_column("type", no_wrap=True)
     for heading in ("MB", "opset", "nodes", "cosine"):
         out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("gate")
+    out.add_column("gate", no_wrap=True)
     for each in done:
         file, agreement = each.file, each.agreement
         out.add_row(
@@ -177,7 +213,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from .plans import load_plan, merge
     from .progress import progress
     from .records import new_record
-    from .run import Job, choose_device, load
+    from .run import Job, choose_device
     from .submodules import select
     from .trial import Trial
 
@@ -199,7 +235,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     )
     onnx_dir = Path(args.onnx_dir)
     with progress(console) as steps:
-        policy, observation = load(job, plan, device, steps)
+        policy, observation = request(job, plan, device, steps)
         trial = Trial(policy, plan, observation, new_record("gr00t-trt export"), steps)
         trial.reference(args.seed)
         done = list(export(trial, names, onnx_dir, Path(args.trt_engine_path), steps))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RecordError
+from .measurement_names import in_its_group
 from .records import dumps
 from .report import digits
 
@@ -146,7 +147,7 @@ def waterfall(record: Mapping[str, Any], path: str | Path) -> None:
     with figure(record, path, "One action chunk, step by step", height_inches=_height(len(rows))) as axes:
         labels, widest = [], max((p50(row) or 0.0 for row in rows), default=0.0)
         for place, row in enumerate(rows):
-            labels.append(row["name"])
+            labels.append(in_its_group(row))
             value = p50(row)
             if value is None:
                 not_measured(axes, place, row.get("why_not"))
@@ -186,7 +187,7 @@ def stage_split(record: Mapping[str, Any], path: str | Path) -> None:
         if not rows:
             not_measured(axes, 0, "no row of this record has its stages timed")
         _legend(axes, [(name, colour) for name, (colour, _) in PARTS.items()])
-        _finish(axes, [row["name"] for row in rows] or [""], widest, "p50, ms; all calls of a stage added up")
+        _finish(axes, [in_its_group(row) for row in rows] or [""], widest, "p50, ms; all calls of a stage added up")
 
 
 def roofline(record: Mapping[str, Any], path: str | Path) -> None:
@@ -202,7 +203,7 @@ def roofline(record: Mapping[str, Any], path: str | Path) -> None:
             label(axes, share, place, f"{share:.1f} %   {digits(row['roofline']['ms'])} of {digits(p50(row))} ms")
         if not rows:
             not_measured(axes, 0, "no ceilings are known for this device, so there is no roofline to compare with")
-        _finish(axes, [row["name"] for row in rows] or [""], 100.0, "roofline time over p50, %", room=1.0)
+        _finish(axes, [in_its_group(row) for row in rows] or [""], 100.0, "roofline time over p50, %", room=1.0)
 
 
 def label(axes: Any, end: float, place: float, text: str) -> None:

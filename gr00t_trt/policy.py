@@ -26,6 +26,7 @@ from .data import data_config as data_config_from_name
 from .data.device import Courier
 from .errors import PlanError
 from .model import Gr00tConfig, Gr00tN1d5, load_config, load_model, resolve_checkpoint
+from .model.inputs import LOOKED_UP
 
 Observation = Mapping[str, Any]
 Action = dict[str, np.ndarray]
@@ -84,6 +85,33 @@ class ModelPolicy:
 
     def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
         raise NotImplementedError
+
+
+class TensorPolicy(ModelPolicy):
+    """Model inputs in, normalised actions out: needs neither statistics nor a tokenizer.
+
+    Args:
+        inputs: Model inputs with a batch axis: the example.
+    """
+
+    def __init__(self, model: Gr00tN1d5, inputs: Mapping[str, Any]):
+        super().__init__(model)
+        self._inputs = dict(inputs)
+
+    def example(self) -> dict[str, Any]:
+        return self._inputs
+
+    def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
+        # What is looked up, prompts and embodiments, must be on the host; other packages send it to the GPU. The
+        # wait for the copy costs far less than a request whose tables are gathered anew and which no graph can answer.
+        inputs = dict(observation)
+        for name in LOOKED_UP:
+            if isinstance(inputs.get(name), torch.Tensor):
+                inputs[name] = inputs[name].cpu()
+        return inputs, True
+
+    def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
+        return {"action_pred": action_pred.float().cpu().numpy()}
 
 
 class Gr00tPolicy(ModelPolicy):

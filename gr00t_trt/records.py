@@ -75,7 +75,8 @@ SUBMODULE_FIELDS = (
 )
 """`shapes`: argument -> sizes and range as text. `latency_ms`, `eager_latency_ms`: `Samples.to_dict()`. `verdict`:
 `Verdict.to_dict()`. `accuracy`: `Agreement.to_dict()`. `runs`: false for an engine that cannot run on this machine.
-`from_cache`: true for an engine that an earlier run built; `build_s` is then what finding and checking it took."""
+`from_cache`: true for an engine that an earlier run built; `build_s` is then what finding and checking it took.
+`layers_before`, `layers_after`: of the network that TensorRT was handed, and of the engine that it made."""
 
 STAGE_FIELDS = ("stage", "within", "calls_per_request", "latency_ms", "eager_latency_ms")
 """`within`: the stage that called this one, or null. Latencies are of all calls in one request, added up."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import PlanError, ShapeError
+from .errors import BackendError, PlanError, ShapeError
 
 if TYPE_CHECKING:
     import torch
@@ -72,3 +72,27 @@ def tracing_example(args: Sequence[torch.Tensor], ranges: Sequence[ArgumentRange
                 arg = arg.repeat_interleave(2, dim=axis)
         out.append(arg.contiguous())
     return tuple(out)
+
+
+def dynamic_shapes(subject: str, ranges: Sequence[ArgumentRange]) -> tuple[dict[int, Any], ...] | None:
+    """One torch.export spec per argument, or None when all shapes are static; equal names share one Dim.
+
+    Raises: BackendError naming the subject when one name is used with two ranges.
+    """
+    import torch
+
+    dims: dict[str, Any] = {}
+    bounds: dict[str, tuple[int, int]] = {}
+    spec: list[dict[int, Any]] = []
+    for argument_range in ranges:
+        spec.append({})
+        for axis, dim in argument_range.items():
+            if bounds.setdefault(dim.name, (dim.minimum, dim.maximum)) != (dim.minimum, dim.maximum):
+                raise BackendError(
+                    f"{subject}: {dim.name} has the ranges {bounds[dim.name]} and {(dim.minimum, dim.maximum)}"
+                )
+            if not dim.static:
+                if dim.name not in dims:
+                    dims[dim.name] = torch.export.Dim(dim.name, min=dim.minimum, max=dim.maximum)
+                spec[-1][axis] = dims[dim.name]
+    return tuple(spec) if dims else None

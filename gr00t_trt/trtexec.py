@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from .backends.engine_files import Binding
+from .backends.manifest import Binding
 from .backends.onnx_interface import Interface
-from .backends.trt_build import binding
+from .backends.serialized_engine import binding
 from .settings import BuildOptions
 
 

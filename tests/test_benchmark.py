@@ -134,7 +134,7 @@ def test_a_winner_where_the_spreads_are_apart():
     slow, fast = samples(2.7, 2.8, 2.9, 2.8, 2.7), samples(1.2, 1.4, 1.3, 1.4, 1.5)
     got = verdict(slow, fast)
     assert (got.winner, got.ratio) == ("compiled", pytest.approx(2.0))
-    assert got.text == "compiled is 2.00x faster than eager (p50 1.4 ms against 2.8 ms)"
+    assert got.text == "compiled is 2.00x faster than eager (p50 1.40 ms against 2.80 ms)"
     back = verdict(fast, slow)
     assert (back.winner, back.ratio) == ("eager", pytest.approx(0.5))
     assert back.text.startswith("eager is 2.00x faster than compiled")
@@ -145,7 +145,7 @@ def test_no_winner_where_the_spreads_overlap():
     got = verdict(samples(1.0, 1.2, 1.4, 1.6, 1.8), samples(0.9, 1.0, 1.1, 1.2, 1.3))
     assert got.winner is None
     assert got.ratio == pytest.approx(1.4 / 1.1)
-    assert got.text == "no winner: the spreads overlap (eager 1.08 to 1.72 ms, compiled 0.94 to 1.26 ms)"
+    assert got.text == "no winner: the spreads overlap (eager 1.08 to 1.72 ms, compiled 0.940 to 1.26 ms)"
     same = samples(1, 1, 1, 1, 1)
     assert verdict(same, same).winner is None
 

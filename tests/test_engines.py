@@ -13,8 +13,8 @@ import pytest
 from gr00t_trt.backends import get_backend
 from gr00t_trt.backends.base import EngineFile
 from gr00t_trt.backends.engine_cache import EngineCache
-from gr00t_trt.backends.engine_files import Binding, this_platform
 from gr00t_trt.backends.engine_key import SCHEMA, source_hash
+from gr00t_trt.backends.manifest import Binding, this_platform
 from gr00t_trt.engines import main
 
 DAY = 86400.0

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 ORDER = [
     {"errors"},
     {"settings", "shapes", "modality", "files", "figures", "samples", "video_file"},
-    {"plan_fields", "environment"},
+    {"plan_fields", "environment", "measurement_names"},
     {"plans", "records", "progress"},
     {"command", "compare_report"},
     {"report", "benchmark", "accuracy", "model", "data"},

@@ -78,8 +78,9 @@ class Built:
         coverage: None for backends without a notion of it.
         engine: The engine file, when one was written.
         engine_bytes: Size of all engines of this target; None when unknown.
-        layers_before, layers_after: Operators of the exported graph, and layers of the engine made from it; None where
-            the backend has no such graph, or the engine cannot be looked into on this machine.
+        layers_before: Layers of the network definition that TensorRT builds from, by either route; of ONNX Runtime's
+            session, the nodes of its file. None for backends without such a graph, and for an engine that others built.
+        layers_after: Layers of the engine that came out; None where it cannot be looked into, as without a GPU.
         settings: The exact keyword arguments handed to the compiler, for the record.
         notes: Plain sentences for the user: what was skipped, what is not proven.
         from_cache: The engine was found in the engine cache, and `build_s` is what finding and checking it took.

@@ -17,9 +17,10 @@ from typing import Any
 
 from ..errors import Gr00tError, RecordError
 from .base import EngineFile
-from .engine_files import Manifest, engine_paths, load, read_manifest, verify, write_engine
+from .engine_files import engine_paths, load, verify, write_engine
 from .engine_key import digest
 from .file_lock import file_lock
+from .manifest import Manifest, read_manifest
 
 VARIABLE = "GR00T_TRT_ENGINE_CACHE"
 OFF = "off"

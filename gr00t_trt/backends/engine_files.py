@@ -9,91 +9,19 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import json
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import RecordError
-from .base import Coverage, EngineFile
+from .base import EngineFile
+from .manifest import Manifest, manifest_text, read_manifest
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-SCHEMA = 1
 _CHUNK_BYTES = 64 * 2**20
-
-
-def this_platform() -> str:
-    """Operating system and processor, such as ``linux-x86_64``: engines do not travel between them."""
-    return f"{platform.system().lower()}-{platform.machine().lower()}"
-
-
-@dataclass(frozen=True)
-class Binding:
-    """One input or output of an engine.
-
-    Attributes:
-        name: Name in the engine.
-        dtype: ``float16``, ``int64``, ...
-        minimum, optimum, maximum: Shapes of an input; for an output, -1 marks a dynamic axis.
-    """
-
-    name: str
-    dtype: str
-    minimum: tuple[int, ...]
-    optimum: tuple[int, ...]
-    maximum: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an engine file holds.
-
-    Attributes:
-        submodule: Name in the registry.
-        engine: File name of the engine, in the manifest's folder.
-        sha256, bytes: Of the engine file.
-        inputs, outputs: In the order of the submodule's arguments and results, without inputs that it does not use.
-        compute_capabilities: GPUs that the engine is for, such as ``8.9``; empty means the builder's default.
-        versions: torch, torch_tensorrt and the TensorRT library that built it.
-        options: The plan's build options. `settings`: the keyword arguments handed to the compiler.
-        weights_sha256: See `weights_hash`.
-        executed: False when it was built on a machine that cannot run it, so nothing about its speed is known.
-        created: UTC, ISO 8601.
-        platform: ``linux-x86_64``.
-        arguments: For each of `inputs`, which argument of the submodule it is, from 0.
-        coverage: How much of the submodule's graph the engine holds, where that was counted.
-        graph_sha256: Of the lowered graph that the engine was built from; None where the builder shows none.
-        key: What the engine was built from and for, in full (`engine_key`); empty outside the engine cache.
-    """
-
-    submodule: str
-    engine: str
-    sha256: str
-    bytes: int
-    inputs: tuple[Binding, ...]
-    outputs: tuple[Binding, ...]
-    compute_capabilities: tuple[str, ...]
-    versions: dict[str, str]
-    options: dict[str, Any]
-    settings: dict[str, Any]
-    weights_sha256: str
-    executed: bool
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    platform: str = field(default_factory=this_platform)
-    arguments: tuple[int, ...] = ()
-    coverage: Coverage | None = None
-    graph_sha256: str | None = None
-    key: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA
 
 
 def prepare_engine_dir(path: Path) -> Path:
@@ -128,7 +56,7 @@ def write_engine(
     )
     _start(engine_dir, manifest_path)
     _write_whole(engine, plan)
-    _write_manifest(manifest_path, manifest)
+    _write_whole(manifest_path, manifest_text(manifest).encode())
     return EngineFile(path=engine, manifest=manifest_path, bytes=manifest.bytes)
 
 
@@ -155,46 +83,13 @@ def place_engine(source: EngineFile, engine_dir: Path, submodule: str) -> Engine
         # A rename onto another link to the same file leaves both names.
         with suppress(OSError):
             temporary.unlink()
-    _write_manifest(manifest_path, manifest)
+    _write_whole(manifest_path, manifest_text(manifest).encode())
     return EngineFile(path=engine, manifest=manifest_path, bytes=manifest.bytes)
 
 
 def engine_paths(engine_dir: Path, stem: str) -> tuple[Path, Path]:
     """Where the engine and the manifest of a submodule, or of another stem, lie."""
     return engine_dir / f"{stem}.engine", engine_dir / f"{stem}.manifest.json"
-
-
-def checksum(fields: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's fields: what says which bytes to trust must not have changed itself."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises: RecordError when it is missing, malformed or of another schema."""
-    fix = "build the engine again"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        schema = raw["schema"]
-    except FileNotFoundError as e:
-        raise RecordError(f"{path}: no manifest, so its engine is not used", fix=fix) from e
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise RecordError(f"{path}: not a readable manifest ({type(e).__name__})", fix=fix) from e
-    if schema != SCHEMA:
-        raise RecordError(f"{path}: manifest of schema {schema!r}", known=f"schema {SCHEMA}", fix=fix)
-    written = raw.pop("checksum", None)
-    if written is not None and written != checksum(raw):
-        raise RecordError(f"{path}: the manifest is not as it was written", fix=fix)
-    try:
-        for key in ("inputs", "outputs"):
-            raw[key] = tuple(Binding(**{k: _tuple(v) for k, v in each.items()}) for each in raw[key])
-        for key in ("compute_capabilities", "arguments"):
-            raw[key] = tuple(raw.get(key, ()))
-        if raw.get("coverage") is not None:
-            raw["coverage"] = Coverage(**raw["coverage"])
-        raw["key"] = dict(raw.get("key", {}))
-        return Manifest(**raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise RecordError(f"{path}: manifest fields are missing or unknown ({e})", fix=fix) from e
 
 
 def verify(engine: Path, manifest: Path | None = None) -> Manifest:
@@ -252,23 +147,6 @@ def _cannot_read(engine: Path, error: OSError) -> RecordError:
     return RecordError(f"{engine}: cannot be read ({error.strerror or error})", fix=_REBUILD)
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over a module's state: name, dtype, shape and bytes of each entry, in the state's order."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values; a view of it where it is contiguous and on the CPU, else of a copy."""
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
 def _start(engine_dir: Path, manifest_path: Path) -> None:
     prepare_engine_dir(engine_dir)
     # An old manifest must not vouch for a new engine, nor for none.
@@ -276,15 +154,6 @@ def _start(engine_dir: Path, manifest_path: Path) -> None:
         manifest_path.unlink(missing_ok=True)
     except OSError as e:
         raise cannot_write(manifest_path, e) from e
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    fields = json.loads(json.dumps(dataclasses.asdict(manifest), default=str))
-    _write_whole(path, (json.dumps({**fields, "checksum": checksum(fields)}, indent=2) + "\n").encode())
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _write_whole(path: Path, data: bytes | memoryview) -> None:

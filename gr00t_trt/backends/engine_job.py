@@ -16,7 +16,7 @@ from .engine_cache import Cached, EngineCache, Slot
 from .engine_files import place_engine, write_engine
 from .engine_key import engine_key, target_gpu
 from .guarded import build_failed
-from .trt_build import SerializedEngine
+from .serialized_engine import SerializedEngine
 
 
 class EngineJob:
@@ -70,7 +70,17 @@ class EngineJob:
     def taken(self, found: Cached) -> dict[str, Any]:
         """The fields of `Built` that tell of an engine from the cache."""
         self.notes.append("The engine is from the cache: an earlier run built it.")
-        return {"engine": self.place(found.file), "engine_bytes": found.file.bytes, "from_cache": True}
+        return {
+            "engine": self.place(found.file),
+            "engine_bytes": found.file.bytes,
+            "layers_before": found.manifest.layers,
+            "from_cache": True,
+        }
+
+    def made(self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Write a new engine where it is wanted; the fields of `Built` that tell of it. Arguments as of `write`."""
+        file = self.write(slot, engine, describe)
+        return {"engine": file, "engine_bytes": len(engine.plan), "layers_before": engine.layers}
 
     def write(
         self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]
@@ -87,6 +97,7 @@ class EngineJob:
                 "inputs": engine.inputs,
                 "outputs": engine.outputs,
                 "arguments": engine.arguments,
+                "layers": engine.layers,
                 "compute_capabilities": self.options.compute_capabilities,
                 "versions": self.versions,
                 "options": dataclasses.asdict(self.options),

@@ -23,7 +23,8 @@ from torch import nn
 
 from ..errors import BackendError
 from .base import Target
-from .engine_files import tensor_bytes, this_platform, weights_hash
+from .manifest import this_platform
+from .weights_hash import tensor_bytes, weights_hash
 
 SCHEMA = 1
 

@@ -20,13 +20,13 @@ import torch
 
 from ..errors import BackendError, Gr00tError
 from ..settings import BuildOptions
-from ..shapes import tracing_example
+from ..shapes import dynamic_shapes, tracing_example
 from .base import Target
-from .engine_files import cannot_write, prepare_engine_dir, weights_hash
+from .engine_files import cannot_write, prepare_engine_dir
 from .guarded import build_failed
 from .onnx_interface import DTYPES, Interface, floating_dtype, interface
-from .trt_build import dynamic_shapes
 from .trt_log import compiler_log
+from .weights_hash import weights_hash
 
 OPSET = 20
 """The first with GELU as one operator, and the newest that every TensorRT 10 parses; ONNX Runtime takes it from 1.17.
@@ -141,7 +141,7 @@ def _program(form: Interface) -> Any:
             seen.module,
             tracing_example(seen.inputs, seen.ranges),
             dynamo=True,
-            dynamic_shapes=dynamic_shapes(seen),
+            dynamic_shapes=dynamic_shapes(seen.name, seen.ranges),
             input_names=list(seen.argument_names),
             output_names=[form.output],
             opset_version=OPSET,

@@ -15,12 +15,13 @@ from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export, onnxruntime, ready_made, trt_network
 from .base import Built, Coverage, Target
+from .compute_capabilities import PORTABLE_TARGETS
 from .engine_cache import EngineCache, Slot
 from .engine_job import EngineJob
 from .guarded import GuardedModule, check_form, first_line
 from .onnx_export import OnnxFile
 from .onnx_interface import Interface, interface
-from .trt_build import PORTABLE_TARGETS, SerializedEngine
+from .serialized_engine import SerializedEngine
 from .trt_network import TensorRT, describe_engine
 from .trt_runtime import TrtRunner
 
@@ -79,9 +80,8 @@ class OnnxJob(EngineJob):
                 self.notes.append(f"The engine in the cache was built again: {first_line(e)}.")
         with onnx_export.folder_for(None) as folder:
             file, engine = self.built(folder)
-        written = self.write(slot, engine, lambda: self.description(file))
-        runner = self.runner(engine.plan)
-        return self.running(runner, _coverage(file), engine=written, engine_bytes=len(engine.plan))
+        made = self.made(slot, engine, lambda: self.description(file))
+        return self.running(self.runner(engine.plan), _coverage(file), **made)
 
     def without_gpu(self, slot: Slot) -> Built:
         """The file is exported always: it is what the submodule's accuracy is checked on. Only the engine is kept."""
@@ -89,17 +89,14 @@ class OnnxJob(EngineJob):
         with onnx_export.folder_for(None) as folder:
             if found is None:
                 file, engine = self.built(folder)
-                made: dict[str, Any] = {
-                    "engine": self.write(slot, engine, lambda: self.description(file)),
-                    "engine_bytes": len(engine.plan),
-                }
+                made = self.made(slot, engine, lambda: self.description(file))
                 del engine  # a gigabyte, and the session is about to need more
             else:
                 file, made = self.exported(folder), self.taken(found)
             targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
             self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
             call = self.stand_in(file)
-        return Built(call, False, 0.0, coverage=_coverage(file), layers_before=file.nodes, **made)
+        return Built(call, False, 0.0, coverage=_coverage(file), **made)
 
     def exported(self, folder: Path) -> OnnxFile:
         start = time.perf_counter()
@@ -122,16 +119,7 @@ class OnnxJob(EngineJob):
         call = _call(runner, self.form)
         with self.phase("running the engine at the recorded size", "warm"):
             check_form(self.target, call)
-        before = coverage.operators if coverage is not None else None
-        return Built(
-            call,
-            True,
-            0.0,
-            coverage=coverage,
-            layers_before=before,
-            layers_after=runner.engine.num_layers,
-            **made,
-        )
+        return Built(call, True, 0.0, coverage=coverage, layers_after=runner.engine.num_layers, **made)
 
     def stand_in(self, file: OnnxFile) -> Callable[..., Any]:
         """What is called where the engine cannot run."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..shapes import ArgumentRange
-from .engine_files import Binding
+from .manifest import Binding
 from .onnx_interface import PUBLISHED, Interface
-from .trt_build import binding
+from .serialized_engine import binding
 
 
 def engine_path(folder: Path, form: Interface) -> tuple[Path | None, str]:

@@ -17,11 +17,11 @@ from ..errors import BackendError
 from ..settings import BuildOptions
 from . import onnx_export, trt_network
 from .base import Availability, Built, Capturable, Target
+from .compute_capabilities import check_this_gpu
 from .engine_cache import EngineCache
 from .engine_files import prepare_engine_dir
 from .guarded import first_line
 from .onnx_job import OnnxJob
-from .trt_build import check_this_gpu
 from .trt_settings import TENSORRT_RTX
 
 _INSTALL = "pip install tensorrt on a machine with a GPU, or 'gr00t_trt[rtx]' for TensorRT-RTX on any"

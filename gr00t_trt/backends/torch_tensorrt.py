@@ -24,8 +24,8 @@ import torch
 
 from ..errors import BackendError
 from ..settings import BuildOptions
-from . import trt_build
 from .base import Availability, Built, Capturable, Target
+from .compute_capabilities import check_this_gpu, compute_capabilities
 from .cpu_only import cpu_only
 from .engine_cache import EngineCache
 from .engine_files import prepare_engine_dir
@@ -89,7 +89,7 @@ class TorchTensorRTBackend:
                 f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
             )
         if cuda:
-            trt_build.check_this_gpu(options.compute_capabilities)
+            check_this_gpu(options.compute_capabilities)
         if engine_dir is not None:
             prepare_engine_dir(engine_dir)
         with compiler_log(options.debug) as log, cpu_only() as module:
@@ -104,7 +104,7 @@ class TorchTensorRTBackend:
             )
             versions = available.versions
             job = TrtJob(module, target, options, settings, flavour, cuda, engine_dir, cache, versions, progress, log)
-            targets = trt_build.compute_capabilities(options.compute_capabilities)
+            targets = compute_capabilities(options.compute_capabilities)
             with _debugger(module, settings.debugger, target, engine_dir), _device(target), targets:
                 return job.run()
 

@@ -7,19 +7,25 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ..errors import BackendError
 from ..settings import BuildOptions
-from . import trt_build
+from . import trt_build, trt_partition
 from .base import Built, Target
+from .compute_capabilities import PORTABLE_TARGETS
 from .engine_cache import Cached, EngineCache, Slot
-from .engine_files import weights_hash
 from .engine_job import EngineJob
 from .guarded import GuardedModule
+from .serialized_engine import SerializedEngine
+from .trt_layers import engine_layers
 from .trt_settings import TENSORRT, TrtSettings
+from .weights_hash import weights_hash
+
+if TYPE_CHECKING:
+    from .trt_runtime import TrtRunner
 
 
 @dataclasses.dataclass
@@ -69,11 +75,11 @@ class TrtJob(EngineJob):
             with self.phase("running the engine at the recorded size", "warm"):
                 self.warm(call, part)
             engine = self.existing_engine(part)
-            file = None
+            made: dict[str, Any] = {"layers_before": part.layers}
             if engine is not None:
-                file = self.write(slot, engine, lambda: self.description(slot, part, None))
-        size = None if engine is None else len(engine.plan)
-        return Built(call, True, 0.0, coverage=part.coverage, engine=file, engine_bytes=size)
+                made = self.made(slot, engine, lambda: self.description(slot, part, None))
+        after = engine_layers(module for _, module in part.engines())
+        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
 
     def without_gpu(self) -> Built:
         """A dry run, always: its graph is what the submodule's accuracy is checked on. Only the engine is kept."""
@@ -87,7 +93,7 @@ class TrtJob(EngineJob):
         if part.coverage.engines != 1 or part.coverage.unsupported:
             self.notes.append("No engine was built: the submodule does not fit into exactly one.")
             return built
-        slot, graph = self.slot(), trt_build.graph_hash(part)
+        slot, graph = self.slot(), trt_partition.graph_hash(part)
         with slot.reserved():
             found = slot.find()
             if found is not None and found.manifest.graph_sha256 != graph:
@@ -96,11 +102,11 @@ class TrtJob(EngineJob):
             if found is None:
                 with self.phase("building the TensorRT-RTX engine", "engine"):
                     engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-                file = self.write(slot, engine, lambda: self.description(slot, part, graph))
-                built = dataclasses.replace(built, engine=file, engine_bytes=len(engine.plan))
+                made = self.made(slot, engine, lambda: self.description(slot, part, graph))
             else:
-                built = dataclasses.replace(built, **self.taken(found))
-        targets = ", ".join(self.options.compute_capabilities) or trt_build.PORTABLE_TARGETS
+                made = self.taken(found)
+            built = dataclasses.replace(built, **made)
+        targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
         self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
         return built
 
@@ -114,7 +120,8 @@ class TrtJob(EngineJob):
         """An engine from the cache, run once; None, and a note, where it cannot be."""
         try:
             with self.phase("loading the engine from the cache", "load"):
-                call = GuardedModule(self.target, _runner(found, self.target.inputs[0].device))
+                runner, arguments = _runner(found, self.target.inputs[0].device), found.manifest.arguments
+                call = GuardedModule(self.target, lambda *args: runner(*(args[index] for index in arguments)))
             with self.phase("running the engine at the recorded size", "warm"), torch.no_grad():
                 call(*self.target.inputs)
                 torch.cuda.synchronize()
@@ -123,18 +130,19 @@ class TrtJob(EngineJob):
             return None
         if self.options.cpu_offload:
             self.target.module.to("cpu")
-        return Built(call, True, 0.0, coverage=found.manifest.coverage, **self.taken(found))
+        after, coverage = runner.engine.num_layers, found.manifest.coverage
+        return Built(call, True, 0.0, coverage=coverage, layers_after=after, **self.taken(found))
 
-    def partition(self) -> trt_build.Partition:
+    def partition(self) -> trt_partition.Partition:
         try:
-            return trt_build.partition(self.torch_tensorrt, self.target, self.arguments, dryrun=not self.cuda)
+            return trt_partition.partition(self.torch_tensorrt, self.target, self.arguments, dryrun=not self.cuda)
         except AssertionError as e:
             if "require_full_compilation" not in str(e):
                 raise
             # The compiler says that something is left over and not what; a tolerant dry run names it.
             arguments = {**self.arguments, "require_full_compilation": False, "dryrun": True}
-            part = trt_build.partition(self.torch_tensorrt, self.target, arguments, dryrun=True)
-            raise self.not_complete(trt_build.incomplete(self.target, part.coverage) or str(e)) from e
+            part = trt_partition.partition(self.torch_tensorrt, self.target, arguments, dryrun=True)
+            raise self.not_complete(trt_partition.incomplete(self.target, part.coverage) or str(e)) from e
 
     def not_complete(self, why: str) -> BackendError:
         return BackendError(
@@ -143,21 +151,21 @@ class TrtJob(EngineJob):
             fix="set `require_full_compilation: false`, or give this submodule `backend: eager` in the plan",
         )
 
-    def check_complete(self, part: trt_build.Partition) -> None:
-        why = trt_build.incomplete(self.target, part.coverage)
+    def check_complete(self, part: trt_partition.Partition) -> None:
+        why = trt_partition.incomplete(self.target, part.coverage)
         if why is not None and self.options.require_full_compilation:
             raise self.not_complete(why)
         if why is not None:
             self.notes.append(why)
 
-    def warm(self, call: GuardedModule, part: trt_build.Partition) -> None:
+    def warm(self, call: GuardedModule, part: trt_partition.Partition) -> None:
         with torch.no_grad():
             call(*self.target.inputs)
         torch.cuda.synchronize()
         if part.module.gm is not part.graph:
             raise BackendError(f"{self.target.name}: the recorded size made the compiler build again")
 
-    def existing_engine(self, part: trt_build.Partition) -> trt_build.SerializedEngine | None:
+    def existing_engine(self, part: trt_partition.Partition) -> SerializedEngine | None:
         if part.coverage.engines != 1:
             return None
         engine = trt_build.built_engine(self.target, part)
@@ -165,7 +173,7 @@ class TrtJob(EngineJob):
             self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
         return engine
 
-    def description(self, slot: Slot, part: trt_build.Partition, graph: str | None) -> dict[str, Any]:
+    def description(self, slot: Slot, part: trt_partition.Partition, graph: str | None) -> dict[str, Any]:
         return {
             "settings": self.arguments if self.cuda else {**self.arguments, **trt_build.AHEAD_OF_TIME},
             "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
@@ -174,10 +182,9 @@ class TrtJob(EngineJob):
         }
 
 
-def _runner(found: Cached, device: torch.device) -> Callable[..., Any]:
+def _runner(found: Cached, device: torch.device) -> TrtRunner:
     from .trt_runtime import TrtRunner
 
     assert found.plan is not None
-    manifest = found.manifest
-    run = TrtRunner(found.plan, [b.name for b in manifest.inputs], [b.name for b in manifest.outputs], device)
-    return lambda *args: run(*(args[index] for index in manifest.arguments))
+    inputs, outputs = found.manifest.inputs, found.manifest.outputs
+    return TrtRunner(found.plan, [b.name for b in inputs], [b.name for b in outputs], device)

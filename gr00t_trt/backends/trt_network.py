@@ -12,9 +12,10 @@ import torch
 
 from ..errors import BackendError, PlanError
 from ..settings import BuildOptions
-from .engine_files import Binding
+from .compute_capabilities import set_compute_capabilities
+from .manifest import Binding
 from .onnx_export import OnnxFile
-from .trt_build import SerializedEngine, binding, dtype_name, set_compute_capabilities
+from .serialized_engine import SerializedEngine, binding, dtype_name
 from .trt_settings import TENSORRT, TENSORRT_RTX
 
 
@@ -119,6 +120,7 @@ def build_engine(trt: TensorRT, file: OnnxFile, options: BuildOptions) -> Serial
         inputs=tuple(inputs),
         outputs=tuple(_output(tensorrt, each) for each in outputs),
         arguments=tuple(seen.argument_names.index(each.name) for each in inputs),
+        layers=network.num_layers,
     )
 
 

@@ -50,6 +50,7 @@ STAGE = {
 }
 MEASUREMENT = {
     **dict.fromkeys(("group", "name", "why_not"), TEXT),
+    "settings": {"of": TEXT, "backend": TEXT, "optimisations": [TEXT], "graph": FLAG},
     "latency_ms": LATENCY,
     "eager_latency_ms": LATENCY,
     "stages": {"*": NUMBER},

@@ -43,7 +43,7 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
         sections.stages(loaded, measured, tag),
         sections.roofline(measured, tag),
         _tables(loaded, rows, measured, tag),
-        _published(loaded, rows, tag),
+        _published(loaded, rows, measured, tag),
         _open(loaded, rows, measured, tag),
         _facts(loaded, tag),
         _method(loaded, tag),
@@ -122,13 +122,15 @@ def _tables(
     )
 
 
-def _published(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+def _published(
+    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
+) -> Html:
     return section(
         "Beside the published figures",
         published.PUBLISHED["note"],
-        element("p", "Hatched: published by NVIDIA, not measured here.", class_="loud"),
-        published.chart(loaded, rows, tag),
-        published.side_by_side(loaded, rows, tag),
+        element("p", "Hatched: published by others, not measured here.", class_="loud"),
+        published.chart(loaded, rows, measured, tag),
+        published.side_by_side(loaded, rows, measured, tag),
     )
 
 

@@ -123,7 +123,13 @@ def speed_accuracy(one: Loaded, path: Path) -> None:
         axes.set_xlim(
             10.0 ** math.floor(math.log10(min(latencies))), 10.0 ** math.ceil(math.log10(max(latencies) * 1.0001))
         )
-        axes.margins(y=0.15)
+        distances = [max(row.distance, LEAST_DISTANCE) for row in rows if row.distance is not None]
+        distances += [1 - gate] if gate is not None and 1 - gate > LEAST_DISTANCE else []
+        # Whole decades: a smaller range would have no label at all.
+        axes.set_ylim(
+            10.0 ** math.floor(math.log10(min(distances))) / 1.6,
+            10.0 ** math.ceil(math.log10(max(distances) * 1.0001)) * 1.6,
+        )
         axes.xaxis.set_major_formatter(lambda value, _: digits(value))
         # Formulas are switched off, and the usual labels are formulas.
         axes.yaxis.set_major_formatter(lambda value, _: "≤ 1e-8" if value <= LEAST_DISTANCE else f"{value:.0e}")

@@ -1,4 +1,4 @@
-"""What NVIDIA has published of the same model, beside what was measured here, and never mixed with it."""
+"""What others have published of the same model, beside what was measured here, and never mixed with it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from .charts import Bar, bars, latency_bar
 from .figures import DASH, exact, short
 from .intake import Loaded
 from .markup import Child, Html, element, join
-from .readings import WHOLE, Reading, is_gpu, machine
+from .readings import WHOLE, Reading, in_short, is_gpu, machine
 from .tables import Cell, exact_short, table
 
 PUBLISHED: Mapping[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-"""`rows`: device, path, precision, end_to_end_ms, transforms_ms, submodules_ms, detail, source."""
+"""`rows`: publisher, device, path, precision, end_to_end_ms, transforms_ms, submodules_ms, detail, source."""
 
 
-def chart(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+def chart(
+    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
+) -> Html:
     """Whole requests: this page's own from a GPU, then the published ones, hatched."""
-    own = [row for row in rows if row.subject == WHOLE and row.timing and is_gpu(loaded[row.place])]
+    own = [
+        row
+        for row in (*rows, *in_short(measured))
+        if row.subject in (WHOLE, "waterfall", "request") and row.timing and is_gpu(loaded[row.place])
+    ]
     drawn = [latency_bar(row, f"here: {_labelled(row, loaded, tag)}") for row in own]
     for row in PUBLISHED["rows"]:
         if row["end_to_end_ms"] is not None:
-            title = f"Published by NVIDIA: {exact(row['end_to_end_ms'])} ms. {row['detail']}. Source: {row['source']}"
-            drawn.append(
-                Bar(_named(row), row["end_to_end_ms"], short(row["end_to_end_ms"], "ms"), title, "c-published")
-            )
+            ms, publisher = row["end_to_end_ms"], row["publisher"]
+            title = f"Published by {publisher}: {exact(ms)} ms. {row['detail']}. Source: {row['source']}"
+            drawn.append(Bar(_named(row), ms, short(ms, "ms"), title, "c-published"))
     notes = [] if own else ["Nothing of this page is drawn here: no whole request was timed on a GPU."]
     other = [one.name for one in loaded if is_gpu(one) and _other_work(one)]
     if other:
@@ -36,22 +41,27 @@ def chart(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, s
     return join(bars(drawn, "ms"), [element("p", note, class_="more") for note in notes])
 
 
-def side_by_side(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+def side_by_side(
+    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
+) -> Html:
     """Per submodule, in ms for one call of it; measured rows first, then the published ones with their sources."""
+    # Of a measuring run: the whole model in the forms that sum it up, and each submodule of one of them alone.
+    whole = [(WHOLE, row.label, row) for row in in_short(measured) if row.subject != "percentiles"]
+    single = [(row.of, row.form or row.label, row) for row in measured if row.subject == "submodules"]
     own: dict[tuple[int, str, str], dict[str, float]] = {}
-    for row in rows:
-        if row.timing:
-            own.setdefault((row.place, row.backend, row.label), {})[row.subject] = row.timing.p50
+    for subject, label, row in (*((row.subject, row.label, row) for row in rows), *whole, *single):
+        if row.timing and subject:
+            own.setdefault((row.place, row.backend, label), {})[subject] = row.timing.p50
     lines = []
     for (place, _, label), values in own.items():
         one = loaded[place]
         lines.append(_line("measured", machine(one), label, values, values.get(WHOLE), tag[one.name]))
     for row in PUBLISHED["rows"]:
         how = f"{row['path']} {row['precision'] or ''}".strip()
-        source = element("span", f"{row['source']}: {row['detail']}", class_="notes")
+        source = element("span", f"{row['publisher']}, {row['source']}: {row['detail']}", class_="notes")
         lines.append(_line("published", row["device"], how, row["submodules_ms"], row["end_to_end_ms"], source))
     head = ("whose", "device", "how", "whole request", *SUBMODULES, "record or source")
-    return table("Milliseconds per call, measured here and published by NVIDIA", head, lines, numbers=3)
+    return table("Milliseconds per call, measured here and published by others", head, lines, numbers=3)
 
 
 def _line(

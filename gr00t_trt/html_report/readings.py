@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..measurement_names import OUTSIDE, alone, form, in_its_group, is_between
 from ..records import WHOLE_REQUEST
 from ..settings import SUBMODULES
 from .intake import Loaded
@@ -28,7 +29,12 @@ class Reading:
         place: Of the record among those of the page, from 0.
         subject: A submodule, `WHOLE`, or for a measurement its group.
         backend: As in the record; ``eager`` for the baseline; empty for a measurement, whose label says what ran.
-        label: What sets it apart from others of its subject: backend and precision, or a measurement's name.
+        label: What sets it apart from others of its subject: backend and precision, or a measurement's name, as it is
+            read alone.
+        step: Of a measurement: its name beside the rows before it.
+        form: Of a measurement: the form of the model.
+        of: Of a measurement: what was timed, as in the record's settings.
+        between: It is a step of the waterfall on the way to all optimisations.
         eager: Of a measurement: the plain model in eager PyTorch, timed in turn with it.
         why_not: Why there is no latency, when there is none.
         ratio: Median of the baseline over this one's.
@@ -42,6 +48,10 @@ class Reading:
     label: str
     timing: Timing | None
     eager: Timing | None = None
+    step: str | None = None
+    form: str | None = None
+    of: str | None = None
+    between: bool = False
     why_not: str | None = None
     ratio: float | None = None
     winner: str | None = None
@@ -89,10 +99,27 @@ def measurements(loaded: Iterable[Loaded], *groups: str) -> list[Reading]:
 
 def rivals(rows: Iterable[Reading], measured: Iterable[Reading]) -> list[Reading]:
     """The readings of one record that did the same work and were timed: whole requests, or where there are none, the
-    configurations of a measuring run, which may leave out the way to the device and back.
+    configurations of a measuring run, which may leave out the way to the device and back. Of its optimisations, all or
+    none.
     """
     whole = [row for row in rows if row.subject == WHOLE and row.timing]
-    return whole or [row for row in measured if row.subject in SAME_WORK and row.timing]
+    return whole or [row for row in measured if row.subject in SAME_WORK and row.timing and not row.between]
+
+
+def in_short(measured: Iterable[Reading]) -> list[Reading]:
+    """The rows that sum a measuring run up: eager, all optimisations and what came on top, and the whole request."""
+    groups = ("waterfall", "percentiles", "request")
+    return [row for row in measured if row.subject in groups and row.timing and not row.between]
+
+
+def outside_gate(row: Mapping[str, Any]) -> list[str]:
+    """What its accuracy gate holds against an entry of a record's `measurements`."""
+    return [note for note in row["notes"] if note.startswith(OUTSIDE)]
+
+
+def is_measuring_run(record: Mapping[str, Any]) -> bool:
+    """Whether it holds the rows of a measuring run alone, each of which is of a form of its own."""
+    return bool(record["measurements"]) and not record["submodules"] and not record["comparison"]
 
 
 def is_gpu(one: Loaded) -> bool:
@@ -217,12 +244,17 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         subject=row["group"] or "measurement",
         backend="",
         precision=None,
-        label=row["name"],
+        label=alone(row),
+        step=in_its_group(row),
+        form=form(row),
+        of=(row["settings"] or {}).get("of"),
+        between=is_between(row),
         timing=taken,
         eager=timing(row["eager_latency_ms"]),
         why_not=None if taken else row["why_not"] or "not measured",
         **_verdict(row["verdict"]),
         **_accuracy(row["accuracy"]),
+        passed=None if row["accuracy"] is None else not outside_gate(row),
         stages={name: ms for name, ms in (row["stages"] or {}).items() if ms is not None} or None,
         roofline_ms=roofline.get("ms"),
         roofline_percent=roofline.get("percent"),

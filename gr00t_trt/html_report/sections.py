@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ..measurement_names import GROUPS
 from . import charts, findings
 from .figures import exact, share
 from .intake import Loaded
 from .markup import Child, Html, element, join
-from .readings import SAME_WORK, WHOLE, Reading, machine, measurements, rivals
+from .readings import SAME_WORK, WHOLE, Reading, in_short, machine, measurements, rivals
 from .timings import parts, split
 
 
@@ -45,16 +46,30 @@ def latency(
     loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
 ) -> Html:
     whole = [row for row in rows if row.subject == WHOLE]
-    if not whole:
-        why = "Told by what each step brings, below: these are measuring runs." if measured else "No request was timed."
-        return section("How long one request takes", why)
+    run = in_short(measured)
+    if not whole and not run:
+        return section("How long one request takes", "No request was timed.")
     return section(
         "How long one request takes",
         "From observation to action chunk. Bar and thick mark: p50. Whisker: p10 to p90. Thin mark: p99, or the "
         "slowest call below 100 samples. Shorter is better.",
-        _backends(rows),
-        _bars(loaded, whole, tag),
+        join([_backends(rows), _bars(loaded, whole, tag)]) if whole else None,
+        element("p", _resident(run), class_="more") if run else None,
+        _bars(loaded, run, tag) if run else None,
     )
+
+
+def _resident(run: Sequence[Reading]) -> str:
+    """Where the calls of a measuring run begin: the way to the device is part of some."""
+    return (
+        "Measuring runs, with how many times as fast as eager PyTorch, timed in turn. "
+        + ("Inputs lie on the device already, but for the row from numpy to numpy. " if _on_device(run) else "")
+        + "All steps and forms are below."
+    )
+
+
+def _on_device(run: Sequence[Reading]) -> bool:
+    return any(row.of == "model" for row in run)
 
 
 def submodules(loaded: Sequence[Loaded], rows: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
@@ -116,7 +131,7 @@ def waterfall(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
             continue
         drawn, before = [], None
         for row in rows:
-            bar = charts.latency_bar(row, row.label, "c-first" if before is None else "c-step")
+            bar = charts.latency_bar(row, row.step or row.label, "c-first" if before is None else "c-step")
             if row.timing:
                 bar = _step(bar, row.timing.p50, before)
                 before = row.timing.p50
@@ -140,11 +155,12 @@ def _step(bar: charts.Bar, value: float, before: float | None) -> charts.Bar:
 
 
 def variations(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
-    groups = list(dict.fromkeys(row.subject for row in measured if row.timing and row.subject != "waterfall"))
+    shown = ("waterfall", "request", "percentiles")  # further up
+    groups = list(dict.fromkeys(row.subject for row in measured if row.timing and row.subject not in shown))
     panels = [
         element(
             "div",
-            element("h3", group),
+            element("h3", GROUPS.get(group, group)),
             _bars(loaded, [row for row in measured if row.subject == group], tag),
             class_="panel",
         )
@@ -163,7 +179,7 @@ def stages(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapping[s
         rows = [("eager", split(one, "eager_latency_ms")), ("as planned", split(one, "latency_ms"))]
         for row in measured:
             if row.place == place and row.stages and row.subject in SAME_WORK:
-                rows.append((f"{row.subject}: {row.label}", parts(row.stages, {})))
+                rows.append((row.step or row.label, parts(row.stages, {})))
         drawn = [(label, own) for label, own in rows if sum(value for _, value in own) > 0]
         if drawn:
             charted += [element("h3", tag[one.name], " ", one.name) if several else None, charts.stacks(drawn)]
@@ -178,11 +194,14 @@ def stages(loaded: Sequence[Loaded], measured: Sequence[Reading], tag: Mapping[s
 
 
 def roofline(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
-    known = [row for row in measured if row.roofline_percent is not None]
+    # What lies between eager and all optimisations, and the thousand calls, would say the same over and over.
+    known = [
+        row for row in measured if row.roofline_percent is not None and not row.between and row.subject != "percentiles"
+    ]
     drawn = [
         charts.Bar(
             _label(row, tag), row.roofline_percent, share(row.roofline_percent),
-            f"{row.label}: {exact(row.roofline_percent)} %, {exact(row.roofline_ms)} ms of "
+            f"{_label(row, tag)}: {exact(row.roofline_percent)} %, {exact(row.roofline_ms)} ms of "
             f"{exact(row.timing.p50 if row.timing else None)} ms",
             "c-step",
         )
@@ -193,7 +212,8 @@ def roofline(measured: Sequence[Reading], tag: Mapping[str, str]) -> Html:
         return section("How close to the hardware's limit", why)
     return section(
         "How close to the hardware's limit",
-        "The time that memory bandwidth and arithmetic allow, as a share of the measured p50. 100 % cannot be beaten.",
+        "The time that memory bandwidth and arithmetic allow, as a share of the measured p50. 100 % cannot be beaten; "
+        "what the fastest form lacks of it is the most that could still be won.",
         charts.bars(drawn, "%", top=100.0),
     )
 

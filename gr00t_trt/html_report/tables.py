@@ -8,7 +8,7 @@ from typing import Any
 from .figures import DASH, cosine, distance, exact, gate, megabytes, percent, share, short, speedup
 from .intake import Loaded
 from .markup import Child, Html, element
-from .readings import Reading
+from .readings import Reading, is_measuring_run
 
 Cell = tuple[Child, float | None] | Child
 """What a cell shows, and the number behind it, which is sorted by and shown on hover; or text alone."""
@@ -44,8 +44,10 @@ def _says_something(cell: Cell) -> bool:
     return shown not in (DASH, "", None)
 
 
-def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
+def results(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html | None:
     """Every submodule and the whole request on every backend; `tag`: record -> what to call it."""
+    if not rows:
+        return None
     several = len(tag) > 1
     head = (
         *("what", "on"),
@@ -110,7 +112,7 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
         lines.append(
             [
                 row.subject,
-                row.label,
+                row.step,
                 *((tag[row.record],) if several else ()),
                 (exact_short(p50), p50),
                 (exact_short(p90), p90),
@@ -199,12 +201,14 @@ def _unit(value: float | None, unit: str, scale: float = 1.0) -> str | None:
 
 FACTS = (
     ("model", lambda r: r["model"]["path"]),
-    ("form", lambda r: f"restructured: {', '.join(o)}; loop as {r['plan']['loop'] or DASH}"
+    ("form", lambda r: "many: each row of the measuring run says its own" if is_measuring_run(r)
+     else f"restructured: {', '.join(o)}; loop as {r['plan']['loop'] or DASH}"
      if (o := r["plan"]["optimisations"]) else "plain"),
     ("work", _work),
     ("data", lambda r: r["workload"]["dataset"]),
     ("instruction", lambda r: r["workload"]["instruction"]),
-    ("plan", lambda r: " ".join(p for p in (r["plan_path"], r["plan"]["backend"], r["plan"]["precision"]) if p)),
+    ("plan", lambda r: r["plan"]["precision"] if is_measuring_run(r) else
+     " ".join(p for p in (r["plan_path"], r["plan"]["backend"], r["plan"]["precision"]) if p)),
     ("ran on", lambda r: r["device"]),
     ("GPU", lambda r: r["environment"]["gpu"]),
     ("compute capability", lambda r: None if r["environment"]["sm"] is None else f"{r['environment']['sm'] / 10:g}"),

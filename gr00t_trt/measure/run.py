@@ -14,8 +14,9 @@ from .. import records
 from ..backends import get_backend
 from ..backends.guarded import first_line
 from ..errors import PlanError
+from ..measurement_names import OUTSIDE
 from ..model.inputs import IDS, PIXELS
-from ..plans import plan_to_mapping
+from ..plans import plan_to_mapping, resolve_action_gate
 from ..policy import load_policy
 from ..progress import Steps, progress
 from ..run import ROOT, Job, choose_device, open_dataset, side_stream
@@ -112,6 +113,7 @@ def _new_record(request: Request, device: torch.device, precision: str, rows: Se
     result["measurements"] = [
         records.measurement_entry(row.group, row.name, settings=row.settings(), why_not=NOT_REACHED) for row in rows
     ]
+    result["accuracy"]["gate"] = asdict(resolve_action_gate(Plan(precision=precision)))
     if device.type == "cpu":
         records.skip(
             result,
@@ -195,7 +197,7 @@ def _take_all(
                 failed = True
             else:
                 entry.update(found.fields)
-                entry["notes"] += [f"outside the gate: {text}" for text in found.failures]
+                entry["notes"] += [f"{OUTSIDE}: {text}" for text in found.failures]
                 failed = failed or bool(found.failures)
         forms.keep_only({PLAIN, *(rows[j].candidate for j in order[done + 1 :])})
         records.write_record(result, path)

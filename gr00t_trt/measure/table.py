@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..measurement_names import OUTSIDE
 from ..report import digits
 from .rows import Row
 
@@ -26,7 +27,7 @@ def render(record: Mapping[str, Any], console: Console) -> None:
         elif why is not None:
             console.print(f"{row['name']}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
         for note in row["notes"]:
-            if note.startswith("outside the gate"):
+            if note.startswith(OUTSIDE):
                 console.print(f"{row['name']}: {note}", style="red", markup=False, highlight=False, soft_wrap=True)
     if no_time:
         console.print(f"No time was left for: {', '.join(no_time)}.", markup=False, highlight=False, soft_wrap=True)

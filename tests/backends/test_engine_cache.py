@@ -18,15 +18,9 @@ from hypothesis import strategies as st
 
 from gr00t_trt.backends import engine_cache, engine_files
 from gr00t_trt.backends.engine_cache import EngineCache, Slot, open_cache
-from gr00t_trt.backends.engine_files import (
-    Binding,
-    checksum,
-    engine_paths,
-    place_engine,
-    read_manifest,
-    verify,
-)
+from gr00t_trt.backends.engine_files import engine_paths, place_engine, verify
 from gr00t_trt.backends.file_lock import file_lock
+from gr00t_trt.backends.manifest import Binding, checksum, read_manifest
 from gr00t_trt.errors import BackendError, RecordError
 
 KEY = {"schema": 1, "submodule": "dit_model", "route": "torch_tensorrt", "weights_sha256": "ab" * 32, "versions": {}}

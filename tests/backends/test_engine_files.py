@@ -13,15 +13,9 @@ import torch
 from torch import nn
 
 from gr00t_trt.backends import engine_files
-from gr00t_trt.backends.engine_files import (
-    Binding,
-    engine_paths,
-    prepare_engine_dir,
-    read_manifest,
-    verify,
-    weights_hash,
-    write_engine,
-)
+from gr00t_trt.backends.engine_files import engine_paths, prepare_engine_dir, verify, write_engine
+from gr00t_trt.backends.manifest import Binding, read_manifest
+from gr00t_trt.backends.weights_hash import weights_hash
 from gr00t_trt.errors import RecordError
 
 PLAN = bytes(range(256)) * 40

@@ -13,7 +13,8 @@ from torch import nn
 
 from gr00t_trt.backends import Built, Target, get_backend, onnx_export, onnxruntime, trt_network
 from gr00t_trt.backends.engine_cache import EngineCache
-from gr00t_trt.backends.engine_files import verify, weights_hash
+from gr00t_trt.backends.engine_files import verify
+from gr00t_trt.backends.weights_hash import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.settings import BuildOptions
 
@@ -279,10 +280,11 @@ class TestTensorRT:
         assert manifest.settings["opset"] == onnx_export.OPSET
 
     def test_it_says_what_was_built_and_what_is_called_instead(self, built) -> None:
-        _, result = built
+        folder, result = built
         assert not result.runs
         assert result.coverage.engines == 1
-        assert result.layers_before == result.coverage.operators > 20
+        assert result.layers_before == verify(folder / "encoder.engine").layers > 20
+        assert result.coverage.operators > 20
         assert result.layers_after is None
         assert any("8.9, 12.0. It has not run." in note for note in result.notes)
         assert any("ONNX Runtime on the CPU" in note for note in result.notes)
@@ -311,6 +313,7 @@ class TestTensorRT:
             second = build()
         assert (first.from_cache, second.from_cache) == (False, True)
         assert verify(tmp_path / "encoder.engine").bytes == first.engine_bytes == second.engine_bytes
+        assert first.layers_before == second.layers_before > 20
         args = tensors("encoder", 2, 20)
         assert torch.equal(second.call(*args), first.call(*args))
         (engine,) = (tmp_path / "cache").glob("*.engine")

@@ -11,8 +11,10 @@ from torch import nn
 
 from gr00t_trt.backends import Target, get_backend, trt_build
 from gr00t_trt.backends import torch_tensorrt as module_under_test
+from gr00t_trt.backends.compute_capabilities import check_this_gpu
 from gr00t_trt.backends.engine_cache import EngineCache
-from gr00t_trt.backends.engine_files import verify, weights_hash
+from gr00t_trt.backends.engine_files import verify
+from gr00t_trt.backends.weights_hash import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.settings import BuildOptions
 from gr00t_trt.shapes import DimRange
@@ -148,9 +150,9 @@ def test_an_unwritable_folder_is_refused_before_building(rtx, tmp_path):
 
 def test_a_target_list_without_this_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
-    trt_build.check_this_gpu(("8.6", "8.9"))
+    check_this_gpu(("8.6", "8.9"))
     with pytest.raises(PlanError, match=r"\['8.9'\] leaves out this GPU, 8.6"):
-        trt_build.check_this_gpu(("8.9",))
+        check_this_gpu(("8.9",))
 
 
 def test_leftover_operators_are_an_error_that_names_them(rtx):

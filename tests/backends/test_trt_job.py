@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -14,7 +15,7 @@ import torch
 from conftest import cosine, make_target, tensors, unconvertible
 from torch import nn
 
-from gr00t_trt.backends import get_backend, torch_tensorrt, trt_build
+from gr00t_trt.backends import get_backend, torch_tensorrt, trt_build, trt_partition
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.engine_cache import EngineCache
 from gr00t_trt.backends.engine_files import engine_paths, verify
@@ -36,6 +37,8 @@ def given_runtime(monkeypatch, compute):
     loaded = []
 
     class TrtRunner:
+        engine = types.SimpleNamespace(num_layers=7)
+
         def __init__(self, plan, inputs, outputs, device):
             loaded.append((plan, list(inputs), list(outputs)))
 
@@ -64,16 +67,27 @@ class EngineStandIn(nn.Module):
     def set_output_tensors_as_unowned(self, enabled):
         self.unowned = enabled
 
+    def get_layer_info(self):
+        return json.dumps({"Layers": ["first", "second", "third"], "Bindings": []})
 
-def run_on_gpu(patch, target, options=OPTIONS, engine_dir=None, cache=None):
-    """A build as on a GPU: what was built, and the settings of every conversion to an engine."""
+
+def run_on_gpu(patch, target, options=OPTIONS, engine_dir=None, cache=None, *, really=False):
+    """A build as on a GPU: what was built, and the settings of every conversion to an engine.
+
+    Args:
+        really: Build the engines too, which cannot run and are thrown away.
+    """
     with compiler_log(debug=False) as log, cpu_only() as module:
         from torch_tensorrt.dynamo import _compiler
+        from torch_tensorrt.dynamo.conversion import interpret_module_to_result
 
         converted = []
 
         def convert_module(graph, inputs, settings, **kwargs):
             converted.append(settings)
+            if really:  # without a GPU no refittable engine can be built; the stand-in needs its constants afterwards
+                whole = copy.deepcopy(graph)
+                interpret_module_to_result(whole, inputs, dataclasses.replace(settings, immutable_weights=True))
             return EngineStandIn(graph, inputs)
 
         patch.setattr(_compiler, "convert_module", convert_module)
@@ -125,6 +139,7 @@ class TestGpuBuild:
         assert list(built.coverage.unsupported.values()) == [1]
         assert built.coverage.converted == built.coverage.operators - 1
         assert built.engine_bytes is None
+        assert (built.layers_before, built.layers_after) == (None, 6)  # of both engines
 
     def test_a_dropped_hint_is_an_error(self, run, monkeypatch):
         from torch_tensorrt import MutableTorchTensorRTModule
@@ -147,7 +162,7 @@ OFFLOADING = BuildOptions(cpu_offload=True)
 def kept_on_gpu(rtx, tmp_path_factory):
     cache = EngineCache(tmp_path_factory.mktemp("kept_on_gpu"))
     with pytest.MonkeyPatch.context() as patch:
-        return cache, run_on_gpu(patch, make_target("encoder"), OFFLOADING, cache=cache)[0]
+        return cache, run_on_gpu(patch, make_target("encoder"), OFFLOADING, cache=cache, really=True)[0]
 
 
 class TestKeptGpuEngines:
@@ -159,12 +174,15 @@ class TestKeptGpuEngines:
         loaded = given_runtime(monkeypatch, target.module)
         moved = []
         monkeypatch.setattr(type(target.module), "to", lambda self, device: moved.append(device))
-        monkeypatch.setattr(trt_build, "partition", forbidden)
+        monkeypatch.setattr(trt_partition, "partition", forbidden)
         again, converted = run(target, OFFLOADING, engine_dir=tmp_path / "engines", cache=cache)
         assert (built.from_cache, again.from_cache, again.runs) == (False, True, True)
         assert converted == []
         assert loaded == [(b"ftrt" + bytes(100), ["actions", "timestep", "embodiment_id"], ["output0"])]
         assert (again.coverage, again.engine_bytes) == (built.coverage, built.engine_bytes)
+        # Layers: of the network, told by the build and then by the manifest; of the engine, told by whatever runs it.
+        assert again.layers_before == built.layers_before > 10
+        assert (built.layers_after, again.layers_after) == (3, 7)
         assert set(again.phases_s) == {"key", "load", "warm"}
         assert verify(again.engine.path).executed
         assert moved == ["cpu"]  # cpu_offload is about the weights in PyTorch, whoever built the engine
@@ -229,6 +247,8 @@ class TestKeptEngines:
         assert (built.from_cache, again.from_cache) == (False, True)
         assert set(again.phases_s) == {"partition", "key"}
         assert (again.coverage, again.engine_bytes) == (built.coverage, built.engine_bytes)
+        assert again.layers_before == built.layers_before == verify(built.engine.path).layers > 10
+        assert built.layers_after is again.layers_after is None
         assert "The engine is from the cache: an earlier run built it." in again.notes
         # What was kept, and what was asked for with --engine_dir, are the same bytes.
         assert built.engine.path.parent == cache.folder
@@ -251,7 +271,7 @@ class TestKeptEngines:
         assert own.entry(stem).damage is None
 
     def test_an_engine_of_another_graph_is_not_used(self, own, monkeypatch):
-        monkeypatch.setattr(trt_build, "graph_hash", lambda part: "0" * 64)
+        monkeypatch.setattr(trt_partition, "graph_hash", lambda part: "0" * 64)
         built = build(own)
         assert not built.from_cache
         assert any("of another graph" in note for note in built.notes)

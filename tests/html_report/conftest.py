@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from sample_measured import MEASURED
 from sample_records import BUILT, COMPARED
 
 
@@ -16,3 +17,9 @@ def compared() -> dict:
 def built() -> dict:
     """Engines built on a machine without a GPU: no latency, and one NaN."""
     return copy.deepcopy(BUILT)
+
+
+@pytest.fixture
+def measured() -> dict:
+    """A measuring run on a GPU, whole."""
+    return copy.deepcopy(MEASURED)

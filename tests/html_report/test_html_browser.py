@@ -134,6 +134,25 @@ def test_it_fits_every_width_in_the_light_and_in_the_dark(page, width) -> None:
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 10_000 for _, picture in pictures)
 
 
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_measuring_run_fits_a_phone_and_a_desk(browser, measured, tmp_path, width) -> None:
+    (tmp_path / "measured.json").write_text(json.dumps(measured))
+    assert main([str(tmp_path / "measured.json"), "--output", str(tmp_path / "report.html")]) == 0
+    browser.resize(width, 900)
+    browser.open(tmp_path / "report.html")
+    assert browser.complaints == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    over = browser.evaluate("""
+        [...document.querySelectorAll(".row")].filter((row) => {
+            const [label, value] = [".label", ".value"].map((part) => row.querySelector(part)?.getBoundingClientRect());
+            return label && value && label.width && label.right > value.left + 0.5 && label.bottom > value.top + 0.5
+                && value.bottom > label.top + 0.5 || value && value.right > innerWidth;
+        }).map((row) => row.textContent)""")
+    assert over == []
+    answer = browser.evaluate("document.querySelector('.figures').getBoundingClientRect().bottom")
+    assert answer < 900  # the answer and its figures, before anyone scrolls
+
+
 def test_nothing_moves_when_the_pointer_does(page) -> None:
     browser, _ = page
     height = "document.documentElement.scrollHeight"

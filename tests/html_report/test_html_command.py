@@ -50,6 +50,51 @@ def test_hostile_names_are_drawn_as_they_are(files, compared, recwarn) -> None:
     assert [str(one.message) for one in recwarn] == []
 
 
+def test_a_picture_names_a_step_by_all_that_stands_behind_it(files, measured, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    seen: dict[str, str] = {}
+    save = Figure.savefig
+
+    def keep(self, path, *args, **kwargs):
+        self.canvas.draw()
+        seen[Path(path).stem.removeprefix("measured-")] = "\n".join(text.get_text() for text in self.findobj(Text))
+        return save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    Path("measured.json").write_text(json.dumps(measured))
+    assert main(["measured.json", "--plots", "plots"]) == 0
+    assert set(seen) == {"speed-accuracy", "waterfall", "stages", "roofline"}
+    for name in ("waterfall", "stages", "roofline"):
+        assert "+ unpadded_mask (all optimisations)\n" in seen[name]
+    assert "all optimisations, torch.compile, one CUDA graph: 5.77 ms" in seen["speed-accuracy"]
+    assert "unpadded_mask" not in seen["speed-accuracy"]
+
+
+def test_the_vertical_axis_has_numbers_however_close_the_points_lie(files, compared, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+
+    labels: list[str] = []
+    save = Figure.savefig
+
+    def keep(self, *args, **kwargs):
+        self.canvas.draw()
+        labels.extend(tick.get_text() for tick in self.axes[0].get_yticklabels())
+        return save(self, *args, **kwargs)
+
+    compared["accuracy"]["gate"] = None
+    compared["comparison"] = [entry for entry in compared["comparison"] if entry["subject"] == "whole request"]
+    for place, entry in enumerate(compared["comparison"]):
+        if entry["accuracy"]:
+            entry["accuracy"].update(cosine=1 - 1.1e-5 * (1 + 0.1 * place), exact=False)
+    compared["measurements"] = []
+    Path("close.json").write_text(json.dumps(compared))
+    monkeypatch.setattr(Figure, "savefig", keep)
+    assert main(["close.json", "--plots", "plots"]) == 0
+    assert {"1e-05", "1e-04"} <= set(labels)
+
+
 def test_two_records_of_one_name_keep_apart(files) -> None:
     Path("other").mkdir()
     Path("other/built.json").write_text(Path("compared.json").read_text())

@@ -77,7 +77,7 @@ def test_the_answer_names_the_fastest_and_the_gates(compared) -> None:
     text = shown(compared).text
     assert "Fastest here: torch_tensorrt bf16, p50 19.8 ms, 50.6 requests a second" in text
     assert "torch_tensorrt is 2.43x faster than eager" in text
-    assert "All 33 accuracy checks pass." in text
+    assert "All 45 accuracy checks pass." in text  # of 32 comparisons, of 12 steps, and of the actions
 
 
 def test_steps_are_told_against_the_eager_model_that_was_timed_with_them(compared) -> None:
@@ -91,7 +91,70 @@ def test_a_measuring_run_alone_answers_from_its_own_rows(compared) -> None:
     compared["comparison"], compared["stages"] = [], []
     text = shown(compared).text
     assert "Fastest here: one CUDA graph, p50 6.05 ms" in text
-    assert "these are measuring runs" in text
+
+
+class TestMeasuringRun:
+    """A record of `gr00t-trt measure` on a GPU answers in the first lines, and stands beside the published figures."""
+
+    BEST = "all optimisations, torch.compile, one CUDA graph"
+
+    def test_the_first_lines_say_what_is_fastest_and_how_far_from_the_limit(self, measured) -> None:
+        text = section(shown(measured), "A title record-0", "How long one request takes")
+        assert "bf16 · NVIDIA Testing 9000 · 1 view · batch 1 · 4 steps" in text
+        assert f"Fastest here: {self.BEST}, p50 5.77 ms" in text
+        assert "this is 5.70x faster than eager (p50 5.77 ms against 32.9 ms)" in text
+        assert "That is 34.7 % of the roofline" in text
+        assert f"share of the roofline 34.7 % {self.BEST}" in text
+        assert "slowest in a hundred 6.89 ms 1000 samples" in text
+        assert "from numpy to numpy 6.12 ms" in text
+        assert "All 31 accuracy checks pass." in text
+        assert "unpadded_mask" not in text
+        assert "engines" not in text
+
+    def test_the_ends_of_the_waterfall_come_first_and_its_steps_keep_their_names(self, measured) -> None:
+        outline = shown(measured)
+        short = section(outline, "How long one request takes", "Speed against accuracy")
+        for name in ("eager PyTorch", "all optimisations", self.BEST, f"1,000 calls ({self.BEST})"):
+            assert f"{name} " in short
+        assert "prompt_cache" not in short
+        steps = section(outline, "What each step brings", "What else was varied")
+        assert "+ prompt_cache" in steps
+        assert "+ unpadded_mask (all optimisations)" in steps
+        assert "+ torch.compile" in steps
+        limit = section(outline, "How close to the hardware's limit", "All figures")
+        assert self.BEST in limit
+        assert "+ " not in limit
+        assert "batch 8" in limit
+
+    def test_it_stands_beside_what_others_have_published(self, measured) -> None:
+        text = section(shown(measured), "Beside the published figures", "What was not measured")
+        for name in ("eager PyTorch", self.BEST, f"get_action, numpy to numpy ({self.BEST})"):
+            assert f"here: NVIDIA Testing 9000, {name}" in text
+        assert "Nothing of this page is drawn here" not in text
+        compiled = next(row for row in measured["measurements"] if row["name"] == "vision_model, torch.compile")
+        whole = next(row for row in measured["measurements"] if row["name"] == "+ torch.compile")
+        values = [f"{row['latency_ms']['p50']:.5g}" for row in (whole, compiled)]
+        assert f"measured NVIDIA Testing 9000 all optimisations, torch.compile {' '.join(values)}" in text
+        for device in ("H100", "AGX Thor", "AGX Orin", "RTX 5090"):
+            assert f"published {device}" in text
+
+    def test_what_there_was_no_time_for_is_told_once(self, measured) -> None:
+        text = section(shown(measured), "What was not measured", "Machine, versions and work")
+        names = "compile: plain, torch.compile max-autotune, compile: restructured, max-autotune, one CUDA graph"
+        assert f"{names} : no latency: there was no time left for it" in text
+
+    def test_a_form_outside_its_gate_is_not_the_answer(self, measured) -> None:
+        row = next(row for row in measured["measurements"] if row["name"] == "+ one CUDA graph")
+        row["notes"].append("outside the gate: + one CUDA graph: cosine 0.9 is below 0.995")
+        text = shown(measured).text
+        assert "Fastest here: restructured, Torch-TensorRT, one CUDA graph" in text
+        assert f"1 of 31 accuracy checks FAIL: {self.BEST}." in text
+        assert "outside the gate: + one CUDA graph: cosine 0.9" in section_of_warnings(text)
+
+    def test_the_plan_of_a_run_in_many_forms_is_not_shown_as_its_form(self, measured) -> None:
+        text = section(shown(measured), "Machine, versions and work", "How it was measured")
+        assert "form many: each row of the measuring run says its own" in text
+        assert "plan bf16" in text
 
 
 def test_a_backend_outside_its_gate_is_not_the_answer_and_is_told_loudly(compared) -> None:
@@ -100,7 +163,7 @@ def test_a_backend_outside_its_gate_is_not_the_answer_and_is_told_loudly(compare
             entry.update(passed=False, failures=["cosine 0.91 is below the gate 0.995"])
     text = shown(compared).text
     assert "Fastest here: inductor bf16" in text
-    assert "1 of 33 accuracy checks FAIL: whole request on torch_tensorrt." in text
+    assert "1 of 45 accuracy checks FAIL: whole request on torch_tensorrt." in text
     reason = "whole request on torch_tensorrt: cosine 0.91 is below the gate 0.995"
     assert f"outside its accuracy gate: {reason}" in section_of_warnings(text)
 
@@ -141,11 +204,12 @@ def test_records_of_different_machines_are_not_one_comparison(compared, built) -
 
 def test_published_figures_are_marked_and_have_their_sources(compared) -> None:
     outline = shown(compared)
-    assert "Hatched: published by NVIDIA, not measured here." in outline.text
+    assert "Hatched: published by others, not measured here." in outline.text
     classes = [value for tag, name, value in outline.attributes if tag == "li" and name == "class"]
     named = [row for row in PUBLISHED["rows"] if row["end_to_end_ms"] is not None]
-    assert classes.count("row c-published") == len(named) == 5
+    assert classes.count("row c-published") == len(named) == 7
     for row in PUBLISHED["rows"]:
+        assert row["publisher"] in outline.text
         assert row["source"] in outline.text
 
 
@@ -153,7 +217,8 @@ def test_the_published_figures_are_those_of_the_sources() -> None:
     whole = {(row["device"], row["path"]): row["end_to_end_ms"] for row in PUBLISHED["rows"] if row["end_to_end_ms"]}
     assert whole == {
         ("H100", "eager"): 47.88, ("AGX Thor", "eager"): 87, ("AGX Thor", "TensorRT"): 39, ("AGX Orin", "eager"): 220,
-        ("AGX Orin", "TensorRT"): 93,
+        ("AGX Orin", "TensorRT"): 93, ("RTX 5090", "vla.cpp, engine only"): 16.1,
+        ("RTX 5090", "FluxVLA, Triton and a graph"): 23.5,
     }  # fmt: skip
     for row in PUBLISHED["rows"]:  # the parts of a pipeline make up most of it, and no more
         part = row["submodules_ms"]

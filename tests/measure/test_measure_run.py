@@ -64,6 +64,7 @@ def test_rows_keep_their_order_and_their_settings(record: dict[str, Any]) -> Non
     assert (settings["steps"], settings["backend"], settings["optimisations"]) == (2, "eager", list(ALL))
     assert record["workload"]["denoising_steps"] == 4
     assert record["plan"]["precision"] == "fp32"
+    assert record["accuracy"]["gate"]["cosine"] is not None  # what every row was held against
 
 
 @pytest.mark.parametrize("name", ["restructured", "2 denoising steps"])

@@ -1,0 +1,80 @@
+"""For which GPUs TensorRT-RTX builds an engine, told by compute capability such as ``8.9``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import BackendError, PlanError, unknown
+from .cpu_only import replaced
+
+PORTABLE_TARGETS = "8.0, 8.6, 8.9, 12.0 and newer (not for Orin, Hopper or Thor)"
+"""What TensorRT-RTX builds for on a machine without a GPU when it is asked for nothing else."""
+
+
+def set_compute_capabilities(tensorrt: Any, config: Any, names: Sequence[str]) -> None:
+    """Tell a builder's configuration for which GPUs to build, such as ``("8.9", "12.0")``.
+
+    Args:
+        tensorrt: The module of TensorRT or TensorRT-RTX that the configuration belongs to.
+    Raises: PlanError for one that it does not know, listing those it does; BackendError for one that it refuses.
+    """
+    members = resolve_compute_capabilities(tensorrt, names)
+    config.num_compute_capabilities = len(members)
+    for index, member in enumerate(members):
+        if not config.set_compute_capability(member, index):
+            raise BackendError(f"compute_capabilities: TensorRT-RTX refused {names[index]}")
+
+
+def resolve_compute_capabilities(tensorrt: Any, names: Sequence[str]) -> list[Any]:
+    """``("8.9", "12.0")`` -> the constants of a TensorRT-RTX module.
+
+    Raises: PlanError for one that it does not know, listing those it does.
+    """
+    if not hasattr(tensorrt, "ComputeCapability"):
+        raise PlanError("compute_capabilities: the installed TensorRT cannot build for other GPUs")
+    members = tensorrt.ComputeCapability.__members__
+    known = {f"{m[1]}.{m[2]}": members[name] for name in members if (m := re.fullmatch(r"SM(\d+)(\d)", name))}
+    for name in names:
+        if name not in known:
+            raise unknown(PlanError, "compute_capabilities", name, known)
+    return [known[name] for name in names]
+
+
+def check_this_gpu(capabilities: Sequence[str]) -> None:
+    """Refuse an engine that is to run here and is asked for other GPUs only; an empty list asks for none.
+
+    Raises: PlanError.
+    """
+    here = "{}.{}".format(*torch.cuda.get_device_capability())
+    if capabilities and here not in capabilities:
+        raise PlanError(
+            f"compute_capabilities: {list(capabilities)} leaves out this GPU, {here}, where the engine is to run",
+            fix=f"add {here}, or build for the others on a machine without a GPU",
+        )
+
+
+@contextmanager
+def compute_capabilities(names: Sequence[str]) -> Iterator[None]:
+    """Builds inside the scope are for these GPUs. Torch-TensorRT makes the builder's configuration out of reach."""
+    if not names:
+        yield
+        return
+    import tensorrt
+    from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
+
+    resolve_compute_capabilities(tensorrt, names)  # before anything is built
+    populate = inspect.getattr_static(TRTInterpreter, "_populate_trt_builder_config")
+
+    def with_targets(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = populate(self, *args, **kwargs)
+        set_compute_capabilities(tensorrt, config, names)
+        return config
+
+    with replaced(TRTInterpreter, "_populate_trt_builder_config", with_targets):
+        yield
