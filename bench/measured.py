@@ -98,7 +98,7 @@ def log(records: Mapping[str, Row], links: str) -> str:
     """A line for every step of a waterfall, and every way to compile, that did not make a call faster."""
     lines = [line for name, record in records.items() for line in _unhelpful(name, record, links)]
     if not lines:
-        return "No measuring run is recorded yet."
+        return "Nothing: every step that was measured made a call faster." if records else "Nothing was measured yet."
     return "\n".join([cells("what", "speed-up before", "with it", "change", "record"), "|---|--:|--:|--:|---|", *lines])
 
 

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Everything that only a machine with a GPU can tell, in one command:
+#
+#   bench/gpu.sh FOLDER [SECONDS]     SECONDS in all [540]: what there is no time for is left out, and says so
+#
+#   FOLDER/measured-*.json    the model in many forms: bench/measure.py
+#   FOLDER/service-gpu.json   the service under load and fire, requests replayed as CUDA graphs: bench/serve_load.py
+#   FOLDER/tests.txt          the tests that need a GPU; last, since they would disturb what is timed
+#
+# Nothing is installed and no network is needed; bench/README.md says what must be there. MODEL and DATASET stand for
+# another checkpoint and its data.
+set -uo pipefail
+folder=$(realpath -m "${1:?usage: bench/gpu.sh FOLDER [SECONDS]}")
+seconds=${2:-540}
+model=${MODEL:-synthetic:full}
+dataset=${DATASET:-synthetic}
+python=${PYTHON:-python3}
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$folder"
+left() { echo $((seconds - SECONDS)); }
+
+# Of ten minutes the service and the tests take two; what a compiler is in the middle of may end a little late.
+"$python" bench/measure.py "$folder" --model_path "$model" --dataset_path "$dataset" --budget_s $((seconds - 120))
+measured=$?
+"$python" bench/serve_load.py --seconds 10 --hostile 500 --record "$folder/service-gpu.json" --time_limit_s "$(left)" \
+    --server="--model_path $model --data_config fourier_gr1_arms_only --precision bf16 --cuda_graph startup"
+served=$?
+tested=0
+if (($(left) > 20)); then
+    OMP_NUM_THREADS=1 timeout "$(left)" "$python" -m pytest -q -n 8 -p no:cacheprovider tests/gpu >"$folder/tests.txt"
+    tested=$?
+    tail -n 3 "$folder/tests.txt"
+fi
+echo "measured: $measured, served: $served, tested: $tested (0 is good, 124 is out of time); all in $SECONDS s"
+exit $((measured || served || tested))
