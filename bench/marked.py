@@ -80,10 +80,10 @@ def marked_server(argv: Sequence[str]) -> int:
     def get_action(self: Gr00tPolicy, observation: Any, **settings: Any) -> Any:
         began = time.perf_counter()
         action = plain(self, observation, **settings)
-        took_ms = (time.perf_counter() - began) * 1e3
-        first = self.modality_config["state"].modality_keys[0]
-        number = np.asarray(observation[first], np.float64)[..., 0]
-        action[MARK] = np.stack([number, np.full_like(number, took_ms)], axis=-1)
+        first = np.asarray(observation[self.modality_config["state"].modality_keys[0]])[..., 0]
+        action[MARK] = mark = np.empty((*first.shape, 2))
+        mark[..., 0] = first
+        mark[..., 1] = (time.perf_counter() - began) * 1e3  # last: the mark is no overhead of the service
         return action
 
     Gr00tPolicy.get_action = get_action  # type: ignore[method-assign]

@@ -61,8 +61,8 @@ class ZmqServer:
             self._context.destroy(linger=0)
             raise cannot_listen(host, port, error.strerror) from error
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        # One thread waits for messages, another sends answers, without the way through the first: waking a thread
-        # costs more than all it would do. A ZeroMQ socket may change threads, but serves one at a time.
+        # One thread waits for messages, another sends answers; by way of the first they would wait for it to wake up.
+        # A ZeroMQ socket may change threads, but serves one at a time.
         self._in_use = threading.Lock()
         self._bell, self._listener = socket.socketpair()
         for end in (self._bell, self._listener):
@@ -81,7 +81,7 @@ class ZmqServer:
 
     def _run(self) -> None:
         waiting = select.poll()  # zmq.Poller would use the socket while it waits
-        for each in (self._socket, self._listener):  # whose descriptor tells of commands, messages among them
+        for each in (self._socket, self._listener):
             waiting.register(each.fileno(), select.POLLIN)
         try:
             while not self._closing:
@@ -96,9 +96,9 @@ class ZmqServer:
             self._listener.close()
 
     def _next(self) -> tuple[list[zmq.Frame], bool]:
-        """The message that came first, empty when there is none; and whether there are more.
+        """The frames of the next message, none where none has come; and whether there are more messages.
 
-        The descriptor tells of a message that comes once there were no more, and of no other.
+        The socket's descriptor tells of what comes after it was found to have no more, and of nothing else.
         """
         with self._in_use:
             frames = []
