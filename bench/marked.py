@@ -1,7 +1,7 @@
 """A real server in a process of its own, and clients that know which reply belongs to which request.
 
-Run as a program it is `gr00t-trt serve` with one difference: the policy hands the first state value of every request
-back beside its actions.
+Run as a program it is `gr00t-trt serve` with one difference: beside its actions the policy hands back the first state
+value of every request, and how long it took.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gr00t_trt.serve.ask import example
 from gr00t_trt.serve.client import RobotInferenceClient
 
 MARK = "action.mark"
+"""float64 [T, 2], or [B, T, 2]: the first state value, and the milliseconds of the policy's `get_action`."""
 
 
 class Server:
@@ -70,16 +71,19 @@ def running(flags: Sequence[str], port: int, http_port: int) -> Iterator[Server]
 
 
 def marked_server(argv: Sequence[str]) -> int:
-    """The real program, whose policy hands the first state value of every request back beside its actions."""
+    """The real program, whose policy gives `MARK` beside its actions."""
     from gr00t_trt.policy import Gr00tPolicy
     from gr00t_trt.serve.__main__ import main as serve
 
     plain = Gr00tPolicy.get_action
 
     def get_action(self: Gr00tPolicy, observation: Any, **settings: Any) -> Any:
+        began = time.perf_counter()
         action = plain(self, observation, **settings)
-        first = self.modality_config["state"].modality_keys[0]
-        action[MARK] = np.asarray(observation[first], np.float64)[..., 0]
+        first = np.asarray(observation[self.modality_config["state"].modality_keys[0]])[..., 0]
+        action[MARK] = mark = np.empty((*first.shape, 2))
+        mark[..., 0] = first
+        mark[..., 1] = (time.perf_counter() - began) * 1e3  # last: the mark is no overhead of the service
         return action
 
     Gr00tPolicy.get_action = get_action  # type: ignore[method-assign]
@@ -96,14 +100,30 @@ class Subject:
         self._numbers = iter(range(1, 10**9))
         self._lock = threading.Lock()
 
-    def ask(self, client: RobotInferenceClient) -> bool:
-        """One request; whether the reply belongs to it. Raises: ServiceError without one."""
+    def request(self) -> dict[str, Any]:
+        """The observation with the next number in it."""
         with self._lock:
             number = float(next(self._numbers))
         state = self.observation[self._key].copy()
         state[..., 0] = number
-        action = client.get_action({**self.observation, self._key: state})
-        return bool((action.pop(MARK) == number).all()) and all(np.isfinite(value).all() for value in action.values())
+        return {**self.observation, self._key: state}
+
+    def belong(self, request: dict[str, Any], action: dict[str, np.ndarray]) -> bool:
+        """Whether actions are the answer to a request, and numbers that a robot can follow."""
+        numbers = action[MARK][..., 0]
+        return bool((numbers == request[self._key][..., 0]).all()) and all(
+            np.isfinite(value).all() for value in action.values()
+        )
+
+    def ask(self, client: RobotInferenceClient) -> bool:
+        """One request; whether the reply belongs to it. Raises: ServiceError without one."""
+        request = self.request()
+        return self.belong(request, client.get_action(request))
+
+
+def policy_ms(action: dict[str, np.ndarray]) -> float:
+    """How long the policy took for these actions, by its own clock: `get_action` and nothing round it."""
+    return float(action[MARK].flat[1])
 
 
 class Driver(threading.Thread):

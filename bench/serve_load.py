@@ -7,12 +7,15 @@
 
 Four parts, against `gr00t-trt serve` in a process of its own, over the loopback:
 
-    overhead   one client: round trip less the time that the policy itself took in the same request
+    overhead   one client: round trip less the time that the policy itself took in the same request, and its parts
     load       many clients at once; each reply must belong to its request
     hostile    messages of `hostile.py` over ZeroMQ and HTTP, and half-open connections, while a good client goes on
     restart    kill -9 while the clients run, and the same command again: do they recover by themselves?
 
 A reply is told from another by a mark: the server's policy hands the first state value back beside its actions.
+
+The server starts twice. Both starts share an engine cache that is empty before, unless --server names one: where
+engines are compiled, the first start builds them and the second finds them.
 Exit status: 0 done, 1 a reply was lost or mixed up, or a hostile message did harm; 2 bad input.
 """
 
@@ -25,10 +28,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hostile
@@ -36,7 +40,7 @@ import httpx
 import numpy as np
 import service_table
 import zmq
-from marked import Server, Subject, driving, running, tally
+from marked import Server, Subject, driving, policy_ms, running, tally
 from rich.console import Console
 from rich.table import Table
 
@@ -46,9 +50,12 @@ from gr00t_trt.environment import environment, git_state
 from gr00t_trt.progress import progress
 from gr00t_trt.records import dumps
 from gr00t_trt.serve.client import RobotInferenceClient
-from gr00t_trt.serve.wire import decode
+from gr00t_trt.serve.engine import QUEUE
+from gr00t_trt.serve.wire import decode, encode
 
 ROOT = Path(__file__).resolve().parents[1]
+WARMUP = 5
+"""Requests before those that are timed."""
 ENEMIES = 4
 HALF_OPEN = 100
 
@@ -70,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse_flags(parser(), argv)
-    flags = shlex.split(args.server)
+    asked = shlex.split(args.server)
     record: dict[str, Any] = {
         "schema": 1,
         "kind": "serve_load",
@@ -78,16 +85,17 @@ def _main(argv: Sequence[str], console: Console) -> int:
         "command": shlex.join(["bench/serve_load.py", *argv]),
         "git": git_state(ROOT),
         "environment": environment(),
-        "server_flags": flags,
+        "server_flags": asked,
     }
     with progress(console) as steps, ExitStack() as stack:
+        flags = [*asked, *own_cache(asked, stack)]
         steps.step(f"starting the server: {args.server}")
         server = stack.enter_context(running(flags, 0, 0))
         with RobotInferenceClient("127.0.0.1", server.port) as client:
             status = client.status()
         record["served_by"] = status["submodules"]
         record["device"] = status["device"]
-        record["startup"] = {"first_s": server.ready_s, "again_s": None}
+        record["startup"] = {"first_s": server.ready_s, "first_engines": status["engines"]}
         subject = Subject(server.port, status["observation"])
         steps.step(f"overhead: {args.samples} requests of one client")
         record["overhead"] = overhead(subject, args.samples)
@@ -97,7 +105,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
         record["hostile"] = under_fire(subject, server, args.hostile)
         steps.step("kill -9 and restart while clients run")
         record["restart"] = restart(subject, server, flags, args.clients, args.seconds, stack)
-        record["startup"]["again_s"] = record["restart"]["ready_again_s"]
+        with RobotInferenceClient("127.0.0.1", server.port) as client:
+            again = client.status()["engines"]
+        record["startup"].update(again_s=record["restart"]["ready_again_s"], again_engines=again)
     show(record, console)
     if args.record:
         Path(args.record).write_text(dumps(record) + "\n", encoding="utf-8")
@@ -105,26 +115,57 @@ def _main(argv: Sequence[str], console: Console) -> int:
     return 1 if found_wrong(record) else 0
 
 
+def own_cache(flags: Sequence[str], stack: ExitStack) -> list[str]:
+    """The flags that give a server a new engine cache, which goes with `stack`; none where it is given one."""
+    if any(flag.replace("-", "_").startswith("__engine_cache") for flag in flags):
+        return []
+    return ["--engine_cache", stack.enter_context(TemporaryDirectory(prefix="gr00t_trt-engines-"))]
+
+
 def overhead(subject: Subject, count: int) -> dict[str, Any]:
+    """What the service costs a request: the round trip of `get_action` as its caller sees it, from an observation to
+    actions as arrays, less the time inside the policy's `get_action`; and where that goes."""
     round_trips, policies, beyond = [], [], []
-    with RobotInferenceClient("127.0.0.1", subject.port, timings=True) as client:
-        for number in range(count + 5):
+    with RobotInferenceClient("127.0.0.1", subject.port) as client:
+        for number in range(count + WARMUP):
+            request = subject.request()
             began = time.perf_counter()
-            subject.ask(client)
+            action = client.get_action(request)
             took = (time.perf_counter() - began) * 1e3
-            timings = client.last_timings_ms
-            policy = timings["total"] - timings["queue"]
-            if number >= 5:
+            policy = policy_ms(action)
+            if number >= WARMUP:
                 round_trips.append(took)
                 policies.append(policy)
                 beyond.append(took - policy)
+        waited = client.status()["timings_ms"][QUEUE]["p50"]
+        pause_s = Samples(tuple(policies)).p50 / 1e3
+        message, reply = {"endpoint": "get_action", "data": request}, encode(action)
+        encoding = timed_after_pauses(lambda: encode(message), pause_s, count)
+        decoding = timed_after_pauses(lambda: decode(reply), pause_s, count)
+        ping = timed_after_pauses(client.ping, pause_s, count)
+    cost = Samples(tuple(beyond), warmup=WARMUP)
+    parts = {"client_encoding": encoding.p50, "server_queue": waited, "client_decoding": decoding.p50}
     shapes = {key: list(np.shape(value)) for key, value in subject.observation.items() if key.startswith("video.")}
     return {
         "views": shapes,
-        "overhead_ms": Samples(tuple(beyond), warmup=5).to_dict(),
-        "policy_ms": Samples(tuple(policies), warmup=5).to_dict(),
-        "round_trip_ms": Samples(tuple(round_trips), warmup=5).to_dict(),
+        "overhead_ms": cost.to_dict(),
+        "policy_ms": Samples(tuple(policies), warmup=WARMUP).to_dict(),
+        "round_trip_ms": Samples(tuple(round_trips), warmup=WARMUP).to_dict(),
+        # Medians. The rest is the transport, the threads that it wakes, and the server's reading and writing.
+        "split_ms": {**parts, "rest": cost.p50 - sum(parts.values())},
+        "ping_ms": ping.to_dict(),
     }
+
+
+def timed_after_pauses(call: Callable[[], object], pause_s: float, count: int) -> Samples:
+    """Times of `call`, each after a pause, as between two requests of a client: threads sleep and caches cool."""
+    took = []
+    for _ in range(count + WARMUP):
+        time.sleep(pause_s)
+        began = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - began) * 1e3)
+    return Samples(tuple(took[WARMUP:]), warmup=WARMUP)
 
 
 def load(subject: Subject, server: Server, clients: int, seconds: float) -> dict[str, Any]:

@@ -30,10 +30,13 @@ def rows(record: Mapping[str, Any]) -> dict[str, str]:
     cost, load, fire, again = (record[key] for key in ("overhead", "load", "hostile", "restart"))
     trip = load["round_trip_ms"] or {}
     good = fire["good_client"]
+    start = record["startup"]
     return {
-        "start-up": f"{record['startup']['first_s']:.1f} s to ready, {record['startup']['again_s']:.1f} s again",
+        "start-up": f"{start['first_s']:.1f} s to ready{_engines(start.get('first_engines'))}, "
+        f"{start['again_s']:.1f} s again{_engines(start.get('again_engines'))}",
         "overhead of a request": f"p50 {cost['overhead_ms']['p50']:.2f} ms, p99 {cost['overhead_ms']['p99']:.2f} ms, "
         f"beside {cost['policy_ms']['p50']:.1f} ms of the policy",
+        **_split(cost),
         "load": f"{load['clients']} clients, {load['answered']} answers in {load['seconds']:.0f} s, "
         f"{load['lost']} lost, {load['mixed_up']} mixed up, p50 {trip.get('p50', 0):.0f} ms; memory "
         f"{load['rss_bytes']['quarter'] / MEGABYTE:.0f} to {load['rss_bytes']['end'] / MEGABYTE:.0f} MB",
@@ -44,3 +47,24 @@ def rows(record: Mapping[str, Any]) -> dict[str, str]:
         "kill -9 and restart": f"{again['recovered']} of {again['clients']} clients recovered by themselves, "
         f"{again['lost']} requests lost",
     }
+
+
+def _engines(counts: Mapping[str, int] | None) -> str:
+    """Where a start had its engines from; nothing where it had none, or the record does not tell."""
+    words = {"built": "built", "from_cache": "from the cache"}
+    found = [f"{counts[key]} {text}" for key, text in words.items() if counts[key]] if counts else []
+    return f" (engines: {', '.join(found)})" if found else ""
+
+
+def _split(cost: Mapping[str, Any]) -> dict[str, str]:
+    """The row of where the overhead goes; none for a record that does not tell."""
+    if "split_ms" not in cost:
+        return {}
+    words = {
+        "client_encoding": "the client's encoding",
+        "server_queue": "the server's queue",
+        "client_decoding": "the client's decoding",
+        "rest": "the rest (transport, waking threads, the server's reading and writing)",
+    }
+    parts = ", ".join(f"{text} {cost['split_ms'][key]:.2f} ms" for key, text in words.items())
+    return {"where it goes": f"{parts}; a bare `ping` after the same pauses {cost['ping_ms']['p50']:.2f} ms"}

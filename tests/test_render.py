@@ -130,8 +130,14 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
     good = {"answered": 700, "lost": 0, "mixed_up": 0}
     record = {
         "environment": {"cpu_cores": 2},
-        "startup": {"first_s": 12.3, "again_s": 4.5},
-        "overhead": {"overhead_ms": {"p50": 0.61, "p99": 1.9}, "policy_ms": {"p50": 33.3}},
+        "startup": {
+            "first_s": 12.3, "first_engines": {"built": 5, "from_cache": 0},
+            "again_s": 4.5, "again_engines": {"built": 1, "from_cache": 4},
+        },
+        "overhead": {
+            "overhead_ms": {"p50": 0.61, "p99": 1.9}, "policy_ms": {"p50": 33.3}, "ping_ms": {"p50": 0.3},
+            "split_ms": {"client_encoding": 0.1, "server_queue": 0.05, "client_decoding": 0.08, "rest": 0.38},
+        },
         "load": {
             "clients": 8, "answered": 1800, "seconds": 60.0, "lost": 0, "mixed_up": 0,
             "round_trip_ms": {"p50": 260.0}, "rss_bytes": {"quarter": 6e8, "end": 6.01e8},
@@ -148,4 +154,17 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
     full = (checkout / "bench" / "README.md").read_text()
     assert "([record](service/loopback.json))" in full
     assert "| overhead of a request | p50 0.61 ms, p99 1.90 ms, beside 33.3 ms of the policy |" in full
+    assert "| where it goes | the client's encoding 0.10 ms, the server's queue 0.05 ms" in full
+    assert "| start-up | 12.3 s to ready (engines: 5 built), 4.5 s again (engines: 1 built, 4 from the cache) |" in full
     assert "| hostile messages | 10000, of which 0 unanswered or answered wrongly;" in full
+
+    del (
+        record["overhead"]["split_ms"],
+        record["startup"]["first_engines"],
+        record["startup"]["again_engines"],
+    )  # an older record
+    (checkout / "bench" / "service" / "loopback.json").write_text(json.dumps(record))
+    assert render(checkout).returncode == 0
+    full = (checkout / "bench" / "README.md").read_text()
+    assert "where it goes" not in full
+    assert "| start-up | 12.3 s to ready, 4.5 s again |" in full

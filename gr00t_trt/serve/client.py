@@ -146,7 +146,7 @@ class BaseInferenceClient:
         Not so before both sides have greeted each other: ZeroMQ tries again by itself, and keeps the request.
         """
         broke = False
-        while self._monitor.poll(0):
+        while self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
             event = recv_monitor_message(self._monitor)["event"]
             broke |= self._connected and event == zmq.EVENT_DISCONNECTED
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED

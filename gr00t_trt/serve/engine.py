@@ -172,10 +172,14 @@ class Engine:
                 drain(self._device)  # raises where the error has spoilt the GPU for good: nothing can be answered then
             return
         done = time.monotonic()
-        for job, action in zip(jobs, actions, strict=True):
-            timings = {QUEUE: (began - job.arrived) * 1e3, **stages, TOTAL: (done - job.arrived) * 1e3}
-            self._metrics.timings(timings)
-            self._finish(job, Answer(action=action, timings_ms=timings))
+        answers = [
+            Answer(action, timings_ms={QUEUE: (began - job.arrived) * 1e3, **stages, TOTAL: (done - job.arrived) * 1e3})
+            for job, action in zip(jobs, actions, strict=True)
+        ]
+        for job, answer in zip(jobs, answers, strict=True):
+            self._finish(job, answer)
+        for answer in answers:  # no robot has to wait for this
+            self._metrics.timings(answer.timings_ms)
 
     def _actions(self, jobs: Sequence[Job]) -> list[Mapping[str, np.ndarray]]:
         if self._batcher is None or len(jobs) == 1:

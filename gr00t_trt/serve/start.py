@@ -189,6 +189,7 @@ def _table(deployment: Deployment) -> Table:
 
 def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment) -> dict[str, Any]:
     found = deployment.record["environment"]
+    engines = [entry for entry in deployment.record["submodules"] if entry["engine_bytes"] is not None]
     distributions = {name: version for name, version in found["distributions"].items() if version is not None}
     observation = {
         key: {"dtype": str(value.dtype), "shape": list(value.shape)}
@@ -206,6 +207,10 @@ def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Depl
         "commit": deployment.record["git"]["commit"],
         "versions": {"python": found["python"], **distributions},
         "submodules": deployment.served_by,
+        "engines": {
+            "built": sum(not entry["from_cache"] for entry in engines),
+            "from_cache": sum(bool(entry["from_cache"]) for entry in engines),
+        },
         "action_cosine_to_fp32": deployment.record["accuracy"]["normalised"]["cosine"],
         "observation": observation,
         "limits": {

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -29,8 +31,13 @@ MAX_ELEMENTS = 100_000
 ARRAY, MODALITY = "__ndarray_class__", "__ModalityConfig_class__"
 
 _NPY = b"\x93NUMPY\x01\x00"
-_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, **{0xCC + i: 2 ** (i % 4) for i in range(8)}}
-"""First byte -> bytes that follow, for nil, booleans and numbers."""
+_FIXED = {
+    **dict.fromkeys((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3), 0),
+    **{0xA0 + length: length for length in range(32)},
+    **{0xCA: 4, 0xCB: 8},
+    **{0xCC + i: 2 ** (i % 4) for i in range(8)},
+}
+"""First byte -> bytes that follow, for nil, booleans, numbers and short text."""
 _BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 """First byte -> width of the length that follows, for binary data and text."""
 _NESTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
@@ -46,12 +53,14 @@ def encode(value: Any) -> bytes:
     Raises: ServiceError for anything else.
     """
     try:
-        return bytes(msgpack.packb(value, default=_marked))
+        _THREAD.packer.reset()  # of what a value that could not be sent has left
+        _THREAD.packer.pack(value)
+        return bytes(_THREAD.packer.bytes())
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays") from error
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes | memoryview) -> Any:
     """The value of a message. Arrays are copies that belong to the caller.
 
     Raises: ServiceError for bytes that are no message, nest deeper than `MAX_DEPTH`, hold more than `MAX_ELEMENTS`
@@ -75,16 +84,34 @@ def array_from_npy(data: object) -> np.ndarray:
         raise ServiceError("an array is not a NPY file of version 1.0", fix="numpy.save writes them")
     start = len(_NPY) + 2
     start += int.from_bytes(data[len(_NPY) : start], "little")
-    shape, columns_first, dtype = _npy_header(data[len(_NPY) : start])
-    return array_from_bytes(memoryview(data)[start:], dtype, shape, columns_first=columns_first)
+    return _array(data, start, _npy_layout(data[len(_NPY) : start]))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What an array's bytes mean; `size` is how many they must be, -1 for a shape that none can have."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    columns_first: bool
+    size: int
+
+
+def _layout(dtype: np.dtype, shape: tuple[int, ...], columns_first: bool) -> _Layout:
+    """Raises: ServiceError for a dtype that needs unpickling."""
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise ServiceError(f"an array of dtype {dtype} cannot be received", known="numbers, booleans, text")
+    size = math.prod(shape) * dtype.itemsize if min(shape, default=0) >= 0 else -1  # numpy's product would wrap round
+    return _Layout(dtype, shape, columns_first, size)
 
 
 @lru_cache(maxsize=256)  # a robot sends the same ones all day, and parsing one takes longer than all the rest
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_layout(header: bytes) -> _Layout:
     try:
-        return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+        shape, columns_first, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
     except Exception as error:  # the header is Python source: whatever its parser may say
         raise ServiceError(f"an array's header cannot be read: {str(error)[:200]}") from error
+    return _layout(dtype, shape, columns_first)
 
 
 @lru_cache(maxsize=256)
@@ -97,21 +124,23 @@ def _npy_start(dtype: np.dtype, shape: tuple[int, ...], columns_first: bool) -> 
     return stream.getvalue()
 
 
-def array_from_bytes(
-    data: bytes | memoryview, dtype: np.dtype, shape: tuple[int, ...], *, columns_first: bool = False
-) -> np.ndarray:
-    """An array of its own memory from its raw bytes.
+def array_from_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of its own memory from its raw bytes, in C order.
 
     Raises: ServiceError when these are too few or too many, or of a dtype that needs unpickling.
     """
-    if dtype.hasobject or dtype.itemsize == 0:
-        raise ServiceError(f"an array of dtype {dtype} cannot be received", known="numbers, booleans, text")
-    count = math.prod(shape)  # not numpy's product, which would wrap round
-    if min(shape, default=0) < 0 or count * dtype.itemsize != len(data):
-        raise ServiceError(f"an array claims {dtype} {list(shape)}, but has {len(data)} bytes")
+    return _array(data, 0, _layout(dtype, shape, False))
+
+
+def _array(data: bytes, start: int, layout: _Layout) -> np.ndarray:
+    shape, dtype = layout.shape, layout.dtype
+    if len(data) - start != layout.size:
+        raise ServiceError(f"an array claims {dtype} {list(shape)}, but has {len(data) - start} bytes")
     try:
-        flat = np.frombuffer(data, dtype) if count else np.empty(0, dtype)
-        return flat.reshape(shape, order="F" if columns_first else "C").copy()
+        if not layout.size:
+            return np.empty(shape, dtype)
+        flat = np.frombuffer(bytearray(memoryview(data)[start:]), dtype)
+        return flat.reshape(shape, order="F" if layout.columns_first else "C")
     except ValueError as error:  # too many axes, or one too long, beside an empty one
         raise ServiceError(f"an array claims the shape {list(shape)}: {error}") from error
 
@@ -120,11 +149,27 @@ def _marked(value: object) -> dict[str, Any]:
     if isinstance(value, np.ndarray):
         columns_first = value.flags.f_contiguous and not value.flags.c_contiguous
         start = _npy_start(value.dtype, value.shape, columns_first)
-        return {ARRAY: True, "as_npy": start + value.tobytes("F" if columns_first else "C")}
+        return {ARRAY: True, "as_npy": b"".join((start, _raw(value.T if columns_first else value)))}
     if isinstance(value, ModalityConfig):
         fields = {"delta_indices": value.delta_indices, "modality_keys": value.modality_keys}
         return {MODALITY: True, "as_json": json.dumps(fields, separators=(",", ":"), ensure_ascii=False)}
     raise TypeError(f"a {type(value).__name__}")
+
+
+def _raw(value: np.ndarray) -> bytes | memoryview:
+    """An array's bytes in C order, not copied where numpy lends them."""
+    lends = value.flags.c_contiguous and value.dtype.kind in "biufc"  # not dates, among others
+    return value.data if lends else value.tobytes()
+
+
+class _Packer(threading.local):
+    """One packer per thread: its buffer, once as large as the messages, costs no further memory from the system."""
+
+    def __init__(self) -> None:
+        self.packer = msgpack.Packer(default=_marked, autoreset=False)
+
+
+_THREAD = _Packer()
 
 
 def _revived(value: dict[Any, Any]) -> Any:
@@ -139,15 +184,16 @@ def _revived(value: dict[Any, Any]) -> Any:
     return value
 
 
-def _check_structure(data: bytes) -> None:
+def _check_structure(data: bytes | memoryview) -> None:
     """Walk over the message, building nothing: a claimed count costs memory as soon as a parser believes it."""
     at, elements, end = 0, 0, len(data)
-    left = [1]  # elements still to come, per level
-    while left:
-        if not left[-1]:
-            left.pop()
+    here = 1  # elements still to come on this level
+    outside: list[int] = []  # and on those round it
+    while here or outside:
+        if not here:
+            here = outside.pop()
             continue
-        left[-1] -= 1
+        here -= 1
         elements += 1
         if elements > MAX_ELEMENTS:
             raise ServiceError(f"the message has more than {MAX_ELEMENTS} elements", fix="send arrays, not lists")
@@ -155,11 +201,7 @@ def _check_structure(data: bytes) -> None:
             raise ServiceError("the message is cut short")
         byte = data[at]
         at += 1
-        if byte <= 0x7F or byte >= 0xE0:
-            continue
-        if 0xA0 <= byte <= 0xBF:
-            at += byte & 0x1F
-        elif byte in _FIXED:
+        if byte in _FIXED:
             at += _FIXED[byte]
         elif byte in _BYTES:
             width = _BYTES[byte]
@@ -173,8 +215,9 @@ def _check_structure(data: bytes) -> None:
                 at += width
             if children > end - at:
                 raise ServiceError("the message is cut short, or claims more elements than it has")
-            left.append(children)
-            if len(left) > MAX_DEPTH + 1:
+            outside.append(here)
+            here = children
+            if len(outside) > MAX_DEPTH:
                 raise ServiceError(f"the message nests deeper than {MAX_DEPTH} levels")
         else:
             raise ServiceError(f"the message has an extension type (byte {byte:#04x})", known="no extension types")

@@ -6,9 +6,9 @@ the same protocol to each and lets their requests wait side by side.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -30,6 +30,8 @@ _HANDSHAKE_MS = 5000
 """A connection that has not said what it speaks by then is closed."""
 _LAST_WORDS_MS = 1000
 """How long replies may take to leave when the server ends."""
+_AT_ONCE, _MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
+"""ZeroMQ's flags as plain numbers: as enumerations they cost more than what they are for."""
 
 
 class ZmqServer:
@@ -59,8 +61,9 @@ class ZmqServer:
             self._context.destroy(linger=0)
             raise cannot_listen(host, port, error.strerror) from error
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        # ZeroMQ's sockets belong to one thread; answers come from others, which leave them here and ring the bell.
-        self._answers: deque[tuple[Sequence[bytes], Answer, bool]] = deque()
+        # One thread waits for messages, another sends answers; by way of the first they would wait for it to wake up.
+        # A ZeroMQ socket may change threads, but serves one at a time.
+        self._in_use = threading.Lock()
         self._bell, self._listener = socket.socketpair()
         for end in (self._bell, self._listener):
             end.setblocking(False)
@@ -71,54 +74,67 @@ class ZmqServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what has been answered and end. Whoever answers must have ended before."""
+        """End when the answers have left. Whoever answers must have ended before."""
         self._closing = True
         self._ring()
         self._thread.join()
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._listener, zmq.POLLIN)
+        waiting = select.poll()  # zmq.Poller would use the socket while it waits
+        for each in (self._socket, self._listener):
+            waiting.register(each.fileno(), select.POLLIN)
         try:
             while not self._closing:
-                ready = dict(poller.poll())
-                if self._listener.fileno() in ready:
+                frames, more = self._next()
+                if frames:
+                    self._receive(frames)
+                if not more and any(ready == self._listener.fileno() for ready, _ in waiting.poll()):
                     self._listener.recv(4096)
-                self._send_answers()
-                if self._socket in ready:
-                    self._receive(self._socket.recv_multipart())
-            self._send_answers()
         finally:
             self._context.destroy(linger=_LAST_WORDS_MS)
             self._bell.close()
             self._listener.close()
 
-    def _send_answers(self) -> None:
-        while self._answers:
-            envelope, answer, with_timings = self._answers.popleft()
-            self._send(envelope, _reply(answer, with_timings))
+    def _next(self) -> tuple[list[zmq.Frame], bool]:
+        """The frames of the next message, none where none has come; and whether there are more messages.
+
+        The socket's descriptor tells of what comes after it was found to have no more, and of nothing else.
+        """
+        with self._in_use:
+            frames = []
+            with suppress(zmq.Again):
+                frames.append(self._socket.recv(_AT_ONCE, copy=False))
+                while frames[-1].more:
+                    frames.append(self._socket.recv(copy=False))
+            return frames, self._readable()
 
     def _send(self, envelope: Sequence[bytes], reply: bytes) -> None:
-        self._socket.send_multipart([*envelope, reply])  # ZeroMQ drops it where the client has gone
+        with self._in_use:
+            for frame in envelope:
+                self._socket.send(frame, _MORE)
+            self._socket.send(reply)  # ZeroMQ drops it where the client has gone
+            came = self._readable()
+        if came:  # the descriptor tells of it no more, and this may be another thread than the one that listens
+            self._ring()
+
+    def _readable(self) -> bool:
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
     def _ring(self) -> None:
         with suppress(BlockingIOError):  # it has been ringing for a while already
             self._bell.send(b"!")
 
-    def _receive(self, frames: Sequence[bytes]) -> None:
-        if b"" not in frames[1:]:
-            self._service.count(
-                "unknown", ServiceError("no envelope")
-            )  # from no REQ socket, so nobody waits for a reply
+    def _receive(self, frames: Sequence[zmq.Frame]) -> None:
+        start = next((number for number, frame in enumerate(frames) if number and not len(frame)), None)
+        if start is None:  # from no REQ socket, so nobody waits for a reply
+            self._service.count("unknown", ServiceError("no envelope"))
             return
-        start = frames.index(b"", 1) + 1
-        envelope, payload = frames[:start], frames[start:]
+        envelope, payload = [frame.bytes for frame in frames[: start + 1]], frames[start + 1 :]
         endpoint = "unknown"
         try:
             if len(payload) != 1:
                 raise ServiceError(f"the message has {len(payload)} frames", known="one frame per message")
-            request = decode(payload[0])
+            request = decode(payload[0].buffer)
             if not isinstance(request, Mapping):
                 raise ServiceError(f"the request is a {type(request).__name__}, not a map")
             self._service.check_token(request.get("api_token"))
@@ -140,8 +156,7 @@ class ZmqServer:
         with_timings = request.get("timings") is True
 
         def finish(answer: Answer) -> None:
-            self._answers.append((envelope, answer, with_timings))
-            self._ring()
+            self._send(envelope, _reply(answer, with_timings))
 
         self._service.act(request.get("data", {}), envelope[0], finish)
 

@@ -73,6 +73,14 @@ def test_an_answer_says_where_its_time_went() -> None:
     assert run.metrics.snapshot()["timings_ms"]["think"]["count"] == 1
 
 
+def test_an_answer_does_not_wait_for_the_metrics() -> None:
+    with Run() as run:
+        counted: list[dict[str, Any]] = []
+        run.engine.submit(Job("a", observation(), lambda answer: counted.append(run.metrics.snapshot()["timings_ms"])))
+        wait_until(lambda: run.metrics.snapshot()["timings_ms"])
+    assert counted == [{}]
+
+
 def test_a_request_that_fails_is_answered_and_the_next_one_too() -> None:
     with Run() as run:
         failed, nan, good = answered(run.ask(text="fail"), run.ask(text="nan"), run.ask(5.0))

@@ -235,6 +235,10 @@ def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(record.read_text())
+    cost = found["overhead"]
+    assert sum(cost["split_ms"].values()) == pytest.approx(cost["overhead_ms"]["p50"])
+    assert 0 < cost["policy_ms"]["min"] < cost["round_trip_ms"]["min"]
+    assert found["startup"]["first_engines"] == found["startup"]["again_engines"] == {"built": 0, "from_cache": 0}
     assert found["load"]["answered"] > 0
     assert found["load"]["lost"] == found["load"]["mixed_up"] == 0
     assert found["hostile"]["messages"] == 26

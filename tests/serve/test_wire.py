@@ -105,6 +105,14 @@ def test_other_objects_cannot_be_sent(value: object) -> None:
         encode({"value": value})
 
 
+def test_what_could_not_be_sent_leaves_nothing_behind() -> None:
+    with pytest.raises(ServiceError):
+        encode({"a": 1, "b": object()})
+    assert encode({"a": 1}) == b"\x81\xa1a\x01"
+    days = np.array(["2026-01-01"], "datetime64[D]")  # numpy lends no bytes of these
+    np.testing.assert_array_equal(decode(encode(days)), days)
+
+
 def test_numpy_doubles_pass_as_numbers_and_tuples_as_lists() -> None:
     assert decode(encode({"a": (np.float64(1.5), "b")})) == {"a": [1.5, "b"]}
 

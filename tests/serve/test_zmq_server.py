@@ -145,6 +145,16 @@ def test_eight_clients_at_once_each_get_their_own_answer(served: Served) -> None
     assert not wrong
 
 
+def test_no_message_is_forgotten_that_comes_while_an_answer_leaves(served: Served) -> None:
+    # Sending takes note of messages that came, and so might keep the listening thread from ever hearing of them.
+    with requester(served.port, zmq.DEALER) as client:
+        for number in range(300):
+            client.send_multipart([b"", by_hand(float(number))])
+            client.send_multipart([b"", PING])
+            replies = [client.recv_multipart()[1] for _ in range(2)]
+            assert sum(b"Server is running" in reply for reply in replies) == 1
+
+
 def test_a_token_is_checked_before_anything_else() -> None:
     with serving(api_token="sesame") as served, requester(served.port) as client:
         for wrong in ({}, {"api_token": "Sesame"}, {"api_token": 7}, {"api_token": None}, {"api_token": "sesame\0"}):
