@@ -23,7 +23,7 @@ left() { echo $((seconds - SECONDS)); }
 # Of ten minutes the service and the tests take two; what a compiler is in the middle of may end a little late.
 "$python" bench/measure.py "$folder" --model_path "$model" --dataset_path "$dataset" --budget_s $((seconds - 120))
 measured=$?
-"$python" bench/serve_load.py --seconds 10 --hostile 500 --record "$folder/service-gpu.json" --time_limit_s "$(left)" \
+timeout "$(left)" "$python" bench/serve_load.py --seconds 10 --hostile 500 --record "$folder/service-gpu.json" \
     --server="--model_path $model --data_config fourier_gr1_arms_only --precision bf16 --cuda_graph startup"
 served=$?
 tested=0

@@ -48,7 +48,7 @@ from gr00t_trt.benchmark import Samples
 from gr00t_trt.command import Parser, parse_flags, run_program
 from gr00t_trt.environment import environment, git_state
 from gr00t_trt.progress import progress
-from gr00t_trt.records import dumps
+from gr00t_trt.records import dumps, prepare_record, write_record
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.engine import QUEUE
 from gr00t_trt.serve.wire import decode, encode
@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse_flags(parser(), argv)
     asked = shlex.split(args.server)
+    if args.record:
+        prepare_record(args.record)
     record: dict[str, Any] = {
         "schema": 1,
         "kind": "serve_load",
@@ -97,20 +99,29 @@ def _main(argv: Sequence[str], console: Console) -> int:
         record["device"] = status["device"]
         record["startup"] = {"first_s": server.ready_s, "first_engines": status["engines"]}
         subject = Subject(server.port, status["observation"])
-        steps.step(f"overhead: {args.samples} requests of one client")
-        record["overhead"] = overhead(subject, args.samples)
-        steps.step(f"load: {args.clients} clients for {args.seconds:g} s")
-        record["load"] = load(subject, server, args.clients, args.seconds)
-        steps.step(f"hostile: {args.hostile} messages")
-        record["hostile"] = under_fire(subject, server, args.hostile)
-        steps.step("kill -9 and restart while clients run")
-        record["restart"] = restart(subject, server, flags, args.clients, args.seconds, stack)
+        parts: dict[str, tuple[str, Callable[[], Any]]] = {
+            "overhead": (f"{args.samples} requests of one client", lambda: overhead(subject, args.samples)),
+            "load": (
+                f"{args.clients} clients for {args.seconds:g} s",
+                lambda: load(subject, server, args.clients, args.seconds),
+            ),
+            "hostile": (f"{args.hostile} messages", lambda: under_fire(subject, server, args.hostile)),
+            "restart": (
+                "kill -9 and restart while clients run",
+                lambda: restart(subject, server, flags, args.clients, args.seconds, stack),
+            ),
+        }
+        for name, (what, part) in parts.items():
+            steps.step(f"{name}: {what}")
+            record[name] = part()
+            if args.record:  # after each: a machine that goes away has given what it had
+                write_record(record, args.record)
         with RobotInferenceClient("127.0.0.1", server.port) as client:
             again = client.status()["engines"]
         record["startup"].update(again_s=record["restart"]["ready_again_s"], again_engines=again)
     show(record, console)
     if args.record:
-        Path(args.record).write_text(dumps(record) + "\n", encoding="utf-8")
+        write_record(record, args.record)
     print(args.record or dumps(record))
     return 1 if found_wrong(record) else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import shlex
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -27,12 +28,21 @@ from ..run import Job, choose_device, open_dataset, recorded_step
 from .batching import Batcher
 from .engine import Engine
 from .flags import is_loopback, plan_of
-from .http_server import HttpServer
 from .metrics import Metrics
 from .service import Service, cannot_listen
 from .zmq_server import ZmqServer
 
 MIB = 2**20
+
+
+class Server(Protocol):
+    """A transport; `endpoint` is its address as a URL."""
+
+    endpoint: str
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
@@ -43,6 +53,8 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     for port in (args.port, args.http_port):
         if port:
             _check_free(args.host, port)  # nobody should wait for a compiler to learn of it
+    if args.http_server or args.http_port is not None:
+        importlib.import_module(".http_server", __package__)  # nor of a missing package
     # Compilers print, and what reads our stdout waits for the line that says ready.
     with contextlib.redirect_stdout(sys.stderr):
         policy, deployment = _deploy(args, argv, console)
@@ -116,12 +128,14 @@ def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
         return policy, deployment
 
 
-def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer]:
+def _servers(args: argparse.Namespace, service: Service) -> Iterator[Server]:
     size = int(args.max_request_mb * MIB)
     if not args.http_server:
         yield ZmqServer(service, args.host, args.port, max_request_bytes=size)
     port = args.port if args.http_server else args.http_port
     if port is not None:
+        from .http_server import HttpServer  # whoever speaks ZeroMQ alone needs no web framework
+
         yield HttpServer(service, args.host, port, max_request_bytes=size, request_timeout_s=args.request_timeout_s)
 
 
