@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a machine with a GPU can tell, in one command:
 #
-#   bench/gpu.sh FOLDER [SECONDS]     SECONDS in all [540]: what there is no time for is left out, and says so
+#   bench/gpu.sh FOLDER [SECONDS [MEASURING]]     seconds in all [600], and of them for measuring the model [420]
+#
+# What there is no time for is left out, and says so.
 #
 #   FOLDER/measured-*.json    the model in many forms: bench/measure.py
 #   FOLDER/service-gpu.json   the service under load and fire, requests replayed as CUDA graphs: bench/serve_load.py
@@ -10,8 +12,9 @@
 # Nothing is installed and no network is needed; bench/README.md says what must be there. MODEL and DATASET stand for
 # another checkpoint and its data.
 set -uo pipefail
-folder=$(realpath -m "${1:?usage: bench/gpu.sh FOLDER [SECONDS]}")
-seconds=${2:-540}
+folder=$(realpath -m "${1:?usage: bench/gpu.sh FOLDER [SECONDS [MEASURING]]}")
+seconds=${2:-600}
+measuring=${3:-420}
 model=${MODEL:-synthetic:full}
 dataset=${DATASET:-synthetic}
 python=${PYTHON:-python3}
@@ -20,8 +23,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$folder"
 left() { echo $((seconds - SECONDS)); }
 
-# Of ten minutes the service and the tests take two; what a compiler is in the middle of may end a little late.
-"$python" bench/measure.py "$folder" --model_path "$model" --dataset_path "$dataset" --budget_s $((seconds - 120))
+"$python" bench/measure.py "$folder" --model_path "$model" --dataset_path "$dataset" --budget_s "$measuring"
 measured=$?
 timeout "$(left)" "$python" bench/serve_load.py --seconds 10 --hostile 500 --record "$folder/service-gpu.json" \
     --server="--model_path $model --data_config fourier_gr1_arms_only --precision bf16 --cuda_graph startup"
