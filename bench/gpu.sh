@@ -26,7 +26,7 @@ left() { echo $((seconds - SECONDS)); }
 "$python" bench/measure.py "$folder" --model_path "$model" --dataset_path "$dataset" --budget_s "$measuring"
 measured=$?
 timeout "$(left)" "$python" bench/serve_load.py --seconds 10 --hostile 500 --record "$folder/service-gpu.json" \
-    --server="--model_path $model --data_config fourier_gr1_arms_only --precision bf16 --cuda_graph startup"
+    --server="--model_path $model --data_config fourier_gr1_arms_only --precision bf16 --cuda_graph on_demand"
 served=$?
 tested=0
 if (($(left) > 20)); then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from cells import cells, cosine, cost, number, quantile, title
@@ -55,7 +56,8 @@ def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
     extra = ("GFLOP", "MB moved", "operators", "in a step", "kernels") if work else ()
     heads = ("calls", "eager p50 ms", "p50 ms", "p99 ms", "p99 ÷ p50", "speed-up", "cosine", "max abs", *extra)
     roofline = any((row["roofline"] or {}).get("percent") is not None for row in rows)
-    heads = (*heads, "of roofline") if roofline else heads
+    in_kernels = work and any((row["work"] or {}).get("kernel_ms") is not None for row in rows)
+    heads = (*heads, *(["ms in them"] if in_kernels else []), *(["of roofline"] if roofline else []))
     yield cells(heading, *heads)
     yield "|---|" + "--:|" * len(heads)
     for row in rows:
@@ -81,6 +83,8 @@ def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
                 counted.get("operators_per_step"),
                 counted.get("kernels"),
             ]
+            if in_kernels:
+                values.append(number(counted.get("kernel_ms"), 1, 2))
         if roofline:
             values.append(None if share is None else f"{share:.0f} %")
         yield cells(in_its_group(row), *values)
@@ -99,26 +103,39 @@ def log(records: Mapping[str, Row], links: str) -> str:
     lines = [line for name, record in records.items() for line in _unhelpful(name, record, links)]
     if not lines:
         return "Nothing: every step that was measured made a call faster." if records else "Nothing was measured yet."
-    return "\n".join([cells("what", "speed-up before", "with it", "change", "record"), "|---|--:|--:|--:|---|", *lines])
+    heads = cells("what", "seen by", "before", "with it", "change", "record")
+    return "\n".join([heads, "|---|---|--:|--:|--:|---|", *lines])
 
 
 def _unhelpful(name: str, record: Row, links: str) -> Iterator[str]:
-    """Speed-ups are against eager PyTorch in the same run, so that a clock that drifts between runs cancels out."""
+    """Of an uncaptured call on a GPU the time in kernels counts: between them the GPU waits for the host, for longer
+    in one call than in the next, and a graph does away with it. Else it is the speed-up against eager PyTorch in the
+    same run, so that a clock that drifts between runs cancels out.
+    """
     link = f"[{name}]({links}{name}.json)"
-    best, before = 1.0, 1.0
-    for row in _taken(record, "waterfall")[1:]:
-        ratio = (row["verdict"] or {}).get("ratio")
-        if ratio is None:
-            continue
-        if ratio < HELPED * before:
-            yield cells(
-                row["name"].removeprefix("+ "), f"{before:.2f}×", f"{ratio:.2f}×", f"{ratio / before:.2f}×", link
-            )
-        before, best = ratio, max(best, ratio)
+    steps = _taken(record, "waterfall")
+    best = max((_ratio(row) for row in steps), default=1.0)
+    for before, row in pairwise(steps):
+        what = row["name"].removeprefix("+ ")
+        old, new = _kernel_ms(before), _kernel_ms(row)
+        if old and new:
+            if old < HELPED * new:
+                yield cells(what, "ms in kernels", f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}×", link)
+        elif _ratio(row) < HELPED * _ratio(before):
+            yield _slower(what, _ratio(before), _ratio(row), link)
     for row in _taken(record, "compile"):
-        ratio = (row["verdict"] or {}).get("ratio")
-        if ratio is not None and ratio < best:
-            against = "the best of the waterfall"
-            yield cells(
-                f"{row['name']}, against {against}", f"{best:.2f}×", f"{ratio:.2f}×", f"{ratio / best:.2f}×", link
-            )
+        if row["verdict"] is not None and _ratio(row) < best:
+            yield _slower(f"{row['name']}, against the best of the waterfall", best, _ratio(row), link)
+
+
+def _ratio(row: Row) -> float:
+    ratio = (row["verdict"] or {}).get("ratio")
+    return 1.0 if ratio is None else ratio
+
+
+def _slower(what: str, old: float, new: float, link: str) -> str:
+    return cells(what, "speed-up", f"{old:.2f}×", f"{new:.2f}×", f"{new / old:.2f}×", link)
+
+
+def _kernel_ms(row: Row) -> float | None:
+    return None if row["settings"].get("graph") else (row["work"] or {}).get("kernel_ms")

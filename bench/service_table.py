@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cells import cells
@@ -13,10 +14,11 @@ MEGABYTE = 1e6
 def section(name: str, record: Mapping[str, Any], links: str) -> str:
     """Title and table of one record."""
     environment = record["environment"]
+    where = f"{environment['gpu']}, " if str(record.get("device")).startswith("cuda") else ""
     return "\n".join(
         [
-            f"**The service under load and fire**, {environment['cpu_cores']} CPU cores shared with its clients "
-            f"([record]({links}{name}.json))",
+            f"**The service under load and fire**, {_model(record)}, {where}{environment['cpu_cores']} CPU cores "
+            f"shared with its clients ([record]({links}{name}.json))",
             "",
             cells("what", "measured"),
             "|---|---|",
@@ -27,13 +29,15 @@ def section(name: str, record: Mapping[str, Any], links: str) -> str:
 
 def rows(record: Mapping[str, Any]) -> dict[str, str]:
     """What was tried -> what was seen, in words."""
-    cost, load, fire, again = (record[key] for key in ("overhead", "load", "hostile", "restart"))
+    cost, load, fire = (record[key] for key in ("overhead", "load", "hostile"))
     trip = load["round_trip_ms"] or {}
     good = fire["good_client"]
     start = record["startup"]
+    again = ""
+    if start.get("again_s") is not None:
+        again = f", {start['again_s']:.1f} s again{_engines(start.get('again_engines'))}"
     return {
-        "start-up": f"{start['first_s']:.1f} s to ready{_engines(start.get('first_engines'))}, "
-        f"{start['again_s']:.1f} s again{_engines(start.get('again_engines'))}",
+        "start-up": f"{start['first_s']:.1f} s to ready{_engines(start.get('first_engines'))}{again}",
         "overhead of a request": f"p50 {cost['overhead_ms']['p50']:.2f} ms, p99 {cost['overhead_ms']['p99']:.2f} ms, "
         f"beside {cost['policy_ms']['p50']:.1f} ms of the policy",
         **_split(cost),
@@ -44,9 +48,19 @@ def rows(record: Mapping[str, Any]) -> dict[str, str]:
         f"answered wrongly; a good client beside them: {good['answered']} answers, {good['lost']} lost, "
         f"{good['mixed_up']} mixed up; memory {fire['before']['rss_bytes'] / MEGABYTE:.0f} to "
         f"{fire['after']['rss_bytes'] / MEGABYTE:.0f} MB",
-        "kill -9 and restart": f"{again['recovered']} of {again['clients']} clients recovered by themselves, "
-        f"{again['lost']} requests lost",
+        "kill -9 and restart": _restart(record.get("restart")),
     }
+
+
+def _model(record: Mapping[str, Any]) -> str:
+    flags = record.get("server_flags", ())
+    return Path(flags[flags.index("--model_path") + 1]).name if "--model_path" in flags else "the released model"
+
+
+def _restart(seen: Mapping[str, Any] | None) -> str:
+    if seen is None:
+        return "not measured: the run ended before"
+    return f"{seen['recovered']} of {seen['clients']} clients recovered by themselves, {seen['lost']} requests lost"
 
 
 def _engines(counts: Mapping[str, int] | None) -> str:
@@ -67,4 +81,9 @@ def _split(cost: Mapping[str, Any]) -> dict[str, str]:
         "rest": "the rest (transport, waking threads, the server's reading and writing)",
     }
     parts = ", ".join(f"{text} {cost['split_ms'][key]:.2f} ms" for key, text in words.items())
-    return {"where it goes": f"{parts}; a bare `ping` after the same pauses {cost['ping_ms']['p50']:.2f} ms"}
+    clients = cost["split_ms"]["client_encoding"] + cost["split_ms"]["client_decoding"]
+    servers = f"{cost['overhead_ms']['p50'] - clients:.2f} ms without the client's own work"
+    return {
+        "the server's own": servers,
+        "where it goes": f"{parts}; a bare `ping` after the same pauses {cost['ping_ms']['p50']:.2f} ms",
+    }

@@ -85,9 +85,9 @@ def test_a_measuring_run_is_rendered_and_checked(checkout: Path) -> None:
     assert "plain, torch.compile default" not in short
 
     log = (checkout / "bench" / "LOG.md").read_text()
-    assert "| timestep_tables | 1.50× | 1.51× | 1.01× |" in log
-    assert "| plain, torch.compile default, against the best of the waterfall | 4.00× | 2.00× | 0.50× |" in log
-    assert "embodiment_weights |" not in log
+    assert "| timestep_tables | speed-up | 1.50× | 1.51× | 1.01× | [measured-h200]" in log
+    assert "| plain, torch.compile default, against the best of the waterfall | speed-up | 4.00× | 2.00× | 0.50×" in log
+    assert "embodiment_weights | speed-up" not in log
 
     (checkout / "bench" / "plots" / "measured-h200-waterfall.png").write_bytes(b"")
     (checkout / "bench" / "plots" / "of-no-record.png").write_bytes(b"")
@@ -126,6 +126,21 @@ def test_backends_side_by_side_are_one_line_a_submodule(checkout: Path) -> None:
     assert "Not tried: onnxruntime, dit_model: not installed" in full
 
 
+def test_uncaptured_steps_are_judged_by_their_kernels(checkout: Path) -> None:
+    path = checkout / "bench" / "records" / "measured-h200.json"
+    record = json.loads(path.read_text())
+    times = {"eager PyTorch": 9.0, "+ embodiment_weights": 8.9, "+ timestep_tables": 8.0, "+ torch.compile": 5.0}
+    for entry in record["measurements"]:
+        if entry["name"] in times:
+            entry["work"]["kernel_ms"] = times[entry["name"]]
+    path.write_text(json.dumps(record))
+    assert render(checkout).returncode == 0
+    log = (checkout / "bench" / "LOG.md").read_text()
+    assert "| embodiment_weights | ms in kernels | 9.00 | 8.90 | 1.01× | [measured-h200]" in log
+    assert "| timestep_tables | ms in kernels | 8.90" not in log  # though the call was hardly faster
+    assert "| kernels | ms in them | of roofline |" in (checkout / "bench" / "README.md").read_text()
+
+
 def test_a_service_under_load_is_rendered(checkout: Path) -> None:
     good = {"answered": 700, "lost": 0, "mixed_up": 0}
     record = {
@@ -148,12 +163,14 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
         },
         "restart": {"clients": 8, "recovered": 8, "lost": 3},
     }  # fmt: skip
-    (checkout / "bench" / "service").mkdir(exist_ok=True)
+    shutil.rmtree(checkout / "bench" / "service", ignore_errors=True)
+    (checkout / "bench" / "service").mkdir()
     (checkout / "bench" / "service" / "loopback.json").write_text(json.dumps(record))
     assert render(checkout).returncode == 0
     full = (checkout / "bench" / "README.md").read_text()
     assert "([record](service/loopback.json))" in full
     assert "| overhead of a request | p50 0.61 ms, p99 1.90 ms, beside 33.3 ms of the policy |" in full
+    assert "| the server's own | 0.43 ms without the client's own work |" in full
     assert "| where it goes | the client's encoding 0.10 ms, the server's queue 0.05 ms" in full
     assert "| start-up | 12.3 s to ready (engines: 5 built), 4.5 s again (engines: 1 built, 4 from the cache) |" in full
     assert "| hostile messages | 10000, of which 0 unanswered or answered wrongly;" in full
@@ -163,8 +180,10 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
         record["startup"]["first_engines"],
         record["startup"]["again_engines"],
     )  # an older record
+    record["restart"], record["startup"]["again_s"] = None, None  # and one of a run that was ended
     (checkout / "bench" / "service" / "loopback.json").write_text(json.dumps(record))
     assert render(checkout).returncode == 0
     full = (checkout / "bench" / "README.md").read_text()
     assert "where it goes" not in full
-    assert "| start-up | 12.3 s to ready, 4.5 s again |" in full
+    assert "| start-up | 12.3 s to ready |" in full
+    assert "| kill -9 and restart | not measured: the run ended before |" in full

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,9 @@ SECONDS_PER_ROW = 30.0
 
 FEWEST = 5
 """Calls of each rival below which no verdict is given."""
+
+CALLS_TO_ESTIMATE = 5
+"""Calls after which it is known how long one takes, and so how many of them a row can have."""
 
 COUNTED_PER_STEP = ("waterfall", "loop")
 """Groups of rows that tell how many operators a denoising step has."""
@@ -58,15 +62,7 @@ class Bench:
 
     def _seconds_of_a_call(self) -> float:
         call, device = self._forms.model_call(self._forms.plain_form, Workload()), self._forms.plain.device
-        elapsed = 0.0
-        for _ in range(2):
-            start = time.perf_counter()
-            call()
-            drain(device)
-            elapsed = time.perf_counter() - start
-            if elapsed > 1.0:  # a slow one is hardly slower for being the first
-                break
-        return elapsed
+        return typical_seconds(call, lambda: drain(device))
 
     def why_not(self, row: Row) -> str | None:
         """Why there is no time for a row; None when there is."""
@@ -81,12 +77,14 @@ class Bench:
         return self._build_s(row.candidate) + self._pair_s(row) * (calls + warmup + 1)
 
     def _pair_s(self, row: Row) -> float:
-        """Seconds of one call of each rival; each is taken to be as slow as eager PyTorch."""
+        """Seconds of one call of each rival; one that was not timed yet is taken to be as slow as eager PyTorch."""
         if row.of not in ("model", "request", "loop"):
             return self._call_s / 2
         work = row.workload
-        size = work.batch * (1 + 0.75 * (work.views - 1)) * (0.65 + 0.35 * work.steps / 4)
-        return (1 if row.alone else 2) * self._call_s * size
+        eager = self._call_s * work.batch * (1 + 0.75 * (work.views - 1)) * (0.65 + 0.35 * work.steps / 4)
+        taken = self._taken.get(("model", row.candidate, work))
+        own = taken.candidate.p50 / 1e3 if taken and taken.candidate else eager
+        return own if row.alone else eager + own
 
     def _rounds(self, row: Row) -> tuple[int, int]:
         pair_s = self._pair_s(row)
@@ -209,6 +207,24 @@ class Bench:
         floor = self._counter.trace(Subject.of(row.candidate, row.workload)).milliseconds(self._ceilings)
         percent = None if floor is None or row.of != "model" else 100 * floor / own.p50
         return {"device": self._gpu, "source": self._ceilings.source, "ms": floor, "percent": percent}
+
+
+def typical_seconds(call: Callable[[], object], wait: Callable[[], None], *, slow_s: float = 1.0) -> float:
+    """How long a call takes once what it needs is there: the first ones on a GPU load libraries, for seconds.
+
+    Args:
+        wait: Returns when the device has nothing left to do.
+        slow_s: Two calls that take longer are enough; one that is slow by itself is hardly slower for being the first.
+    """
+    fastest = math.inf
+    for number in range(CALLS_TO_ESTIMATE):
+        start = time.perf_counter()
+        call()
+        wait()
+        fastest = min(fastest, time.perf_counter() - start)
+        if number and fastest > slow_s:
+            break
+    return fastest
 
 
 def to_count(rows: Sequence[Row]) -> tuple[list[Subject], list[tuple[str, ...]]]:

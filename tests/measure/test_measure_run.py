@@ -146,6 +146,28 @@ def test_estimates_grow_with_the_work(monkeypatch) -> None:
     assert taker._estimate_s(Row("compile", "", COMPILED, 3)) > taker._estimate_s(plain) + 30
 
 
+def test_a_first_call_that_loads_libraries_does_not_count_as_a_typical_one() -> None:
+    waits = iter((0.3, 0.3, *[0.01] * 9))
+    assert bench.typical_seconds(lambda: time.sleep(next(waits)), lambda: None) < 0.1
+    slow: list[float] = []
+    assert bench.typical_seconds(lambda: slow.append(time.sleep(0.02) or 0.0), lambda: None, slow_s=0.01) > 0.01
+    assert len(slow) == 2
+
+
+def test_a_form_that_was_timed_is_estimated_by_its_own_time(monkeypatch) -> None:
+    from gr00t_trt.benchmark import Samples
+    from gr00t_trt.measure.budget import Budget
+    from gr00t_trt.measure.timing import Taken
+
+    monkeypatch.setattr(bench.Bench, "_seconds_of_a_call", lambda self: 0.05)
+    forms = type("Forms", (), {"precision": "bf16", "has": lambda self, candidate: True})()
+    taker = bench.Bench(forms, None, None, Budget(1e9, lambda: 0.0))
+    row = Row("percentiles", "1,000 calls", OURS, 3, calls=1000, alone=True)
+    before = taker._estimate_s(row)
+    taker._taken["model", OURS, row.workload] = Taken(Samples((50.0,)), Samples((5.0,)), [], [])
+    assert before == pytest.approx(10 * taker._estimate_s(row))
+
+
 def test_a_budget_that_ends_before_the_first_row(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path), "--model_path", "synthetic", "--device", "cpu", "--budget_s", "0.02"]) == 1
     path = capsys.readouterr().out.strip()
