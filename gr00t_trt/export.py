@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse_flags(parser(), argv)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
-    from .backends import get_backend
+    from .backends.onnxruntime import OnnxRuntimeBackend
     from .plans import load_plan, merge
     from .progress import progress
     from .records import new_record
@@ -222,8 +222,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     base = load_plan(args.config) if args.config else Plan(optimisations=())
     plan = merge(base, {**given, "build.use_fp32_acc": args.use_fp32_acc})
     names = select(args.fn_name, plan)
-    device = choose_device(args.device)
-    available = get_backend("onnxruntime").availability()
+    device, backend = choose_device(args.device), OnnxRuntimeBackend()
+    available = backend.availability_on(device.type)
+    if not available.installed and device.type == "cuda" and args.device is None:
+        console.print(f"The files are checked on the CPU: {available.reason}.", highlight=False)
+        device = choose_device("cpu")
+        available = backend.availability_on("cpu")
     if not available.installed:
         raise BackendError(available.reason)
     job = Job(

