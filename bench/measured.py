@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from cells import cells, cosine, cost, number, quantile, title
 
 from gr00t_trt.measurement_names import GROUPS, in_its_group, is_between
+
+LONGEST_NAME = 60
 
 HELPED = 1.02
 """A step that makes a call less than this factor faster did not help: two runs of the same thing differ as much."""
@@ -23,12 +26,33 @@ def section(name: str, record: Row, links: str) -> str:
         rows = _taken(record, group)
         if rows:
             lines += ["", *_table(heading, rows, work=group == "waterfall")]
+    if kernels := list(_kernels(record)):
+        lines += ["", *kernels]
     left_out = [row for row in record["measurements"] if row["why_not"] is not None]
     lines += ["", cost(record)]
     if left_out:
         lines.append("Not measured: " + "; ".join(f"{row['name']} ({row['why_not']})" for row in left_out) + ".")
     lines += [f"Note: {entry['what']}: {entry['why']}." for entry in record["skipped"]]
     return "\n".join(lines)
+
+
+def _kernels(record: Row) -> Iterator[str]:
+    """The kernels of the last row of the waterfall that names them."""
+    named = [row for row in _taken(record, "waterfall") if (row["work"] or {}).get("busiest_kernels")]
+    if not named:
+        return
+    work = named[-1]["work"]
+    yield cells(f"the kernels of a call that take the most: {named[-1]['name']}", "launches", "ms", "of all kernels")
+    yield "|---|--:|--:|--:|"
+    for kernel in work["busiest_kernels"]:
+        share = f"{100 * kernel['ms'] / work['kernel_ms']:.0f} %"
+        yield cells(f"`{_short(kernel['name'])}`", kernel["launches"], f"{kernel['ms']:.3f}", share)
+
+
+def _short(name: str) -> str:
+    """A kernel's name without its template's arguments, which fill lines."""
+    bare = re.sub(r"^void ", "", name).split("<")[0].split("(")[0] or name
+    return bare if len(bare) <= LONGEST_NAME else f"{bare[:LONGEST_NAME]}…"
 
 
 def summary(name: str, record: Row, links: str) -> str:

@@ -133,8 +133,10 @@ def test_uncaptured_steps_are_judged_by_their_kernels(checkout: Path) -> None:
     for entry in record["measurements"]:
         if entry["name"] in times:
             entry["work"]["kernel_ms"] = times[entry["name"]]
+            entry["work"]["busiest_kernels"] = [{"name": "void a::gemm<int, 4>(float*)", "launches": 60, "ms": 1.25}]
     path.write_text(json.dumps(record))
     assert render(checkout).returncode == 0
+    assert "| `a::gemm` | 60 | 1.250 | 25 % |" in (checkout / "bench" / "README.md").read_text()
     log = (checkout / "bench" / "LOG.md").read_text()
     assert "| embodiment_weights | ms in kernels | 9.00 | 8.90 | 1.01× | [measured-h200]" in log
     assert "| timestep_tables | ms in kernels | 8.90" not in log  # though the call was hardly faster

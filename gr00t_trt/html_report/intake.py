@@ -55,7 +55,10 @@ MEASUREMENT = {
     "eager_latency_ms": LATENCY,
     "stages": {"*": NUMBER},
     "accuracy": AGREEMENT,
-    "work": dict.fromkeys(("gflop", "bytes", "operators", "operators_per_step", "kernels"), NUMBER),
+    "work": {
+        **dict.fromkeys(("gflop", "bytes", "operators", "operators_per_step", "kernels", "kernel_ms"), NUMBER),
+        "busiest_kernels": [{"name": TEXT, "launches": NUMBER, "ms": NUMBER}],
+    },
     "roofline": {"device": TEXT, "ms": NUMBER, "percent": NUMBER},
     "verdict": VERDICT,
     "notes": [TEXT],

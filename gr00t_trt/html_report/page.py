@@ -117,6 +117,7 @@ def _tables(
         "A heading sorts its column. Pointing at a cell shows all digits.",
         tables.results(rows, tag),
         tables.measured(measured, tag) if measured else None,
+        *tables.busiest(measured, tag),
         tables.actions(loaded, tag),
         name="tables",
     )

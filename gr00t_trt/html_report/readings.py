@@ -38,6 +38,8 @@ class Reading:
         eager: Of a measurement: the plain model in eager PyTorch, timed in turn with it.
         why_not: Why there is no latency, when there is none.
         ratio: Median of the baseline over this one's.
+        kernel_ms: What its kernels take on a GPU, without what lies between them.
+        busiest: Those that take the most: name, launches, ms.
     """
 
     record: str
@@ -72,6 +74,8 @@ class Reading:
     gflop: float | None = None
     operators_per_step: float | None = None
     kernels: float | None = None
+    kernel_ms: float | None = None
+    busiest: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -261,6 +265,8 @@ def _measured(record: str, place: int, row: Mapping[str, Any]) -> Reading:
         gflop=work.get("gflop"),
         operators_per_step=work.get("operators_per_step"),
         kernels=work.get("kernels"),
+        kernel_ms=work.get("kernel_ms"),
+        busiest=tuple(work.get("busiest_kernels") or ()),
         notes=tuple(row["notes"]),
     )
 

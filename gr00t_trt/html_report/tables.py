@@ -8,7 +8,7 @@ from typing import Any
 from .figures import DASH, cosine, distance, exact, gate, megabytes, percent, share, short, speedup
 from .intake import Loaded
 from .markup import Child, Html, element
-from .readings import Reading, is_measuring_run
+from .readings import Reading, is_measuring_run, rivals
 
 Cell = tuple[Child, float | None] | Child
 """What a cell shows, and the number behind it, which is sorted by and shown on hover; or text alone."""
@@ -101,7 +101,7 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
             "roofline ms",
             "GFLOP",
         ),
-        *("operators a step", "kernels", "notes"),
+        *("operators a step", "kernels", "ms in kernels", "notes"),
     )
     lines = []
     for row in rows:
@@ -126,10 +126,33 @@ def measured(rows: Sequence[Reading], tag: Mapping[str, str]) -> Html:
                 (short(row.gflop), row.gflop),
                 (short(row.operators_per_step), row.operators_per_step),
                 (short(row.kernels), row.kernels),
+                (short(row.kernel_ms), row.kernel_ms),
                 element("span", notes, class_="notes") if notes else "",
             ]
         )
     return table("Every configuration of the measuring runs", head, lines, numbers=3 if several else 2)
+
+
+def busiest(measured: Sequence[Reading], tag: Mapping[str, str]) -> list[Html]:
+    """Of each measuring run the kernels of its fastest form; none where no record names them."""
+    tables = []
+    for record in dict.fromkeys(row.record for row in measured):
+        known = [row for row in rivals((), (r for r in measured if r.record == record)) if row.busiest and row.timing]
+        if not known:
+            continue
+        row = min(known, key=lambda row: row.timing.p50 if row.timing else 0.0)
+        caption = f"The kernels that take the most of one call: {row.label}{f' {tag[record]}' if len(tag) > 1 else ''}"
+        lines: list[list[Cell]] = [
+            [
+                element("span", kernel["name"], class_="notes"),
+                (short(kernel["launches"]), kernel["launches"]),
+                (short(kernel["ms"]), kernel["ms"]),
+                (share(100 * kernel["ms"] / row.kernel_ms), kernel["ms"]) if row.kernel_ms and kernel["ms"] else DASH,
+            ]
+            for kernel in row.busiest
+        ]
+        tables.append(table(caption, ("kernel", "launches", "ms", "of all kernels"), lines, numbers=1))
+    return tables
 
 
 def actions(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html | None:
