@@ -27,8 +27,8 @@ HALF = (torch.float16, torch.bfloat16)
 ALIGNED = 8
 """Elements of half precision in the 16 bytes that matrix units read at once; a part must not end inside them."""
 PARTS = 4
-"""Into how many parts a long product is cut. On an H200 two gained nothing at the vision tower's size, and eight no more
-than four at the diffusion transformer's."""
+"""Into how many parts a long product is cut. On an H200 two gained nothing at the vision tower's size, and eight gained
+no more than four at the diffusion transformer's."""
 
 
 class GpuProducts(CustomGraphPass):
