@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from gr00t_trt import figures
 
 
 def title(name: str, record: Mapping[str, Any], links: str, remark: str = "") -> str:
@@ -37,8 +38,9 @@ def quantile(latency: Mapping[str, Any] | None, name: str) -> str | None:
 
 def cosine(agreement: Mapping[str, Any] | None) -> str | None:
     """Cut off, not rounded: only equal results may read 1."""
-    value = (agreement or {}).get("cosine")
-    return None if value is None else "1" if value == 1 else f"{math.floor(value * 1e6) / 1e6:.6f}"
+    if not agreement or agreement.get("cosine") is None:
+        return None
+    return figures.cosine(agreement)
 
 
 def number(value: float | None, scale: float, digits: int) -> str | None:
