@@ -238,8 +238,8 @@ def _legend(axes: Any, entries: Sequence[tuple[str, str]]) -> None:
 
     legend = axes.legend(
         handles=[Patch(color=colour, label=name) for name, colour in entries], loc="lower left",
-        bbox_to_anchor=(0.0, -0.02), bbox_transform=axes.figure.transFigure, ncols=len(entries), frameon=False,
-        fontsize=8.5, handlelength=1.0, columnspacing=1.4,
+        bbox_to_anchor=(0.0, 0.0), bbox_transform=axes.figure.transFigure, ncols=len(entries), frameon=False,
+        fontsize=8.5, handlelength=1.0, columnspacing=1.4, borderaxespad=0.2,
     )  # fmt: skip
     legend.set_in_layout(False)  # its place is kept free already
 
