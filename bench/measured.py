@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ def section(name: str, record: Row, links: str) -> str:
     for group, heading in GROUPS.items():
         rows = _taken(record, group)
         if rows:
-            lines += ["", *_table(heading, rows, work=group == "waterfall")]
+            lines += ["", *_table(heading, rows, work=WORK if group == "waterfall" else ())]
     if kernels := list(_kernels(record)):
         lines += ["", *kernels]
     left_out = [row for row in record["measurements"] if row["why_not"] is not None]
@@ -60,7 +60,13 @@ def summary(name: str, record: Row, links: str) -> str:
     steps = _taken(record, "waterfall")
     ends = [row for row in steps if not is_between(row)]
     rows = [*ends, *_taken(record, "loop"), *_taken(record, "request"), *_taken(record, "percentiles")]
-    lines = [title(name, record, links, ", measured in many forms"), "", *_table("", rows, work=True), "", cost(record)]
+    lines = [
+        title(name, record, links, ", measured in many forms"),
+        "",
+        *_table("", rows, work=("kernels", "ms in them")),
+        "",
+        cost(record),
+    ]
     return "\n".join(lines)
 
 
@@ -76,16 +82,27 @@ def _taken(record: Row, group: str) -> list[Row]:
     return [row for row in record["measurements"] if row["group"] == group and row["why_not"] is None]
 
 
-def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
-    extra = ("GFLOP", "MB moved", "operators", "in a step", "kernels") if work else ()
-    heads = ("calls", "eager p50 ms", "p50 ms", "p99 ms", "p99 ÷ p50", "speed-up", "cosine", "max abs", *extra)
+WORK: Mapping[str, Callable[[Row], object]] = {
+    "GFLOP": lambda work: number(work.get("gflop"), 1, 0),
+    "MB moved": lambda work: number(work.get("bytes"), 1e-6, 0),
+    "operators": lambda work: work.get("operators"),
+    "in a step": lambda work: work.get("operators_per_step"),
+    "kernels": lambda work: work.get("kernels"),
+    "ms in them": lambda work: number(work.get("kernel_ms"), 1, 2),
+}
+"""Column -> what it says of a row's `work`."""
+
+
+def _table(heading: str, rows: list[Row], *, work: Collection[str]) -> Iterator[str]:
+    """A row per line; of the columns in `work`, those that some row has something in."""
+    extra = [head for head in work if any(WORK[head](row["work"] or {}) is not None for row in rows)]
     roofline = any((row["roofline"] or {}).get("percent") is not None for row in rows)
-    in_kernels = work and any((row["work"] or {}).get("kernel_ms") is not None for row in rows)
-    heads = (*heads, *(["ms in them"] if in_kernels else []), *(["of roofline"] if roofline else []))
+    heads = ("calls", "eager p50 ms", "p50 ms", "p99 ms", "p99 ÷ p50", "speed-up", "cosine", "max abs", *extra)
+    heads = (*heads, "of roofline") if roofline else heads
     yield cells(heading, *heads)
     yield "|---|" + "--:|" * len(heads)
     for row in rows:
-        latency, counted, agreement = row["latency_ms"] or {}, row["work"] or {}, row["accuracy"] or {}
+        latency, agreement = row["latency_ms"] or {}, row["accuracy"] or {}
         p50, p99 = latency.get("p50"), latency.get("p99")
         share = (row["roofline"] or {}).get("percent")
         values: list[object] = [
@@ -98,17 +115,8 @@ def _table(heading: str, rows: list[Row], *, work: bool) -> Iterator[str]:
             speed_up(row),
             cosine(agreement),
             None if agreement.get("max_abs") is None else f"{agreement['max_abs']:.1e}",
+            *(WORK[head](row["work"] or {}) for head in extra),
         ]
-        if work:
-            values += [
-                number(counted.get("gflop"), 1, 0),
-                number(counted.get("bytes"), 1e-6, 0),
-                counted.get("operators"),
-                counted.get("operators_per_step"),
-                counted.get("kernels"),
-            ]
-            if in_kernels:
-                values.append(number(counted.get("kernel_ms"), 1, 2))
         if roofline:
             values.append(None if share is None else f"{share:.0f} %")
         yield cells(in_its_group(row), *values)

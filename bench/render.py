@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
     written = {
         ROOT / "README.md": "\n\n".join(
-            [sections(records, "bench/records/", None), *served_sections(services, "bench/service/")]
+            [sections(front(records), "bench/records/", None), *served_sections(longest(services), "bench/service/")]
         ),
         BENCH / "README.md": "\n\n".join(
             [sections(records, "records/", "plots/"), *served_sections(services, "service/")]
@@ -54,6 +54,30 @@ def main(argv: list[str]) -> int:
     for file in stale:
         print(f"{file.relative_to(ROOT)}: {'stale' if check else 'written'}")
     return 1 if stale and check else 0
+
+
+def front(records: Records) -> Records:
+    """What somebody who has never seen the project should see first; bench/README.md has all.
+
+    Measuring runs of GPUs, or of CPUs where there are none; comparisons; single runs that have a latency to tell.
+    """
+    of_gpus = any(_is_of_gpu(record) for record in records.values() if record["measurements"])
+    return {
+        name: record
+        for name, record in records.items()
+        if record["comparison"]
+        or (_is_of_gpu(record) or not of_gpus if record["measurements"] else record["end_to_end"]["latency_ms"])
+    }
+
+
+def _is_of_gpu(record: Mapping[str, Any]) -> bool:
+    return str(record["device"]).startswith("cuda")
+
+
+def longest(services: Records) -> Records:
+    """The service under the longest load."""
+    order = sorted(services, key=lambda name: -services[name]["load"]["seconds"])
+    return {name: services[name] for name in order[:1]}
 
 
 def sections(records: Records, links: str, pictures: str | None) -> str:
