@@ -50,6 +50,9 @@ class _EngineBytes:
     def serialize(self) -> Any:
         return self._plan
 
+    def get_aliased_input_tensor(self, name: str) -> None:
+        """Asked for every output since 2.14: none of our modules writes into its inputs."""
+
 
 class _PassThroughRuntime:
     """tensorrt.Runtime without a device: the serialised engine is kept as it is."""

@@ -14,8 +14,11 @@ _LOGGERS = (
     "torch.export",
     "torch.onnx",
     "onnxscript",
+    "torch._opaque_base",
+    "torch._library.opaque_object",
 )
-"""The second is TensorRT's own C++ log, which Torch-TensorRT hands to a Python logger of this name."""
+"""The second is TensorRT's own C++ log, which Torch-TensorRT hands to a Python logger of this name; the last two tell of
+what Torch-TensorRT 2.14 still calls by its old name."""
 
 
 class CompilerLog(logging.Handler):

@@ -104,7 +104,9 @@ assert not torch.cuda.is_available()
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr
-    assert out.stderr == ""
+    # A CUDA build of torch loads Torch-TensorRT's C++ library, which says this past Python.
+    said = [line for line in out.stderr.splitlines() if "Unable to read CUDA capable devices" not in line]
+    assert said == []
 
 
 def test_replaced_removes_what_was_absent():
