@@ -17,8 +17,8 @@ _LOGGERS = (
     "torch._opaque_base",
     "torch._library.opaque_object",
 )
-"""The second is TensorRT's own C++ log, which Torch-TensorRT hands to a Python logger of this name; the last two tell of
-what Torch-TensorRT 2.14 still calls by its old name."""
+"""The second is TensorRT's own C++ log, which Torch-TensorRT hands to a Python logger of this name; the last two tell
+of what Torch-TensorRT 2.14 still calls by its old name."""
 
 
 class CompilerLog(logging.Handler):
