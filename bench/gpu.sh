@@ -12,13 +12,17 @@
 # Nothing is installed and no network is needed; bench/README.md says what must be there. MODEL and DATASET stand for
 # another checkpoint and its data.
 set -uo pipefail
-folder=$(realpath -m "${1:?usage: bench/gpu.sh FOLDER [SECONDS [MEASURING]]}")
+if [ -z "${1:-}" ]; then
+    echo "usage: bench/gpu.sh FOLDER [SECONDS [MEASURING]]" >&2
+    exit 2
+fi
+folder=$(realpath -m "$1")
 seconds=${2:-600}
 measuring=${3:-420}
 model=${MODEL:-synthetic:full}
 dataset=${DATASET:-synthetic}
-python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$folder"
 left() { echo $((seconds - SECONDS)); }
