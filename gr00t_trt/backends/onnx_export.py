@@ -136,12 +136,15 @@ def _phase(target: Target, what: str, progress: Callable[[str], None]) -> Iterat
 
 def _program(form: Interface) -> Any:
     seen = form.target
+    example, dynamic = tracing_example(seen.inputs, seen.ranges), dynamic_shapes(seen.name, seen.ranges)
     with torch.no_grad():
+        # Traced here: left to the exporter, torch 2.9 finds batches of one outside the range.
+        program = torch.export.export(seen.module, example, dynamic_shapes=dynamic, strict=False)
         return torch.onnx.export(
-            seen.module,
-            tracing_example(seen.inputs, seen.ranges),
+            program,
+            example,
             dynamo=True,
-            dynamic_shapes=dynamic_shapes(seen.name, seen.ranges),
+            dynamic_shapes=dynamic,
             input_names=list(seen.argument_names),
             output_names=[form.output],
             opset_version=OPSET,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -292,11 +293,11 @@ def _move_into_place(building: Path, folder: Path) -> None:
         try:
             os.rename(building, folder)
             return
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             if _is_complete(folder):  # another process was first
                 return
-            if not folder.exists():
-                raise
         aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.old.", dir=folder.parent))
         # Of several processes that find the same damaged folder, one moves it away and the others find it gone.
         with suppress(FileNotFoundError):
