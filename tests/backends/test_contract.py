@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import cosine, make_target, needs_torch_tensorrt, tensors
+from small_submodules import cosine, make_target, needs_torch_tensorrt, tensors
 
 from gr00t_trt.backends import BACKENDS, Built, Target, get_backend
 from gr00t_trt.errors import BackendError, PlanError, ShapeError

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import needs_no_gpu, needs_torch_tensorrt
+from small_submodules import needs_no_gpu, needs_torch_tensorrt
 
 from gr00t_trt.backends.cpu_only import cpu_only, replaced
 from gr00t_trt.backends.trt_log import compiler_log

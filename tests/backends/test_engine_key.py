@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_target
+from small_submodules import make_target
 from torch import nn
 
 import gr00t_trt
@@ -227,7 +227,7 @@ def test_a_key_is_plain_and_readable_and_its_digest_ignores_order() -> None:
 
 
 def stage_of_ours() -> Target:
-    """With classes of the package: which file `conftest` names depends on the tests that ran before."""
+    """With classes of the package, which another process finds where this one does."""
     module = gr00t_trt.load_policy("synthetic").model.eager_stage("state_encoder")
     return Target("state_encoder", module, (torch.zeros(1, 1, 64),), ("state",), ({},))
 

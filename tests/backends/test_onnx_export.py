@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
+from small_submodules import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
 from gr00t_trt.backends import Built, Target, get_backend, onnx_export, onnxruntime, trt_network

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import cosine, make_target, needs_no_gpu, needs_torch_tensorrt, tensors, unconvertible
+from small_submodules import cosine, make_target, needs_no_gpu, needs_torch_tensorrt, tensors, unconvertible
 from torch import nn
 
 from gr00t_trt.backends import Target, get_backend, trt_build

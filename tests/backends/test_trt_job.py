@@ -12,7 +12,7 @@ import types
 
 import pytest
 import torch
-from conftest import cosine, make_target, tensors, unconvertible
+from small_submodules import cosine, make_target, tensors, unconvertible
 from torch import nn
 
 from gr00t_trt.backends import get_backend, torch_tensorrt, trt_build, trt_partition

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 
-from conftest import make_target
+from small_submodules import make_target
 
 from gr00t_trt.backends import get_backend
 from gr00t_trt.backends.cpu_only import cpu_only

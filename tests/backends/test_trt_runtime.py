@@ -8,8 +8,8 @@ import types
 import fake_tensorrt
 import pytest
 import torch
-from conftest import make_target
 from fake_tensorrt import DataType, FakeEngine
+from small_submodules import make_target
 
 from gr00t_trt.backends import trt_runtime
 from gr00t_trt.backends.guarded import GuardedModule
