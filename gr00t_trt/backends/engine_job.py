@@ -19,12 +19,13 @@ from .guarded import build_failed
 from .serialized_engine import SerializedEngine
 
 
+@dataclasses.dataclass(kw_only=True)
 class EngineJob:
-    """Base of the jobs that build one engine; they are dataclasses that declare these attributes as their fields.
+    """Everything that one build needs, by either route; the routes' own jobs add what theirs needs besides.
 
     Attributes:
         route: Name of the backend, which is part of the engine's key.
-        cuda: The engine runs here; else it is built ahead of time.
+        cuda: The engine runs here; else it is built ahead of time, and what is called is the exported graph.
         notes, phases: What the user is told, and seconds by phase; filled as the job goes on.
     """
 
@@ -36,8 +37,8 @@ class EngineJob:
     cache: EngineCache | None
     versions: dict[str, str]
     progress: Callable[[str], None]
-    notes: list[str]
-    phases: dict[str, float]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    phases: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def key_settings(self) -> Mapping[str, Any]:
         """The settings that make another engine when they change."""

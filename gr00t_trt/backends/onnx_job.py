@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 import torch
 
 from ..errors import BackendError
-from ..settings import BuildOptions
 from . import onnx_export, onnxruntime, ready_made, trt_network
-from .base import Built, Coverage, Target
+from .base import Built, Coverage
 from .compute_capabilities import PORTABLE_TARGETS
-from .engine_cache import EngineCache, Slot
+from .engine_cache import Slot
 from .engine_job import EngineJob
 from .guarded import GuardedModule, check_form, first_line
 from .onnx_export import OnnxFile
@@ -26,26 +25,13 @@ from .trt_network import TensorRT, describe_engine
 from .trt_runtime import TrtRunner
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class OnnxJob(EngineJob):
-    """Everything that one build needs; `run` does it.
-
-    Attributes:
-        cuda: The engine runs here; else it is built ahead of time, and what is called is the exported graph.
-    """
+    """An engine by way of an ONNX file; `run` builds it."""
 
     route: ClassVar[str] = "tensorrt"
 
     trt: TensorRT
-    target: Target
-    options: BuildOptions
-    engine_dir: Path | None
-    cache: EngineCache | None
-    versions: dict[str, str]
-    progress: Callable[[str], None]
-    cuda: bool
-    notes: list[str] = dataclasses.field(default_factory=list)
-    phases: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def run(self) -> Built:
         start = time.perf_counter()

@@ -82,4 +82,13 @@ class TensorRTBackend:
             check_this_gpu(options.compute_capabilities)
         if engine_dir is not None:
             prepare_engine_dir(engine_dir)
-        return OnnxJob(trt, target, options, engine_dir, cache, available.versions, progress, cuda).run()
+        return OnnxJob(
+            trt=trt,
+            target=target,
+            options=options,
+            cuda=cuda,
+            engine_dir=engine_dir,
+            cache=cache,
+            versions=available.versions,
+            progress=progress,
+        ).run()

@@ -103,7 +103,19 @@ class TorchTensorRTBackend:
                 timing_cache_path=str(_cache_dir(available.versions) / "timing_cache.bin"),
             )
             versions = available.versions
-            job = TrtJob(module, target, options, settings, flavour, cuda, engine_dir, cache, versions, progress, log)
+            job = TrtJob(
+                torch_tensorrt=module,
+                target=target,
+                options=options,
+                settings=settings,
+                flavour=flavour,
+                cuda=cuda,
+                engine_dir=engine_dir,
+                cache=cache,
+                versions=versions,
+                progress=progress,
+                log=log,
+            )
             targets = compute_capabilities(options.compute_capabilities)
             with _debugger(module, settings.debugger, target, engine_dir), _device(target), targets:
                 return job.run()

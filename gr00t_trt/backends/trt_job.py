@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ..errors import BackendError
-from ..settings import BuildOptions
 from . import trt_build, trt_partition
-from .base import Built, Target
+from .base import Built
 from .compute_capabilities import PORTABLE_TARGETS
-from .engine_cache import Cached, EngineCache, Slot
+from .engine_cache import Cached, Slot
 from .engine_job import EngineJob
 from .guarded import GuardedModule
 from .serialized_engine import SerializedEngine
@@ -28,25 +25,16 @@ if TYPE_CHECKING:
     from .trt_runtime import TrtRunner
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class TrtJob(EngineJob):
-    """Everything that one build needs; `run` does it, inside `cpu_only` and with the compiler's log captured."""
+    """An engine by Torch-TensorRT; `run` builds it, inside `cpu_only` and with the compiler's log captured."""
 
     route: ClassVar[str] = "torch_tensorrt"
 
     torch_tensorrt: Any
-    target: Target
-    options: BuildOptions
     settings: TrtSettings
     flavour: str
-    cuda: bool
-    engine_dir: Path | None
-    cache: EngineCache | None
-    versions: dict[str, str]
-    progress: Callable[[str], None]
     log: Any
-    notes: list[str] = dataclasses.field(default_factory=list)
-    phases: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def run(self) -> Built:
         start = time.perf_counter()

@@ -174,7 +174,10 @@ class TestOnAGpu:
         (tmp_path / "action_decoder.engine").write_bytes(b"decoder")
 
         def make(cuda: bool = True):
-            job = OnnxJob(trt, target, options, None, None, {}, lambda _: None, cuda)
+            job = OnnxJob(
+                trt=trt, target=target, options=options, cuda=cuda,
+                engine_dir=None, cache=None, versions={}, progress=lambda _: None,
+            )  # fmt: skip
             job.form = interface(target)
             return job
 

@@ -97,8 +97,9 @@ def run_on_gpu(patch, target, options=OPTIONS, engine_dir=None, cache=None, *, r
             options, release=(2, 13), fields=fields, flavour="tensorrt", cuda=True, timing_cache_path="timings"
         )
         job = TrtJob(
-            module, target, options, settings, "tensorrt", True, engine_dir, cache, {}, lambda phase: None, log
-        )
+            torch_tensorrt=module, target=target, options=options, settings=settings, flavour="tensorrt", cuda=True,
+            engine_dir=engine_dir, cache=cache, versions={}, progress=lambda phase: None, log=log,
+        )  # fmt: skip
         return job.run(), converted
 
 
