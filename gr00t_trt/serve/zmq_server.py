@@ -6,7 +6,7 @@ the same protocol to each and lets their requests wait side by side.
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import threading
 from collections.abc import Mapping, Sequence
@@ -80,17 +80,18 @@ class ZmqServer:
         self._thread.join()
 
     def _run(self) -> None:
-        waiting = select.poll()  # zmq.Poller would use the socket while it waits
+        waiting = selectors.DefaultSelector()  # zmq.Poller would use the socket while it waits
         for each in (self._socket, self._listener):
-            waiting.register(each.fileno(), select.POLLIN)
+            waiting.register(each.fileno(), selectors.EVENT_READ)
         try:
             while not self._closing:
                 frames, more = self._next()
                 if frames:
                     self._receive(frames)
-                if not more and any(ready == self._listener.fileno() for ready, _ in waiting.poll()):
+                if not more and any(key.fd == self._listener.fileno() for key, _ in waiting.select()):
                     self._listener.recv(4096)
         finally:
+            waiting.close()
             self._context.destroy(linger=_LAST_WORDS_MS)
             self._bell.close()
             self._listener.close()
