@@ -13,6 +13,7 @@ from . import records
 from .backends.engine_cache import open_cache
 from .environment import ROOT
 from .errors import AccuracyError, PlanError
+from .fast import RequestGraphs
 from .plans import plan_to_mapping, plan_warnings, resolve
 from .policy import ModelPolicy
 from .progress import Steps
@@ -97,8 +98,9 @@ def deploy(
                 fix="choose a more exact precision for what is named, or set its `gate` in the plan",
             )
         trial.capture()
-        if plan.cuda_graph == "startup" and result["end_to_end"]["cuda_graph"]:
-            records.skip(result, "cuda_graph", _replayed(plan, result["workload"]["sequence_length"]))
+        graphs = getattr(policy.model, "graphs", None)
+        if plan.cuda_graph == "startup" and graphs is not None:
+            records.skip(result, "cuda_graph", _replayed(graphs))
         steps.step("warming up")
         for _ in range(WARM_CALLS):
             policy.get_action(observation)
@@ -107,8 +109,8 @@ def deploy(
     return Deployment(policy, plan, _served_by(result, policy, plan), result)
 
 
-def _replayed(plan: Plan, length: int) -> str:
-    lengths = ", ".join(str(each) for each in sorted({length, *plan.cuda_graph_lengths}))
+def _replayed(graphs: RequestGraphs) -> str:
+    lengths = ", ".join(map(str, graphs.prompt_lengths))
     return (
         f"prompts of {lengths} tokens are replayed, others run kernel by kernel; cuda_graph: on_demand captures each "
         "length when it first comes"

@@ -155,6 +155,16 @@ def test_a_deployed_policy_answers_by_replay(capturer: FakeCapturer) -> None:
     assert (capturer.captured, capturer.replays) == (1, before + 2)
 
 
+def test_a_start_says_which_prompt_lengths_are_replayed(capturer: FakeCapturer) -> None:
+    def told(**settings: Any) -> list[str]:
+        skipped = _deployed(**settings).record["skipped"]
+        return [entry["why"].split(" tokens")[0] for entry in skipped if "are replayed" in entry["why"]]
+
+    assert told() == ["prompts of 294"]
+    assert told(cuda_graph_lengths=[290, 294, 300]) == ["prompts of 290, 294, 300"]
+    assert told(cuda_graph="on_demand") == told(cuda_graph="none") == []
+
+
 def test_a_run_says_why_there_is_no_graph() -> None:
     job = Job(model_path="synthetic", dataset_path="synthetic", device="cpu", fn_name="state_encoder")
     record = run(job, plan(), Console(file=io.StringIO()))

@@ -124,6 +124,11 @@ class RequestGraphs:
         return sum(t.numel() * t.element_size() for kept in self._kept.values() for t in kept.inputs.values())
 
     @property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of the prompts that the kept graphs are of, in order."""
+        return sorted({kept.inputs["embeds"].shape[1] for kept in self._kept.values()})
+
+    @property
     def strayed(self) -> float | None:
         """The largest difference between a kept graph and the uncaptured model when they were compared."""
         return max((kept.strayed for kept in self._kept.values()), default=None)
