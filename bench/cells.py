@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gr00t_trt import figures
+from gr00t_trt.records import on_gpu
 
 
 def title(name: str, record: Mapping[str, Any], links: str, remark: str = "") -> str:
@@ -15,7 +16,7 @@ def title(name: str, record: Mapping[str, Any], links: str, remark: str = "") ->
         links: Where the records lie, seen from the file that this goes into.
     """
     environment, workload, versions = record["environment"], record["workload"], record["environment"]["distributions"]
-    gpu = environment.get("gpu") if str(record["device"]).startswith("cuda") else None
+    gpu = environment.get("gpu") if on_gpu(record) else None
     where = gpu or f"no GPU, {environment['cpu_cores']} CPU cores"
     used = [f"{key} {versions[key]}" for key in ("torch", "torch-tensorrt", "torch-tensorrt-rtx") if versions.get(key)]
     return (

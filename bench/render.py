@@ -21,7 +21,7 @@ import runs
 import service_table
 
 from gr00t_trt import plots
-from gr00t_trt.records import read_record
+from gr00t_trt.records import on_gpu, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
@@ -61,17 +61,13 @@ def front(records: Records) -> Records:
 
     Measuring runs of GPUs, or of CPUs where there are none; comparisons; single runs that have a latency to tell.
     """
-    of_gpus = any(_is_of_gpu(record) for record in records.values() if record["measurements"])
+    of_gpus = any(on_gpu(record) for record in records.values() if record["measurements"])
     return {
         name: record
         for name, record in records.items()
         if record["comparison"]
-        or (_is_of_gpu(record) or not of_gpus if record["measurements"] else record["end_to_end"]["latency_ms"])
+        or (on_gpu(record) or not of_gpus if record["measurements"] else record["end_to_end"]["latency_ms"])
     }
-
-
-def _is_of_gpu(record: Mapping[str, Any]) -> bool:
-    return str(record["device"]).startswith("cuda")
 
 
 def longest(services: Records) -> Records:

@@ -8,13 +8,15 @@ from typing import Any
 
 from cells import cells
 
+from gr00t_trt.records import on_gpu
+
 MEGABYTE = 1e6
 
 
 def section(name: str, record: Mapping[str, Any], links: str) -> str:
     """Title and table of one record."""
     environment = record["environment"]
-    where = f"{environment['gpu']}, " if str(record.get("device")).startswith("cuda") else ""
+    where = f"{environment['gpu']}, " if on_gpu(record) else ""
     return "\n".join(
         [
             f"**The service under load and fire**, {_model(record)}, {where}{environment['cpu_cores']} CPU cores "

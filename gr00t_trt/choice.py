@@ -16,7 +16,7 @@ import yaml
 from .benchmark import Samples, verdict
 from .figures import p50
 from .plans import plan_to_mapping
-from .records import without_home
+from .records import on_gpu, without_home
 from .settings import AUTO, OPTIMISATIONS, SUBMODULES, Plan, SubmodulePlan
 from .submodules import GOVERNED
 
@@ -117,9 +117,8 @@ def _one_line(text: str) -> str:
 
 def _hardware(record: Mapping[str, Any]) -> str:
     env = record["environment"]
-    on_gpu = str(record.get("device") or "").startswith("cuda")
-    machine = f"{env.get('gpu')}, driver {env.get('driver')}" if on_gpu else f"{env.get('cpu')}, no GPU"
-    if not on_gpu:
+    machine = f"{env.get('gpu')}, driver {env.get('driver')}" if on_gpu(record) else f"{env.get('cpu')}, no GPU"
+    if not on_gpu(record):
         machine += f", {env.get('cpu_cores')} cores"
     versions = [f"{name} {version}" for name, version in env["distributions"].items() if version and name in _TELLING]
     return ", ".join([machine, *versions])

@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import RecordError
 from .measurement_names import in_its_group
-from .records import dumps
+from .records import dumps, on_gpu
 from .report import digits
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E0B000"
@@ -115,7 +115,7 @@ def figure(
 def subtitle(record: Mapping[str, Any]) -> str:
     """Model, device, precision and workload in one line."""
     environment, workload = record["environment"], record["workload"]
-    gpu = environment.get("gpu") if str(record.get("device") or "").startswith("cuda") else None
+    gpu = environment.get("gpu") if on_gpu(record) else None
     parts = [
         str(record["model"].get("path") or "model"),
         gpu or f"CPU, {environment.get('cpu_cores') or '?'} cores",

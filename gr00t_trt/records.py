@@ -160,6 +160,8 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "submodules": list,
     "stages": list,
     "end_to_end": dict,
+    "measurements": list,
+    "comparison": list,
     "accuracy": dict,
     "skipped": list,
 }
@@ -258,6 +260,11 @@ def comparison_entry(subject: str, backend: str, **known: Any) -> dict[str, Any]
 def stage_entry(stage: str, **known: Any) -> dict[str, Any]:
     """One entry of `stages`; what is not given is null. Raises: TypeError for a field of another name."""
     return _entry("stage", STAGE_FIELDS, {"stage": stage, **known})
+
+
+def on_gpu(record: Mapping[str, Any]) -> bool:
+    """Whether the model ran on a GPU; that the machine has one does not say so."""
+    return str(record.get("device") or "").startswith("cuda")
 
 
 def skip(record: dict[str, Any], what: str, why: str) -> None:
@@ -377,6 +384,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise RecordError(f"{path}: not a record: it has no schema number", known=f"schema {SCHEMA}", fix=RECORD_FIX)
     if record["schema"] != SCHEMA:
         raise RecordError(f"{path}: schema {record['schema']!r} is not known to this release", known=f"schema {SCHEMA}")
+    for key in ("measurements", "comparison"):  # records of the first release lack them
+        record.setdefault(key, [])
     for key, kind in _KINDS.items():
         if key not in record:
             raise RecordError(f"{path}: {key} is missing", known=f"the fields of schema {SCHEMA}")
@@ -384,7 +393,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
             raise RecordError(f"{path}: {key} is a {type(record[key]).__name__}", known=getattr(kind, "__name__", ""))
     named = (("submodules", "name"), ("stages", "stage"), ("skipped", "what"))
     for field, key in (*named, ("measurements", "name"), ("comparison", "subject")):
-        for i, entry in enumerate(record.setdefault(field, [])):  # records of the first release lack the last two
+        for i, entry in enumerate(record[field]):
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                 raise RecordError(f"{path}: {field}[{i}] has no {key}")
     return record

@@ -299,6 +299,8 @@ def test_misshapen_fields(tmp_path):
     path = tmp_path / "r.json"
     for change, words in (
         ({"submodules": {}}, "submodules is a dict"),
+        ({"comparison": None}, "comparison is a NoneType"),
+        ({"measurements": 3}, "measurements is a int"),
         ({"stages": [{}]}, r"stages\[0\] has no stage"),
     ):
         path.write_text(json.dumps({**sample(), **change}))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..measurement_names import OUTSIDE, alone, form, in_its_group, is_between
-from ..records import WHOLE_REQUEST
+from ..records import WHOLE_REQUEST, on_gpu
 from ..settings import SUBMODULES
 from .intake import Loaded
 from .timings import Timing, timing
@@ -127,7 +127,7 @@ def is_measuring_run(record: Mapping[str, Any]) -> bool:
 
 
 def is_gpu(one: Loaded) -> bool:
-    return (one.record["device"] or "").startswith("cuda")
+    return on_gpu(one.record)
 
 
 def machine(one: Loaded) -> str:
