@@ -3,7 +3,7 @@
 
 import sys
 
-from gr00t_trt.cli import main
+from gr00t_trt.run.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gr00t_trt import figures
-from gr00t_trt.records import on_gpu
+from gr00t_trt.record import numbers as figures
+from gr00t_trt.record.records import on_gpu
 
 
 def title(name: str, record: Mapping[str, Any], links: str, remark: str = "") -> str:

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import gr00t_trt
-from gr00t_trt.benchmark import drain
-from gr00t_trt.compile import DTYPES
+from gr00t_trt.compile.build import DTYPES
+from gr00t_trt.compile.submodules import dimension_ranges, record
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
-from gr00t_trt.policy import Gr00tPolicy
-from gr00t_trt.settings import Ranges
-from gr00t_trt.shapes import DimRange
-from gr00t_trt.submodules import Recording, dimension_ranges, record
+from gr00t_trt.measure.timers import drain
+from gr00t_trt.model.targets import DimRange, Recording
+from gr00t_trt.plans.schema import Ranges
+from gr00t_trt.policy.policy import Gr00tPolicy
 
 
 @dataclass(frozen=True)

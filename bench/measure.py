@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gr00t_trt.measure import main
+from gr00t_trt.measure.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

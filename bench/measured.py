@@ -9,7 +9,7 @@ from typing import Any
 
 from cells import cells, cosine, cost, number, quantile, title
 
-from gr00t_trt.measurement_names import GROUPS, in_its_group, is_between
+from gr00t_trt.report.names import GROUPS, in_its_group, is_between
 
 LONGEST_NAME = 60
 

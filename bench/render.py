@@ -20,8 +20,8 @@ import measured
 import runs
 import service_table
 
-from gr00t_trt import plots
-from gr00t_trt.records import on_gpu, read_record
+from gr00t_trt.record.records import on_gpu, read_record
+from gr00t_trt.report import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"

@@ -44,14 +44,14 @@ from marked import Server, Subject, driving, policy_ms, running, tally
 from rich.console import Console
 from rich.table import Table
 
-from gr00t_trt.benchmark import Samples
-from gr00t_trt.command import Parser, parse_flags, run_program
-from gr00t_trt.environment import environment, git_state
-from gr00t_trt.progress import progress
-from gr00t_trt.records import dumps, prepare_record, write_record
+from gr00t_trt.common.command import Parser, parse_flags, run_program
+from gr00t_trt.common.progress import progress
+from gr00t_trt.measure.timers import Samples
+from gr00t_trt.record.environment import environment, git_state
+from gr00t_trt.record.records import dumps, prepare_record, write_record
 from gr00t_trt.serve.client import RobotInferenceClient
-from gr00t_trt.serve.engine import QUEUE
 from gr00t_trt.serve.wire import decode, encode
+from gr00t_trt.serve.worker import QUEUE
 
 ROOT = Path(__file__).resolve().parents[1]
 WARMUP = 5

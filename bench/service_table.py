@@ -8,7 +8,7 @@ from typing import Any
 
 from cells import cells
 
-from gr00t_trt.records import on_gpu
+from gr00t_trt.record.records import on_gpu
 
 MEGABYTE = 1e6
 

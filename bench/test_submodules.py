@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gr00t_trt.backends import get_backend
-from gr00t_trt.settings import SUBMODULES, BuildOptions
-from gr00t_trt.submodules import target
+from gr00t_trt.compile.submodules import target
+from gr00t_trt.plans.schema import SUBMODULES, BuildOptions
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor", "torch_tensorrt"])

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .drop_in import accelerate as accelerate
+    from .deploy.accelerate import accelerate as accelerate
     from .model import load_model as load_model
-    from .policy import load_policy as load_policy
+    from .policy.policy import load_policy as load_policy
 
 __version__ = "0.1.0"
 __all__ = ["accelerate", "load_model", "load_policy"]
@@ -27,11 +27,11 @@ def __getattr__(name: str) -> Any:
 
         return load_model
     if name == "load_policy":
-        from .policy import load_policy
+        from .policy.policy import load_policy
 
         return load_policy
     if name == "accelerate":
-        from .drop_in import accelerate
+        from .deploy.accelerate import accelerate
 
         return accelerate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

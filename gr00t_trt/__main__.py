@@ -8,27 +8,27 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from .command import run_program
+from .common.command import run_program
 from .errors import PlanError, unknown
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "run": ("cli", "compile, check and time the model: what run_groot_torchtrt.py does"),
-    "export": ("export", "write the submodules as ONNX files and check them"),
-    "measure": ("measure", "measure the model in many forms, each against eager PyTorch, in one record"),
-    "report": ("html_report.__main__", "records as one HTML page, and as pictures"),
-    "serve": ("serve.__main__", "answer robots and simulators over ZeroMQ or HTTP, or ask a server once"),
-    "rollout": ("rollout.program", "let a policy drive a robot, real or simulated: latencies, loop times, jitter"),
-    "simulate": ("simulate.program", "let a policy act in a simulated world: success rate, videos"),
-    "evaluate": ("evaluate.program", "compare a policy's actions with recorded episodes: errors, plots, latencies"),
-    "engines": ("engines", "list and prune the engines that earlier runs built"),
+COMMANDS: Mapping[str, str] = {
+    "run": "compile, check and time the model: what run_groot_torchtrt.py does",
+    "export": "write the submodules as ONNX files and check them",
+    "measure": "measure the model in many forms, each against eager PyTorch, in one record",
+    "report": "records as one HTML page, and as pictures",
+    "serve": "answer robots and simulators over ZeroMQ or HTTP, or ask a server once",
+    "rollout": "let a policy drive a robot, real or simulated: latencies, loop times, jitter",
+    "simulate": "let a policy act in a simulated world: success rate, videos",
+    "evaluate": "compare a policy's actions with recorded episodes: errors, plots, latencies",
+    "engines": "list and prune the engines that earlier runs built",
 }
-"""Name -> the module whose `main(argv)` it calls, and what it does in a few words."""
+"""Name -> what it does in a few words; `gr00t_trt/NAME/program.py` is the program."""
 
 
 def usage() -> str:
     """What can be typed, one line per command."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: gr00t-trt COMMAND ...", "", *lines, "", "gr00t-trt COMMAND --help explains its flags"])
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     if argv[0] in COMMANDS:
-        program = importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__)
+        program = importlib.import_module(f".{argv[0]}.program", __package__)
         return int(program.main(argv[1:]))
     return run_program(_refuse, argv)
 

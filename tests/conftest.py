@@ -1,4 +1,4 @@
-"""What several folders of tests share: the demonstration data, where it is present."""
+"""What several folders of tests share: the demonstration data and TensorRT-RTX, where they are present."""
 
 from __future__ import annotations
 
@@ -37,3 +37,21 @@ def demo() -> Path:
 def golden() -> Path:
     """A toy checkpoint with what the original implementation computed from it."""
     return _shared("golden_toy")
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    """Where Torch-TensorRT builds engines without a GPU."""
+    import torch
+    from small_submodules import torch_tensorrt_installed
+
+    from gr00t_trt.backends import get_backend
+
+    if not torch_tensorrt_installed():
+        pytest.skip("torch_tensorrt is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("about machines without a GPU")
+    available = get_backend("torch_tensorrt").availability()
+    if "tensorrt_rtx" not in available.versions:
+        pytest.skip("only TensorRT-RTX builds engines without a GPU")
+    return available

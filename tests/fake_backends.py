@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from gr00t_trt import trial
 from gr00t_trt.backends import BACKENDS, Availability, Built, Coverage, Target
-from gr00t_trt.backends.engine_cache import EngineCache
-from gr00t_trt.benchmark import Samples
+from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.errors import BackendError
+from gr00t_trt.measure import trial
+from gr00t_trt.measure.timers import Samples
 from gr00t_trt.model import Gr00tN1d5
-from gr00t_trt.settings import BuildOptions
+from gr00t_trt.plans.schema import BuildOptions
 
 
 class Clock:

@@ -15,7 +15,7 @@ from gr00t_trt.__main__ import COMMANDS, main
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_its_flags(name: str, capsys) -> None:
-    assert callable(importlib.import_module(f"gr00t_trt.{COMMANDS[name][0]}").main)
+    assert callable(importlib.import_module(f"gr00t_trt.{name}.program").main)
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0

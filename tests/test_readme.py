@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gr00t_trt.cli import overrides, parse
-from gr00t_trt.plans import load_plan, merge
-from gr00t_trt.settings import Plan
+from gr00t_trt.plans.load import load_plan, merge
+from gr00t_trt.plans.schema import Plan
+from gr00t_trt.run.program import overrides, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gr00t_trt import records
-from gr00t_trt.benchmark import Samples, verdict
+from gr00t_trt.measure.timers import Samples, verdict
+from gr00t_trt.record import records
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER = Samples(tuple(46.0 + i % 7 for i in range(120)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ..engines.manifest import Coverage, EngineFile
 from ..errors import PlanError, unknown
-from .base import Availability, Backend, Built, Coverage, EngineFile, Target
+from ..model.targets import Target
+from .base import Availability, Backend, Built
 from .eager import EagerBackend
-from .inductor import InductorBackend
-from .onnxruntime import OnnxRuntimeBackend
-from .tensorrt import TensorRTBackend
-from .torch_tensorrt import TorchTensorRTBackend
+from .inductor.backend import InductorBackend
+from .onnx.backend import OnnxRuntimeBackend
+from .tensorrt.backend import TensorRTBackend
+from .torch_tensorrt.backend import TorchTensorRTBackend
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend

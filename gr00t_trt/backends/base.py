@@ -8,62 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from torch import nn
 
-from ..settings import BuildOptions
-from ..shapes import ArgumentRange
+from ..engines.manifest import Coverage, EngineFile
+from ..model.targets import Target
+from ..plans.schema import BuildOptions
 
 if TYPE_CHECKING:
-    from .engine_cache import EngineCache
-
-
-@dataclass(frozen=True)
-class Target:
-    """One submodule, ready to be built.
-
-    Attributes:
-        name: Name in the registry, for example ``dit_model``.
-        module: The eager module, in evaluation mode, already cast to the wanted dtype, on the wanted device.
-        inputs: Positional tensors recorded from a real request, in the module's dtype and on its device.
-        argument_names: The forward's argument names, one per tensor.
-        ranges: Per argument, axis -> DimRange; empty mappings for static arguments.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[torch.Tensor, ...]
-    argument_names: tuple[str, ...]
-    ranges: tuple[ArgumentRange, ...]
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How much of a submodule's graph a compiler took.
-
-    Attributes:
-        operators: Operators in the lowered graph.
-        converted: Operators that the compiler put into engines.
-        engines: Engines it would build, or built.
-        unsupported: Name -> count of the operators left to PyTorch.
-    """
-
-    operators: int
-    converted: int
-    engines: int
-    unsupported: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def percent(self) -> float:
-        return 100.0 * self.converted / self.operators if self.operators else 100.0
-
-
-@dataclass(frozen=True)
-class EngineFile:
-    """An engine written to disk, with its manifest beside it."""
-
-    path: Path
-    manifest: Path
-    bytes: int
+    from ..engines.cache import EngineCache
 
 
 @dataclass(frozen=True)

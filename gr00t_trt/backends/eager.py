@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ..settings import BuildOptions
-from .base import Availability, Built, Capturable, Target
-from .engine_cache import EngineCache
+from ..engines.cache import EngineCache
+from ..model.targets import Target
+from ..plans.schema import BuildOptions
+from .base import Availability, Built, Capturable
 
 
 class EagerBackend:

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..engines.cache import Cached, EngineCache, Slot
+from ..engines.files import place_engine, write_engine
+from ..engines.key import engine_key, target_gpu
+from ..engines.manifest import EngineFile
+from ..engines.serialized_engine import SerializedEngine
 from ..errors import Gr00tError
-from ..settings import BuildOptions
-from .base import EngineFile, Target
-from .engine_cache import Cached, EngineCache, Slot
-from .engine_files import place_engine, write_engine
-from .engine_key import engine_key, target_gpu
+from ..model.targets import Target
+from ..plans.schema import BuildOptions
 from .guarded import build_failed
-from .serialized_engine import SerializedEngine
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError, ShapeError
-from ..shapes import check_shapes
-from .base import Target
+from ..model.targets import Target, check_shapes
 
 
 class GuardedModule:

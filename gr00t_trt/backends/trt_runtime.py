@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
-from .trt_network import TensorRT, describe_engine, load_tensorrt, torch_dtype
+from .tensorrt.network import TensorRT, describe_engine, load_tensorrt, torch_dtype
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses to be multiples of."""

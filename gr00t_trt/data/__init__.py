@@ -1,17 +1,9 @@
 """Data: datasets on disk, observations, and the arithmetic between them and the model's inputs and actions."""
 
-from ..modality import ModalityConfig
+from ..common.interface import ModalityConfig
 from .embodiments import DATA_CONFIGS, DataConfig, Processing, data_config
 from .lerobot import FRAME_LOOKUPS, LeRobotDataset
-from .metadata import (
-    EMBODIMENT_TAGS,
-    DatasetMetadata,
-    PartInfo,
-    Statistics,
-    VideoInfo,
-    embodiment_index,
-    metadata_path,
-)
+from .metadata import EMBODIMENT_TAGS, DatasetMetadata, PartInfo, Statistics, VideoInfo, embodiment_index, metadata_path
 from .observation import example_observation, validate_observation
 from .prompt import Prompter, bracketed
 from .state_action_transforms import (
@@ -23,13 +15,7 @@ from .state_action_transforms import (
 )
 from .synthetic import synthetic_dataset, write_synthetic_dataset
 from .tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, synthetic_tokenizer
-from .transforms import (
-    DEFAULT_TEXT,
-    ComposedModalityTransform,
-    ConcatTransform,
-    GR00TTransform,
-    ModalityTransform,
-)
+from .transforms import DEFAULT_TEXT, ComposedModalityTransform, ConcatTransform, GR00TTransform, ModalityTransform
 from .video_transforms import (
     VideoColorJitter,
     VideoCrop,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.interface import ModalityConfig
 from ..errors import Gr00tError, PlanError, unknown
-from ..modality import ModalityConfig
 from .metadata import EMBODIMENT_TAGS, embodiment_index
 from .state_action_transforms import StateActionSinCosTransform, StateActionToTensor, StateActionTransform
 from .transforms import ComposedModalityTransform, ConcatTransform, GR00TTransform, ModalityTransform

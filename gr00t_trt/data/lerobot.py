@@ -14,17 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
 from ..errors import DatasetError, PlanError, unknown
-from ..modality import ModalityConfig
-from .layout import (
-    Episode,
-    build_metadata,
-    read_episodes,
-    read_info,
-    read_modality,
-    read_statistics,
-    read_tasks,
-)
+from .layout import Episode, build_metadata, read_episodes, read_info, read_modality, read_statistics, read_tasks
 from .metadata import DatasetMetadata, PartInfo, Statistics
 from .parquet import Table, column_statistics
 from .video import VideoReader, look_up

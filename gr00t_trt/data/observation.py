@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
 from ..errors import ObservationError, nearest
-from ..modality import ModalityConfig
 from .metadata import DatasetMetadata
 from .prompt import bracketed
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.video_file import VideoWriter, pyav
 from ..errors import DatasetError, refetch
-from ..video_file import VideoWriter, pyav
 
 CACHE_BYTES = 64 * 2**20
 """Decoded frames that one reader keeps, in bytes."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data import LeRobotDataset, ModalityConfig
 from ..errors import DatasetError, ObservationError, PlanError, unknown
-from ..policies import Policy, refuse_non_finite
+from .policies import Policy, refuse_non_finite
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
+from ..common.command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
+from ..common.progress import Steps, progress
 from ..errors import PlanError, unknown
-from ..policies import (
-    Policy,
-    carry_out,
-    check_policy_flags,
-    connect,
-    load_local,
-    optional,
-    plan_of,
-    policy_flags,
-)
-from ..progress import Steps, progress
+from .policies import Policy, carry_out, check_policy_flags, connect, load_local, optional, plan_of, policy_flags
 
 if TYPE_CHECKING:
     from ..data import LeRobotDataset
@@ -217,8 +208,8 @@ def _replay_all(
     horizon: int,
     steps: Steps,
 ) -> list[Prediction]:
-    from ..local import LocalPolicy
     from .episodes import observed, replay
+    from .local import LocalPolicy
 
     steps.step(f"{name}: warming up")
     policy.get_action(observed(dataset, recordings[0].trajectory, 0))

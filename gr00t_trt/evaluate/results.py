@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import records
 from ..data import LeRobotDataset
-from ..environment import ROOT
-from ..plans import plan_to_mapping
-from ..policies import plan_of
-from ..samples import Samples
+from ..plans.load import plan_to_mapping
+from ..record import records
+from ..record.environment import ROOT
+from ..record.samples import Samples
 from .episodes import Prediction, Recording, difference, score
+from .policies import plan_of
 
 
 def fill(

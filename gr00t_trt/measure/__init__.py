@@ -1,5 +1,1 @@
-"""The measuring command: one model in many forms, each against eager PyTorch, in one record."""
-
-from .program import main
-
-__all__ = ["main"]
+"""Reference, build, check, time: one harness for every program that measures."""

@@ -1,7 +1,8 @@
-"""`python -m gr00t_trt.measure` is `gr00t-trt measure`."""
+"""`python -m gr00t_trt.measure`, the same as `gr00t-trt measure`."""
 
 import sys
 
-from . import main
+from .program import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import accuracy
-from ..benchmark import Samples, drain, verdict
-from ..compile import judge
-from ..plans import resolve_action_gate
-from ..roofline import ceilings
-from ..settings import Plan
+from ..compile.build import judge
+from ..plans.load import resolve_action_gate
+from ..plans.schema import Plan
+from . import accuracy
 from .budget import Budget
 from .forms import Form, Forms
 from .kernels import kernels, summary
+from .roofline import ceilings
 from .rows import CALLS_OF_PERCENTILES, PLAIN, Candidate, Row, Workload
+from .timers import Samples, drain, verdict
 from .timing import Taken, alternate, loop_samples, medians, submodule
 from .work import Counter, Subject
 

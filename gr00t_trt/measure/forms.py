@@ -10,21 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import accuracy, fast
 from ..backends import get_backend
-from ..backends.base import Built, Target
+from ..backends.base import Built
 from ..backends.guarded import first_line
-from ..backends.inductor import InductorBackend
-from ..compile import Model, agreement_with, set_precision
+from ..backends.inductor.backend import InductorBackend
+from ..compile.build import Model, agreement_with, set_precision
+from ..compile.submodules import dimension_ranges, record, select, target
 from ..errors import BackendError
-from ..fast import FastGr00tN1d5
-from ..model.inputs import IDS
-from ..policy import Gr00tPolicy
-from ..settings import BuildOptions, Plan, Ranges
-from ..submodules import Recording, dimension_ranges, record, select, target
-from ..trial import full_fp32
+from ..model.n1_5 import fast
+from ..model.n1_5.fast import FastGr00tN1d5
+from ..model.n1_5.inputs import IDS
+from ..model.targets import Recording, Target
+from ..plans.schema import BuildOptions, Plan, Ranges
+from ..policy.policy import Gr00tPolicy
+from . import accuracy
 from .graphs import Graphs
 from .rows import PLAIN, Candidate, Workload
+from .trial import full_fp32
 from .workloads import Requests
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import get_backend
-from ..capture import capturer_for
+from ..compile.capture import capturer_for
 from ..errors import BackendError
-from ..fast import FastGr00tN1d5, RequestGraphs
+from ..model.n1_5.fast import FastGr00tN1d5, RequestGraphs
 from .rows import Workload
 
 

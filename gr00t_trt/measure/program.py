@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..command import Parser, parse_flags, run_program
+from ..common.command import Parser, parse_flags, run_program
 from ..errors import PlanError, unknown
-from ..settings import PRECISIONS
+from ..plans.schema import PRECISIONS
 
 BUDGET_S, REHEARSAL_S = 500.0, 75.0
 """Under nine minutes and under one and a half, with PyTorch's import before and a compiler's last breath after."""

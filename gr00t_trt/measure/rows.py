@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..settings import OPTIMISATIONS
+from ..plans.schema import OPTIMISATIONS
 
 ALL = tuple(OPTIMISATIONS)
 CALLS_OF_PERCENTILES = 1000

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .. import records
 from ..backends import get_backend
 from ..backends.guarded import first_line
+from ..common.devices import choose_device, side_stream
+from ..common.progress import Steps, progress
+from ..compile.submodules import select
 from ..errors import PlanError
-from ..measurement_names import OUTSIDE
-from ..model.inputs import IDS, PIXELS
-from ..plans import plan_to_mapping, resolve_action_gate
-from ..policy import load_policy
-from ..progress import Steps, progress
-from ..run import ROOT, Job, choose_device, open_dataset, side_stream
-from ..settings import Plan
-from ..stages import PeakMemory
-from ..submodules import select
+from ..model.n1_5.inputs import IDS, PIXELS
+from ..plans.load import plan_to_mapping, resolve_action_gate
+from ..plans.schema import Plan
+from ..policy.policy import load_policy
+from ..record import records
+from ..report.names import OUTSIDE
+from ..run.job import ROOT, Job, open_dataset
 from .bench import Bench, to_count
 from .budget import Budget, OutOfTime
 from .forms import Forms
 from .rows import ALL, COMPILED, PLAIN, Row, Workload, planned
+from .stages import PeakMemory
 from .work import Counter
 from .workloads import Requests
 

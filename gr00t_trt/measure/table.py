@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..measurement_names import OUTSIDE
-from ..report import digits
+from ..report.names import OUTSIDE
+from ..report.terminal import digits
 from .rows import Row
 
 

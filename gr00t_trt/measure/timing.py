@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..benchmark import Samples, measure_alternating
-from ..stages import REST, TOTAL, StageTimer
 from .forms import Form, Forms
 from .rows import Row
+from .stages import REST, TOTAL, StageTimer
+from .timers import Samples, measure_alternating
 
 PARTS_OF_STEP = ("action_encoder", "dit_model", "action_decoder", "denoise_step", "denoise_loop")
 SPLIT_CALLS = 10

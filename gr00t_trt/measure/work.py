@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .. import fast, submodules
-from ..compile import DTYPES, Model
-from ..environment import usable_cores
+from ..compile import submodules
+from ..compile.build import DTYPES, Model
 from ..model import Gr00tConfig, Gr00tN1d5
-from ..model.inputs import EMBODIMENT
-from ..roofline import Trace, trace
+from ..model.n1_5 import fast
+from ..model.n1_5.inputs import EMBODIMENT
+from ..record.environment import usable_cores
+from .roofline import Trace, trace
 from .rows import Candidate, Workload
 
 STEP = ("action_encoder", "dit_model", "action_decoder")

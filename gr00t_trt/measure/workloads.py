@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.inputs import IDS, LOOKED_UP, MASK, PIXELS
-from ..policy import Gr00tPolicy
+from ..model.n1_5.inputs import IDS, LOOKED_UP, MASK, PIXELS
+from ..policy.policy import Gr00tPolicy
 from .rows import Workload
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from .config import Gr00tConfig
 from .config_files import read_config
-from .gr00t import Gr00tN1d5
-from .synthetic import fill_synthetic, is_synthetic, synthetic_config
+from .n1_5.config import Gr00tConfig
+from .n1_5.gr00t import Gr00tN1d5
+from .n1_5.synthetic import fill_synthetic, is_synthetic, synthetic_config
 from .weights import copy_weights, load_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .config import (
+from .config_section import Section
+from .n1_5.config import (
     IMAGE_TOKEN,
     PUBLIC_SPECIAL_TOKENS,
     ActionHeadConfig,
@@ -21,7 +22,6 @@ from .config import (
     TransformerConfig,
     VisionConfig,
 )
-from .config_section import Section
 
 
 def read_config(folder: Path) -> Gr00tConfig:

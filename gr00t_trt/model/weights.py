@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError, refetch
-from .config import Gr00tConfig
+from .n1_5.config import Gr00tConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"

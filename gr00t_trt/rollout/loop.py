@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..policies import refuse_non_finite
+from ..evaluate.policies import refuse_non_finite
 from .robots import Robot
 
 Chunk = dict[str, np.ndarray]

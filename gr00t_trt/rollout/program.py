@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ..command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
-from ..environment import ROOT
+from ..common.command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
+from ..common.progress import progress
 from ..errors import PlanError, ServiceError, unknown
-from ..policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
-from ..progress import progress
-from ..records import new_record, skip
+from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
+from ..record.environment import ROOT
+from ..record.records import new_record, skip
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
 from .timing import live, summarise, timing_table

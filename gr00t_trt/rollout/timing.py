@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..samples import Samples
+from ..record.samples import Samples
 from .loop import Trace
 
 LATE = 1.5

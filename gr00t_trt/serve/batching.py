@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..modality import ModalityConfig
+from ..common.interface import ModalityConfig
 
 _AXES = {"video": 4, "state": 2}
 """Axes of an array of one request, without a batch axis."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from ..modality import ModalityConfig
 from .resize import fit_frames
 from .wire import decode, encode
 

@@ -7,10 +7,10 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
-from ..command import Parser, parse_flags, switch
+from ..common.command import Parser, parse_flags, switch
 from ..errors import PlanError
-from ..plans import load_plan, merge, resolve
-from ..settings import BACKENDS, CUDA_GRAPH, PRECISIONS, SUBMODULES, Plan
+from ..plans.load import load_plan, merge, resolve
+from ..plans.schema import BACKENDS, CUDA_GRAPH, PRECISIONS, SUBMODULES, Plan
 
 ENGINES = "gr00t_engine"
 """Where NVIDIA's build script leaves its engines."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from ..modality import ModalityConfig
 from .client import frame_sizes
 from .json_wire import decode_json, encode_json
 from .resize import fit_frames

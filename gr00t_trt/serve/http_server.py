@@ -19,10 +19,10 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import ObservationError, ServiceError, ShapeError
-from .engine import Answer
 from .json_wire import decode_json, encode_json
 from .refusal import Refusal
 from .service import Service, cannot_listen
+from .worker import Answer
 
 try:
     import uvicorn

@@ -6,11 +6,11 @@ import hmac
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from ..modality import ModalityConfig
-from .engine import Answer, Engine, Job
 from .metrics import Metrics
 from .refusal import Refusal
+from .worker import Answer, Engine, Job
 
 UNAUTHORISED = "Unauthorized: Invalid API token"
 """Word for word what existing clients are shown."""

@@ -19,17 +19,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..backends.engine_files import prepare_engine_dir
-from ..deploy import Deployment, deploy
-from ..figures import digits
-from ..policy import Gr00tPolicy, load_policy
-from ..progress import progress
-from ..run import Job, choose_device, open_dataset, recorded_step
+from ..common.devices import choose_device
+from ..common.progress import progress
+from ..deploy.deploy import Deployment, deploy
+from ..engines.files import prepare_engine_dir
+from ..policy.policy import Gr00tPolicy, load_policy
+from ..record.numbers import digits
+from ..run.job import Job, open_dataset, recorded_step
 from .batching import Batcher
-from .engine import Engine
 from .flags import is_loopback, plan_of
 from .metrics import Metrics
 from .service import Service, cannot_listen
+from .worker import Engine
 from .zmq_server import ZmqServer
 
 MIB = 2**20

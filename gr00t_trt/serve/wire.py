@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from ..modality import ModalityConfig
 
 try:
     import msgpack

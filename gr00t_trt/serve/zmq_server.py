@@ -14,10 +14,10 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import ServiceError
-from .engine import Answer
 from .refusal import Refusal
 from .service import Service, cannot_listen
 from .wire import decode, encode
+from .worker import Answer
 
 try:
     import zmq

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from ..errors import ObservationError
-from ..policies import Policy, refuse_non_finite
+from ..evaluate.policies import Policy, refuse_non_finite
 from .environments import LONG_VIEW, VIEW
 
 

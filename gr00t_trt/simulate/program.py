@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..command import Parser, deliver, parse_flags, record_flags, record_path, run_program
-from ..environment import ROOT
+from ..common.command import Parser, deliver, parse_flags, record_flags, record_path, run_program
+from ..common.progress import Steps, progress
 from ..errors import PlanError
-from ..policies import Policy, check_policy_flags, open_policy, policy_flags
-from ..progress import Steps, progress
-from ..records import new_record, skip
-from ..samples import Samples
+from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags
+from ..record.environment import ROOT
+from ..record.records import new_record, skip
+from ..record.samples import Samples
 
 if TYPE_CHECKING:
     from .episodes import Outcome

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..modality import ModalityConfig
+from ..common.interface import ModalityConfig
 from .environments import VIEW
 from .kinematics import REST_ARM, SIDES, grasp_point, limits, reach
 from .tabletop import CLOSED, INSTRUCTION_KEY, PEAR_RADIUS, ego_camera

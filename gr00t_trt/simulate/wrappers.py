@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from ..common.video_file import VideoWriter
 from ..errors import ObservationError
-from ..video_file import VideoWriter
 
 VIDEO_FPS = 10
 STEPS_PER_FRAME = 2

@@ -12,8 +12,8 @@ from small_submodules import cosine, make_target, needs_torch_tensorrt, tensors
 
 from gr00t_trt.backends import BACKENDS, Built, Target, get_backend
 from gr00t_trt.errors import BackendError, PlanError, ShapeError
-from gr00t_trt.settings import BACKENDS as NAMES
-from gr00t_trt.settings import BuildOptions
+from gr00t_trt.plans.schema import BACKENDS as NAMES
+from gr00t_trt.plans.schema import BuildOptions
 
 COMPILERS = ["inductor", pytest.param("torch_tensorrt", marks=needs_torch_tensorrt), "onnxruntime", "tensorrt"]
 
@@ -135,7 +135,7 @@ def test_importing_the_package_imports_no_compiler():
 def test_inductor_without_a_compiler(monkeypatch):
     import torch._inductor.config as config
 
-    from gr00t_trt.backends.inductor import InductorBackend
+    from gr00t_trt.backends.inductor.backend import InductorBackend
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # monkeypatch would leave the setting deleted: PyTorch's configuration is put back by its own means only.

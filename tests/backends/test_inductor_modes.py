@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gr00t_trt.backends.base import Target
-from gr00t_trt.backends.inductor import GRAPHED_MODES, InductorBackend, _Announced
+from gr00t_trt.backends.inductor.backend import GRAPHED_MODES, InductorBackend, _Announced
 from gr00t_trt.errors import BackendError, PlanError
-from gr00t_trt.settings import BuildOptions
+from gr00t_trt.model.targets import Target
+from gr00t_trt.plans.schema import BuildOptions
 
 
 @pytest.mark.parametrize("mode", GRAPHED_MODES)

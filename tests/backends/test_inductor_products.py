@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gr00t_trt.backends import inductor_products
-from gr00t_trt.backends.inductor_products import GpuProducts, is_long, long_linear
+from gr00t_trt.backends.inductor import products as inductor_products
+from gr00t_trt.backends.inductor.products import GpuProducts, is_long, long_linear
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -11,12 +11,15 @@ import torch
 from small_submodules import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
-from gr00t_trt.backends import Built, Target, get_backend, onnx_export, onnxruntime, trt_network
-from gr00t_trt.backends.engine_cache import EngineCache
-from gr00t_trt.backends.engine_files import verify
-from gr00t_trt.backends.weights_hash import weights_hash
+from gr00t_trt.backends import Built, Target, get_backend
+from gr00t_trt.backends.onnx import backend as onnxruntime
+from gr00t_trt.backends.onnx import export as onnx_export
+from gr00t_trt.backends.tensorrt import network as trt_network
+from gr00t_trt.engines.cache import EngineCache
+from gr00t_trt.engines.files import verify
+from gr00t_trt.engines.weights_hash import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
-from gr00t_trt.settings import BuildOptions
+from gr00t_trt.plans.schema import BuildOptions
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

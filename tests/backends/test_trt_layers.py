@@ -10,7 +10,7 @@ from small_submodules import make_target
 from gr00t_trt.backends import get_backend
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.trt_layers import engine_layers, network_layers
-from gr00t_trt.settings import BuildOptions
+from gr00t_trt.plans.schema import BuildOptions
 
 
 def test_they_are_those_of_the_network_as_it_goes_into_the_builder(rtx, monkeypatch):

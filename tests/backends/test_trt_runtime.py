@@ -13,7 +13,7 @@ from small_submodules import make_target
 
 from gr00t_trt.backends import trt_runtime
 from gr00t_trt.backends.guarded import GuardedModule
-from gr00t_trt.backends.trt_network import TensorRT
+from gr00t_trt.backends.tensorrt.network import TensorRT
 from gr00t_trt.backends.trt_runtime import TrtRunner
 from gr00t_trt.errors import BackendError, ShapeError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gr00t_trt.backends.trt_settings import map_settings, release_tuple
+from gr00t_trt.backends.torch_tensorrt.settings import map_settings, release_tuple
 from gr00t_trt.errors import BackendError, PlanError
-from gr00t_trt.settings import BuildOptions
+from gr00t_trt.plans.schema import BuildOptions
 
 ALWAYS = {
     "workspace_size",

@@ -31,9 +31,9 @@ from gr00t_trt.evaluate.episodes import (
     replay,
     score,
 )
-from gr00t_trt.local import LocalPolicy
+from gr00t_trt.evaluate.local import LocalPolicy
 from gr00t_trt.model import load_model
-from gr00t_trt.policy import Gr00tPolicy
+from gr00t_trt.policy.policy import Gr00tPolicy
 
 MODALITIES = data_config("fourier_gr1_arms_only").modality_config()
 PARTS = {"left_arm": 7, "right_arm": 7, "left_hand": 6, "right_hand": 6}

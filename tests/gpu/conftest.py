@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gr00t_trt.measure.trial import full_fp32
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.trial import full_fp32
 
 MakeRequest = Callable[..., dict[str, Tensor]]
 

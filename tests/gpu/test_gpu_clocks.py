@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from gr00t_trt.benchmark import measure_alternating, verdict
 from gr00t_trt.measure.kernels import kernels, summary
-from gr00t_trt.roofline import ceilings
-from gr00t_trt.stages import REST, TOTAL, PeakMemory, StageTimer
+from gr00t_trt.measure.roofline import ceilings
+from gr00t_trt.measure.stages import REST, TOTAL, PeakMemory, StageTimer
+from gr00t_trt.measure.timers import measure_alternating, verdict
 
 
 @pytest.fixture(scope="module")

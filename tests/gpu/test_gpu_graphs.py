@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gr00t_trt.backends.inductor import InductorBackend
-from gr00t_trt.compile import set_precision
-from gr00t_trt.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, record, restructure, target
+from gr00t_trt.backends.inductor.backend import InductorBackend
+from gr00t_trt.compile.build import set_precision
+from gr00t_trt.compile.submodules import dimension_ranges, select
 from gr00t_trt.measure.kernels import kernels, summary
 from gr00t_trt.model import Gr00tN1d5
-from gr00t_trt.settings import BuildOptions, Plan, Ranges
-from gr00t_trt.submodules import dimension_ranges, select
+from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, record, restructure, target
+from gr00t_trt.plans.schema import BuildOptions, Plan, Ranges
 
 pytestmark = pytest.mark.usefixtures("exact")
 TOLERANCE = 1e-4

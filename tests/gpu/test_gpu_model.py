@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gr00t_trt import accuracy
-from gr00t_trt.fast import CudaCapturer, RequestGraphs, restructure
+from gr00t_trt.measure import accuracy
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.settings import LOOPS
+from gr00t_trt.model.n1_5.fast import CudaCapturer, RequestGraphs, restructure
+from gr00t_trt.plans.schema import LOOPS
 
 CASES = ("b1_v1", "b2_v2", "b2_v1_leftpad")
 TOLERANCE = 1e-4

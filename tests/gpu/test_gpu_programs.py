@@ -16,13 +16,13 @@ import torch
 from rich.console import Console
 
 import gr00t_trt
-from gr00t_trt.cli import main as groot
 from gr00t_trt.evaluate.__main__ import main as evaluate
-from gr00t_trt.records import read_record
+from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.record.records import read_record
 from gr00t_trt.rollout.__main__ import main as rollout
+from gr00t_trt.run.program import main as groot
 from gr00t_trt.serve.ask import example
 from gr00t_trt.serve.client import RobotInferenceClient
-from gr00t_trt.settings import SUBMODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNTHETIC = ["--model_path", "synthetic", "--dataset_path", "synthetic"]
@@ -109,9 +109,9 @@ def test_a_server_with_graphs_answers_different_questions_differently(port: int)
 
 
 def test_the_policy_of_a_deployment_answers_like_eager_fp32(gpu: torch.device) -> None:
-    from gr00t_trt.deploy import deploy
-    from gr00t_trt.plans import plan_from_mapping
-    from gr00t_trt.progress import Steps
+    from gr00t_trt.common.progress import Steps
+    from gr00t_trt.deploy.deploy import deploy
+    from gr00t_trt.plans.load import plan_from_mapping
 
     settings = {"backend": "eager", "precision": "fp32", "cuda_graph": "on_demand"}
     policy = gr00t_trt.load_policy("synthetic", device=gpu)

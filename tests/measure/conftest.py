@@ -6,7 +6,7 @@ import pytest
 
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
 from gr00t_trt.measure.workloads import Requests
-from gr00t_trt.policy import Gr00tPolicy, load_policy
+from gr00t_trt.policy.policy import Gr00tPolicy, load_policy
 
 
 @pytest.fixture(scope="package")

@@ -11,7 +11,7 @@ from gr00t_trt.measure.rows import ALL, OURS, PLAIN, Workload, planned
 from gr00t_trt.measure.work import Counter, Subject
 from gr00t_trt.measure.workloads import with_views
 from gr00t_trt.model import load_config
-from gr00t_trt.model.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE
+from gr00t_trt.model.n1_5.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE
 
 
 def inputs_of(work: Workload) -> dict[str, torch.Tensor]:

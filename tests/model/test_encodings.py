@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from gr00t_trt.model import Gr00tN1d5
-from gr00t_trt.model.action_head import timestep_encoding
-from gr00t_trt.model.config import TextConfig
-from gr00t_trt.model.dit import timestep_features
-from gr00t_trt.model.qwen3 import Qwen3Attention, Routing
+from gr00t_trt.model.n1_5.action_head import timestep_encoding
+from gr00t_trt.model.n1_5.config import TextConfig
+from gr00t_trt.model.n1_5.dit import timestep_features
+from gr00t_trt.model.n1_5.qwen3 import Qwen3Attention, Routing
 
 BUCKETS = [0, 1, 250, 500, 750, 999]
 

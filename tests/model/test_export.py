@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from gr00t_trt.compile.submodules import REGISTRY
 from gr00t_trt.model import Gr00tN1d5
-from gr00t_trt.submodules import REGISTRY
 
 SIZES = {"traced": {"batch": 2, "images": 3, "length": 40}, "other": {"batch": 5, "images": 7, "length": 61}}
 RANGES = {"batch": (1, 8), "images": (1, 24), "length": (32, 1024)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gr00t_trt.errors import ObservationError, PlanError
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.settings import SUBMODULES
+from gr00t_trt.plans.schema import SUBMODULES
 
 MakeRequest = Callable[..., dict[str, Tensor]]
 
@@ -240,7 +240,7 @@ def test_bad_noise(shared_tiny: Gr00tN1d5, make_request: MakeRequest) -> None:
 def test_options(options: dict[str, Any], shared_tiny: Gr00tN1d5, make_request: MakeRequest) -> None:
     import dataclasses
 
-    from gr00t_trt.model.synthetic import fill_synthetic
+    from gr00t_trt.model.n1_5.synthetic import fill_synthetic
 
     config = shared_tiny.config
     head, backbone = config.action_head, config.backbone

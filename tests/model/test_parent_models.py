@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from gr00t_trt.model.config import TextConfig, VisionConfig
-from gr00t_trt.model.qwen3 import LanguageModel
-from gr00t_trt.model.siglip import VisionModel
-from gr00t_trt.model.synthetic import fill_synthetic
+from gr00t_trt.model.n1_5.config import TextConfig, VisionConfig
+from gr00t_trt.model.n1_5.qwen3 import LanguageModel
+from gr00t_trt.model.n1_5.siglip import VisionModel
+from gr00t_trt.model.n1_5.synthetic import fill_synthetic
 
 transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-4

@@ -8,9 +8,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from gr00t_trt.common.interface import ModalityConfig
 from gr00t_trt.data import data_config
 from gr00t_trt.errors import ObservationError, PlanError
-from gr00t_trt.modality import ModalityConfig
 from gr00t_trt.rollout.lerobot import LeRobotArm, read_cameras
 from gr00t_trt.rollout.robots import EnvironmentRobot, check_fit, join_motors, split_motors
 from gr00t_trt.rollout.simulated import SPEED, START, SimulatedRobot

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gr00t_trt.common.interface import ModalityConfig
 from gr00t_trt.errors import PlanError, ServiceError
-from gr00t_trt.modality import ModalityConfig
 from gr00t_trt.rollout.program import asker, main, parse
 
 QUICK = ["--model_path", "synthetic", "--actions_to_execute", "3", "--control_hz", "20", "--warmup", "1"]

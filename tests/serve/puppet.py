@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from gr00t_trt.modality import ModalityConfig
+from gr00t_trt.common.interface import ModalityConfig
 from gr00t_trt.serve.batching import Batcher
-from gr00t_trt.serve.engine import Engine
 from gr00t_trt.serve.http_server import HttpServer
 from gr00t_trt.serve.metrics import Metrics
 from gr00t_trt.serve.service import Service
+from gr00t_trt.serve.worker import Engine
 from gr00t_trt.serve.zmq_server import ZmqServer
 
 CONFIG = {

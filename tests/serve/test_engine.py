@@ -11,11 +11,11 @@ import pytest
 from puppet import CONFIG, Puppet, observation, wait_until
 
 from gr00t_trt.errors import AccuracyError
-from gr00t_trt.serve import engine as engine_module
+from gr00t_trt.serve import worker as engine_module
 from gr00t_trt.serve.batching import Batcher
-from gr00t_trt.serve.engine import Answer, Engine, Job
 from gr00t_trt.serve.metrics import Metrics
 from gr00t_trt.serve.refusal import Refusal
+from gr00t_trt.serve.worker import Answer, Engine, Job
 
 
 class Run:

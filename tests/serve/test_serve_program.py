@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans import resolve
+from gr00t_trt.plans.load import resolve
+from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.serve.__main__ import main
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.flags import is_loopback, parse, plan_of
-from gr00t_trt.settings import SUBMODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 

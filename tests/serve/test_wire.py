@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from puppet import observation
 
+from gr00t_trt.common.interface import ModalityConfig
 from gr00t_trt.errors import ServiceError
-from gr00t_trt.modality import ModalityConfig
 from gr00t_trt.serve.json_wire import decode_json, encode_json
 from gr00t_trt.serve.wire import MAX_DEPTH, MAX_ELEMENTS, decode, encode
 

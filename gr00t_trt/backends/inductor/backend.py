@@ -1,0 +1,192 @@
+"""torch.compile, one submodule at a time, compiled when it is built and not in the middle of a request."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from ...engines.cache import EngineCache
+from ...errors import BackendError, PlanError
+from ...model.targets import Target, tracing_example
+from ...plans.schema import BuildOptions
+from ..base import Availability, Built, Capturable, describe
+from ..guarded import GuardedModule, build_failed, same_form
+
+MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
+GRAPHED_MODES = ("reduce-overhead", "max-autotune")
+"""torch.compile modes that replay a CUDA graph of their own per submodule; on a GPU only."""
+
+
+class InductorBackend:
+    """torch.compile with the plan's dynamic dimensions and nothing else dynamic."""
+
+    name = "inductor"
+    capturable: Capturable = "any shape"
+
+    def __init__(self, mode: str = "default"):
+        if mode not in MODES:
+            raise PlanError(f"inductor: mode {mode!r} is not available", known=MODES)
+        self.mode = mode
+
+    def availability(self) -> Availability:
+        versions = {"torch": str(torch.__version__)}
+        caveats: tuple[str, ...] = ()
+        if torch.cuda.is_available():
+            missing = "" if importlib.util.find_spec("triton") else "inductor needs Triton: pip install triton"
+        else:
+            missing = _missing_cpp_compiler()
+            caveats = ("No CUDA device: submodules are compiled to C++ for the CPU.",)
+        return Availability(installed=not missing, reason=missing, versions=versions, caveats=caveats)
+
+    def build(
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
+    ) -> Built:
+        """Compile by warm calls at the recorded sizes and, where one is 1, at two as well.
+
+        torch.compile treats the size 1 as a special case, so a range that contains 1 and more needs two graphs.
+        Raises: BackendError without a compiler, when compiling fails, or when the result has another form.
+        """
+        available = self.availability()
+        if not available.installed:
+            raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend eager")
+        graphed = self.mode in GRAPHED_MODES
+        if graphed and target.inputs[0].device.type != "cuda":
+            raise BackendError(
+                f"{target.name}: mode {self.mode} replays CUDA graphs, and there is no GPU", fix="use mode default"
+            )
+        start = time.perf_counter()
+        on_gpu = target.inputs[0].device.type == "cuda"
+        progress("compiling")
+        compiled = _Announced(target.name, self._compiled(target.module, on_gpu=on_gpu), copies=graphed)
+        call = GuardedModule(target, compiled)
+        phases: dict[str, float] = {}
+        try:
+            for phase, inputs in _warm_calls(target).items():
+                phase_start = time.perf_counter()
+                result = call(*_marked(target, inputs))
+                phases[phase] = time.perf_counter() - phase_start
+                if phase == "recorded size":
+                    actual = result
+        except Exception as e:
+            raise build_failed(target, "compiling with torch.compile", e, _compile_error(e)) from e
+        with torch.no_grad():
+            difference = same_form(target.module(*target.inputs), actual)
+        if difference is not None:
+            raise BackendError(f"{target.name}: the compiled submodule returns {difference}")
+        compiled.announce = True
+        return Built(
+            call=call,
+            runs=True,
+            build_s=time.perf_counter() - start,
+            phases_s=phases,
+            settings={
+                "backend": "inductor",
+                "mode": self.mode,
+                "fullgraph": True,
+                "gpu_products": on_gpu,
+                "dynamic": _dynamic_axes(target),
+            },
+        )
+
+    def _compiled(self, module: torch.nn.Module, *, on_gpu: bool) -> Callable[..., Any]:
+        if not on_gpu:
+            return torch.compile(module, backend="inductor", mode=self.mode, fullgraph=True)
+        from .products import GpuProducts
+
+        # torch.compile takes a mode or options; a mode is a name for some of them.
+        options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts()}
+        return torch.compile(module, backend="inductor", options=options, fullgraph=True)
+
+
+class _Announced:
+    """Runs without gradients, as at build time, and warns when a call compiled again.
+
+    Args:
+        copies: Results lie in a CUDA graph's own buffers, which its next replay overwrites: hand out copies.
+    """
+
+    def __init__(self, name: str, compiled: Callable[..., Any], *, copies: bool = False):
+        self.name = name
+        self.compiled = compiled
+        self.copies = copies
+        self.announce = False
+
+    def __call__(self, *args: torch.Tensor) -> Any:
+        before = _graphs_compiled()
+        with torch.inference_mode(False), torch.no_grad():
+            # A tensor made in inference mode fails the guards of a graph that was traced with a normal one.
+            result = self.compiled(*(x.clone() if x.is_inference() else x for x in args))
+            if self.copies:
+                result = tree_map_only(torch.Tensor, torch.Tensor.clone, result)
+        if self.announce and _graphs_compiled() != before:
+            warnings.warn(
+                f"{self.name}: torch.compile compiled again for {describe(args)}; this call's time is not a latency",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return result
+
+
+def _graphs_compiled() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def _warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:
+    calls = {"recorded size": target.inputs}
+    example = tracing_example(target.inputs, target.ranges)
+    if any(a.shape != b.shape for a, b in zip(example, target.inputs, strict=True)):
+        calls["size two"] = example
+    return calls
+
+
+def _marked(target: Target, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    out = []
+    for arg, ranges in zip(inputs, target.ranges, strict=True):
+        arg = arg.detach()  # the mark belongs to the tensor object, and the recorded one is used elsewhere
+        for axis, dim in ranges.items():
+            if dim.static or arg.shape[axis] < 2:
+                torch._dynamo.mark_static(arg, axis)
+            else:
+                torch._dynamo.mark_dynamic(arg, axis)
+        out.append(arg)
+    return tuple(out)
+
+
+def _dynamic_axes(target: Target) -> dict[str, dict[int, str]]:
+    axes = {
+        name: {axis: f"{dim.name} {dim.minimum} to {dim.maximum}" for axis, dim in ranges.items() if not dim.static}
+        for name, ranges in zip(target.argument_names, target.ranges, strict=True)
+    }
+    return {name: dims for name, dims in axes.items() if dims}
+
+
+def _missing_cpp_compiler() -> str:
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception:
+        return "inductor needs a C++ compiler on the CPU: install g++ or clang++, or name one in CXX"
+    return ""
+
+
+def _compile_error(error: BaseException) -> str | None:
+    """torch.compile wraps the cause; a missing compiler deserves its own words."""
+    if "InvalidCxxCompiler" in repr(error):
+        return "no working C++ compiler was found; install g++ or clang++, or name one in CXX"
+    if "TritonMissing" in repr(error):
+        return "Triton is missing; pip install triton"
+    return None

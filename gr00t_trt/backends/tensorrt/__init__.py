@@ -1,0 +1,1 @@
+"""TensorRT by way of ONNX, for TensorRT and TensorRT-RTX."""

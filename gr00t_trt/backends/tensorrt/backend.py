@@ -1,0 +1,96 @@
+"""TensorRT by way of ONNX: export, parse, build. TensorRT proper and TensorRT-RTX.
+
+On a GPU the engine runs. Without one TensorRT-RTX builds the same engine ahead of time, which is written and not run;
+what is called then is the exported graph in ONNX Runtime, so that its numbers can be checked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...engines.cache import EngineCache
+from ...engines.files import prepare_engine_dir
+from ...errors import BackendError
+from ...model.targets import Target
+from ...plans.schema import BuildOptions
+from ..base import Availability, Built, Capturable
+from ..compute_capabilities import check_this_gpu
+from ..guarded import first_line
+from ..onnx import export as onnx_export
+from ..torch_tensorrt.settings import TENSORRT_RTX
+from . import network as trt_network
+from .job import OnnxJob
+
+_INSTALL = "pip install tensorrt on a machine with a GPU, or 'gr00t_trt[rtx]' for TensorRT-RTX on any"
+
+
+class TensorRTBackend:
+    """NVIDIA's published route: one engine per submodule, from an ONNX file."""
+
+    name = "tensorrt"
+    # Changing an execution context's shapes leaves graphs captured from it undefined.
+    capturable: Capturable = "one shape"
+
+    def availability(self) -> Availability:
+        versions = {"torch": str(torch.__version__)}
+        if reason := onnx_export.missing():
+            return Availability(False, reason, versions)
+        for name in ("onnx", "onnxscript"):
+            versions[name] = importlib.metadata.version(name)
+        try:
+            trt = trt_network.load_tensorrt()
+        except ImportError as e:
+            return Availability(False, f"TensorRT cannot be imported ({first_line(e)}): {_INSTALL}", versions)
+        versions[trt.flavour] = trt.version
+        if torch.cuda.is_available():
+            return Availability(True, "", versions)
+        if trt.flavour != TENSORRT_RTX:
+            return Availability(False, f"TensorRT builds engines on a GPU only: {_INSTALL}", versions)
+        caveat = "No CUDA device: engines are built and not run."
+        if importlib.util.find_spec("onnxruntime") is None:
+            caveat += " Nor is onnxruntime installed, so the exported graphs are not checked."
+        return Availability(True, "", versions, (caveat,))
+
+    def build(
+        self,
+        target: Target,
+        options: BuildOptions,
+        *,
+        engine_dir: Path | None,
+        progress: Callable[[str], None],
+        cache: EngineCache | None = None,
+    ) -> Built:
+        """Build one submodule, or take its engine from `options.trt_engine_path` or the cache.
+
+        Raises: BackendError naming the submodule and the phase; PlanError for an option that this TensorRT cannot
+            honour; RecordError, before anything is built, when `engine_dir` cannot be written.
+        """
+        available = self.availability()
+        if not available.installed:
+            raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend inductor")
+        cuda = torch.cuda.is_available()
+        if cuda and any(x.device.type != "cuda" for x in target.inputs):
+            raise BackendError(
+                f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
+            )
+        trt = trt_network.load_tensorrt(verbose=options.debug)
+        trt_network.refuse_options(trt, options)
+        if cuda:
+            check_this_gpu(options.compute_capabilities)
+        if engine_dir is not None:
+            prepare_engine_dir(engine_dir)
+        return OnnxJob(
+            trt=trt,
+            target=target,
+            options=options,
+            cuda=cuda,
+            engine_dir=engine_dir,
+            cache=cache,
+            versions=available.versions,
+            progress=progress,
+        ).run()

@@ -1,0 +1,1 @@
+"""Torch-TensorRT, for TensorRT and TensorRT-RTX."""

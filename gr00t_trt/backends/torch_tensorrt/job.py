@@ -1,0 +1,179 @@
+"""One submodule through Torch-TensorRT: its engine built or taken from the cache, and what became of it told."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ...engines.cache import Cached, Slot
+from ...engines.serialized_engine import SerializedEngine
+from ...engines.weights_hash import weights_hash
+from ...errors import BackendError
+from ..base import Built
+from ..compute_capabilities import PORTABLE_TARGETS
+from ..engine_job import EngineJob
+from ..guarded import GuardedModule
+from ..trt_layers import engine_layers
+from . import engine as trt_build
+from . import partition as trt_partition
+from .settings import TENSORRT, TrtSettings
+
+if TYPE_CHECKING:
+    from ..trt_runtime import TrtRunner
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrtJob(EngineJob):
+    """An engine by Torch-TensorRT; `run` builds it, inside `cpu_only` and with the compiler's log captured."""
+
+    route: ClassVar[str] = "torch_tensorrt"
+
+    torch_tensorrt: Any
+    settings: TrtSettings
+    flavour: str
+    log: Any
+
+    def run(self) -> Built:
+        start = time.perf_counter()
+        self.arguments = {**self.settings.module, **self.settings.compile}
+        self.notes += self.settings.notes
+        built = self.on_gpu() if self.cuda else self.without_gpu()
+        gc.collect()
+        return dataclasses.replace(
+            built,
+            build_s=time.perf_counter() - start,
+            phases_s=self.phases,
+            settings=self.arguments,
+            notes=tuple(self.notes),
+        )
+
+    def on_gpu(self) -> Built:
+        slot = self.slot()
+        with slot.reserved():
+            found = slot.find(read=True)
+            if found is not None and (built := self.loaded(found)) is not None:
+                return built
+            with self.phase("exporting and building the engine", "build"):
+                part = self.partition()
+            self.check_complete(part)
+            call = GuardedModule(self.target, part.module)
+            with self.phase("running the engine at the recorded size", "warm"):
+                self.warm(call, part)
+            engine = self.existing_engine(part)
+            made: dict[str, Any] = {"layers_before": part.layers}
+            if engine is not None:
+                made = self.made(slot, engine, lambda: self.description(slot, part, None))
+        after = engine_layers(module for _, module in part.engines())
+        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
+
+    def without_gpu(self) -> Built:
+        """A dry run, always: its graph is what the submodule's accuracy is checked on. Only the engine is kept."""
+        with self.phase("exporting and partitioning", "partition"):
+            part = self.partition()
+        self.check_complete(part)
+        built = Built(GuardedModule(self.target, part.module), False, 0.0, coverage=part.coverage)
+        if self.flavour == TENSORRT:
+            self.notes.append("Dry run: TensorRT builds engines on a GPU only; TensorRT-RTX also without one.")
+            return built
+        if part.coverage.engines != 1 or part.coverage.unsupported:
+            self.notes.append("No engine was built: the submodule does not fit into exactly one.")
+            return built
+        slot, graph = self.slot(), trt_partition.graph_hash(part)
+        with slot.reserved():
+            found = slot.find()
+            if found is not None and found.manifest.graph_sha256 != graph:
+                self.notes.append("The engine in the cache is of another graph than this one, and was built again.")
+                found = None
+            if found is None:
+                with self.phase("building the TensorRT-RTX engine", "engine"):
+                    engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
+                made = self.made(slot, engine, lambda: self.description(slot, part, graph))
+            else:
+                made = self.taken(found)
+            built = dataclasses.replace(built, **made)
+        targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
+        self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
+        return built
+
+    def key_settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self.arguments.items() if name != "timing_cache_path"}
+
+    def compiler_error(self) -> str | None:
+        return self.log.first_error()
+
+    def loaded(self, found: Cached) -> Built | None:
+        """An engine from the cache, run once; None, and a note, where it cannot be."""
+        try:
+            with self.phase("loading the engine from the cache", "load"):
+                runner, arguments = _runner(found, self.target.inputs[0].device), found.manifest.arguments
+                call = GuardedModule(self.target, lambda *args: runner(*(args[index] for index in arguments)))
+            with self.phase("running the engine at the recorded size", "warm"), torch.no_grad():
+                call(*self.target.inputs)
+                torch.cuda.synchronize()
+        except BackendError as e:
+            self.notes.append(f"The engine in the cache was built again: {str(e).splitlines()[0]}.")
+            return None
+        if self.options.cpu_offload:
+            self.target.module.to("cpu")
+        after, coverage = runner.engine.num_layers, found.manifest.coverage
+        return Built(call, True, 0.0, coverage=coverage, layers_after=after, **self.taken(found))
+
+    def partition(self) -> trt_partition.Partition:
+        try:
+            return trt_partition.partition(self.torch_tensorrt, self.target, self.arguments, dryrun=not self.cuda)
+        except AssertionError as e:
+            if "require_full_compilation" not in str(e):
+                raise
+            # The compiler says that something is left over and not what; a tolerant dry run names it.
+            arguments = {**self.arguments, "require_full_compilation": False, "dryrun": True}
+            part = trt_partition.partition(self.torch_tensorrt, self.target, arguments, dryrun=True)
+            raise self.not_complete(trt_partition.incomplete(self.target, part.coverage) or str(e)) from e
+
+    def not_complete(self, why: str) -> BackendError:
+        return BackendError(
+            why,
+            known="require_full_compilation is on: a submodule must become exactly one engine",
+            fix="set `require_full_compilation: false`, or give this submodule `backend: eager` in the plan",
+        )
+
+    def check_complete(self, part: trt_partition.Partition) -> None:
+        why = trt_partition.incomplete(self.target, part.coverage)
+        if why is not None and self.options.require_full_compilation:
+            raise self.not_complete(why)
+        if why is not None:
+            self.notes.append(why)
+
+    def warm(self, call: GuardedModule, part: trt_partition.Partition) -> None:
+        with torch.no_grad():
+            call(*self.target.inputs)
+        torch.cuda.synchronize()
+        if part.module.gm is not part.graph:
+            raise BackendError(f"{self.target.name}: the recorded size made the compiler build again")
+
+    def existing_engine(self, part: trt_partition.Partition) -> SerializedEngine | None:
+        if part.coverage.engines != 1:
+            return None
+        engine = trt_build.built_engine(self.target, part)
+        if engine is None and (self.engine_dir is not None or self.cache is not None):
+            self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
+        return engine
+
+    def description(self, slot: Slot, part: trt_partition.Partition, graph: str | None) -> dict[str, Any]:
+        return {
+            "settings": self.arguments if self.cuda else {**self.arguments, **trt_build.AHEAD_OF_TIME},
+            "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
+            "coverage": part.coverage,
+            "graph_sha256": graph,
+        }
+
+
+def _runner(found: Cached, device: torch.device) -> TrtRunner:
+    from ..trt_runtime import TrtRunner
+
+    assert found.plan is not None
+    inputs, outputs = found.manifest.inputs, found.manifest.outputs
+    return TrtRunner(found.plan, [b.name for b in inputs], [b.name for b in outputs], device)

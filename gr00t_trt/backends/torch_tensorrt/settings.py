@@ -1,0 +1,155 @@
+"""BuildOptions -> the keyword arguments of one Torch-TensorRT release, 2.9 to 2.14.
+
+Torch-TensorRT ignores keywords that it does not know, so a removed or misspelt setting would be lost in silence.
+Here every keyword is looked up in the fields of the installed `CompilationSettings` first; what a release cannot do
+is an error when it would change results and a note when it would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BackendError, PlanError
+from ...plans.schema import BuildOptions
+
+OLDEST, NEWEST = (2, 9), (2, 14)
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
+
+
+@dataclass(frozen=True)
+class TrtSettings:
+    """What to hand to MutableTorchTensorRTModule.
+
+    Attributes:
+        compile: Keyword arguments that are fields of the release's CompilationSettings.
+        module: Keyword arguments of MutableTorchTensorRTModule's own constructor.
+        debugger: Wrap the build in `torch_tensorrt.dynamo.Debugger`; no release of this range has a debug setting.
+        notes: What this release does instead of what was asked.
+    """
+
+    compile: dict[str, Any]
+    module: dict[str, Any]
+    debugger: bool
+    notes: tuple[str, ...]
+
+
+def release_tuple(version: str) -> tuple[int, int]:
+    """``"2.13.0+cu130"`` -> ``(2, 13)``. Raises: BackendError for anything that does not start so."""
+    try:
+        major, minor = version.split(".")[:2]
+        return int(major), int(minor)
+    except ValueError as e:
+        raise BackendError(f"torch_tensorrt: version {version!r} is not of the form 2.13.0") from e
+
+
+def map_settings(
+    options: BuildOptions,
+    *,
+    release: tuple[int, int],
+    fields: Set[str],
+    flavour: str,
+    cuda: bool,
+    timing_cache_path: str,
+) -> TrtSettings:
+    """Map our options to one release's settings; depends on nothing but its arguments.
+
+    Args:
+        release: Major and minor of torch_tensorrt.
+        fields: Field names of the installed CompilationSettings.
+        flavour: ``tensorrt`` or ``tensorrt_rtx``.
+        cuda: A CUDA device is present; without one the build is a dry run.
+        timing_cache_path: Where TensorRT keeps its timings between builds; unused by TensorRT-RTX.
+    Raises: PlanError for an option that this release or flavour cannot honour without changing results;
+        BackendError when a setting that results depend on is missing from the release.
+    """
+    name = "Torch-TensorRT {}.{}".format(*release)
+    out: dict[str, Any] = {}
+    notes: list[str] = []
+
+    def need(key: str, value: Any) -> None:
+        if key not in fields:
+            raise BackendError(
+                f"{name} has no setting {key!r}, on which this build depends",
+                known=f"releases {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}",
+                fix="install one of these releases, or choose --backend inductor",
+            )
+        out[key] = value
+
+    need("min_block_size", 1)
+    need("truncate_double", True)
+    need("require_full_compilation", options.require_full_compilation)
+    need("use_fp32_acc", options.use_fp32_acc)
+    need("disable_tf32", options.disable_tf32)
+    if not cuda:
+        need("dryrun", True)
+
+    if options.optimization_level is not None:
+        if not 0 <= options.optimization_level <= 5:
+            raise PlanError(f"optimization_level: {options.optimization_level} is outside 0 to 5")
+        need("optimization_level", options.optimization_level)
+
+    _typing(options, release, name, fields, out, notes)
+    _attention(options, release, name, fields, out, notes)
+
+    if "use_python_runtime" in fields:
+        out["use_python_runtime"] = not options.use_cpp_runtime
+    elif options.use_cpp_runtime:
+        notes.append(f"use_cpp_runtime: {name} has one runtime and takes its C++ library whenever that is installed.")
+
+    if options.cpu_offload:
+        if cuda:
+            need("offload_module_to_cpu", True)
+        else:
+            notes.append("cpu_offload: without a GPU the weights are on the CPU already.")
+
+    if flavour == TENSORRT:
+        need("timing_cache_path", timing_cache_path)
+        if options.compute_capabilities:
+            raise PlanError(
+                f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for "
+                "the GPU that it runs on",
+                fix='install TensorRT-RTX to build for other GPUs (pip install "gr00t_trt[rtx]"), or leave it empty',
+            )
+
+    debugger = options.debug
+    if options.debug and "debug" in fields:
+        out["debug"], debugger = True, False
+
+    module = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True, "immutable_weights": False}
+    return TrtSettings(compile=out, module=module, debugger=debugger, notes=tuple(notes))
+
+
+def _typing(
+    options: BuildOptions, release: tuple[int, int], name: str, fields: Set[str], out: dict[str, Any], notes: list[str]
+) -> None:
+    # enabled_precisions is never passed: 2.10 to 2.12 refuse it beside explicit typing and 2.13 ignores it.
+    if options.use_explicit_typing:
+        if release < (2, 10):
+            if "use_explicit_typing" not in fields:
+                raise BackendError(f"{name} cannot keep the graph's dtypes", fix="install Torch-TensorRT 2.10 or newer")
+            out["use_explicit_typing"] = True
+        return
+    if "use_explicit_typing" not in fields:
+        raise PlanError(
+            f"use_explicit_typing: false is impossible with {name}: its TensorRT types every layer explicitly",
+            known="weak typing exists up to Torch-TensorRT 2.12",
+            fix="drop the setting; the plan's precision casts the submodule instead",
+        )
+    out["use_explicit_typing"] = False
+    notes.append("use_explicit_typing is off: TensorRT may compute layers in another precision than the graph's.")
+
+
+def _attention(
+    options: BuildOptions, release: tuple[int, int], name: str, fields: Set[str], out: dict[str, Any], notes: list[str]
+) -> None:
+    if "attn_bias_is_causal" in fields:
+        # The default reads every attention bias as a causal mask, wrong for vision, padding and the diffusion model.
+        out["attn_bias_is_causal"] = False
+    elif release >= (2, 11):
+        notes.append(f"{name} has no attn_bias_is_causal: compare masked attention with eager before trusting it.")
+    if "decompose_attention" in fields:
+        out["decompose_attention"] = options.decompose_attention
+    elif not options.decompose_attention:
+        notes.append(f"decompose_attention: {name} always lowers attention to matmul, softmax, matmul.")

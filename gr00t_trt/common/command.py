@@ -1,0 +1,131 @@
+"""What all programs of this package share: how flags are spelled and checked, where messages go, how a program ends.
+
+Messages go to stderr and results to stdout. Exit status: 0 done, 1 a check failed, 2 bad input or something missing,
+130 interrupted (Ctrl-C, SIGTERM), 141 nobody reads the messages any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from rich.console import Console
+
+from ..errors import Gr00tError, PlanError, RecordError, unknown
+from ..record.records import default_record_path, dumps, prepare_record, write_record
+from .progress import interruptible
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, raising PlanError where argparse would print the whole usage and exit."""
+
+    def __init__(self, **settings: Any):
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise PlanError(f"command line: {message}", fix=f"{self.prog} --help explains every flag")
+
+
+def switch(group: Any, name: str, *, help: str, default: bool | None = False) -> None:
+    """A flag that can be switched on and off, ``--name`` and ``--no_name``, as NVIDIA's programs spell it."""
+    group.add_argument(f"--{name}", action="store_true", default=default, help=help)
+    group.add_argument(f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS)
+
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """`--fn-name` is `--fn_name`: NVIDIA's scripts use both spellings, and so do fingers."""
+    out = []
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        out.append(name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg)
+    return out
+
+
+def parse_flags(p: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of a program, in either spelling.
+
+    Raises: PlanError for an unknown flag (the nearest one is offered), a value of the wrong kind, or an empty one.
+    """
+    args, strangers = p.parse_known_args(underscored(argv))
+    flags = [option for action in p._actions for option in action.option_strings if option.startswith("--")]
+    for stranger in strangers:
+        if stranger.startswith("-"):
+            raise unknown(PlanError, "command line: no such flag", stranger.partition("=")[0], flags)
+        raise PlanError(f"command line: {stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
+    for flag, value in vars(args).items():
+        # Most often a shell variable that is not set; Path("") would be the working directory.
+        if isinstance(value, str) and not value.strip():
+            raise PlanError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
+    return args
+
+
+def record_flags(group: Any) -> None:
+    """`--record` and `--json`, for `record_path` and `deliver`."""
+    group.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
+    group.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+
+
+def record_path(args: argparse.Namespace, subject: str) -> Path:
+    """Where the record will go. Raises: RecordError, before any work is done, for a path that cannot be written."""
+    path = Path(args.record) if args.record else default_record_path(Path.cwd(), subject)
+    prepare_record(path)
+    return path
+
+
+def deliver(record: Mapping[str, Any], path: Path, args: argparse.Namespace) -> None:
+    """Write a record, and print its path on stdout, or itself with `--json`.
+
+    Raises: RecordError when it cannot be written, or stdout takes nothing; a reader that has gone is no error.
+    """
+    write_record(record, path)
+    try:
+        print(dumps(record) if args.json else path, flush=True)
+    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
+        discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {path}") from error
+
+
+class _Console(Console):
+    """Where rich would end a run whose messages nobody reads with 1, which means a failed check here."""
+
+    def on_broken_pipe(self) -> None:
+        discard(sys.stderr)
+        raise BrokenPipeError
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still buffered nowhere: Python flushes at exit and would complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run_program(
+    main: Callable[[Sequence[str], Console], int],
+    argv: Sequence[str] | None,
+    *,
+    interrupted: str = "interrupted",
+) -> int:
+    """Call `main(argv, console)` and turn how it ends into an exit status; messages go to stderr.
+
+    Args:
+        argv: None for the process's own.
+        interrupted: What to say after Ctrl-C or SIGTERM.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    console = _Console(stderr=True, emoji=False)
+    try:
+        with interruptible():
+            return main(argv, console)
+    except Gr00tError as error:
+        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print(interrupted, style="yellow")
+        return 130
+    except BrokenPipeError:
+        return 141  # as if SIGPIPE had ended us

@@ -1,0 +1,75 @@
+"""Files that hold results: found to be writable before a long run, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from ..errors import RecordError
+
+
+def prepare_file(path: str | Path, what: str, flag: str) -> None:
+    """Find out before a long run that its result could not be written; leaves nothing behind but the folder.
+
+    Args:
+        what: What is to be written, for the message: ``record``, ``plan``.
+        flag: The flag that names another path.
+    Raises: RecordError for a path that cannot be written.
+    """
+    path = Path(path)
+    _refuse_other_than_file(path, what)
+    probe = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unwritable(path, what, flag, error) from error
+
+
+def write_whole(text: str, path: str | Path, what: str, flag: str) -> Path:
+    """Write a text file whole or not at all, making the folder where needed; an older file at `path` is replaced.
+
+    Args:
+        what, flag: As in `prepare_file`.
+    Returns: `path`.
+    Raises: RecordError for a path that cannot be written, or a full disk.
+    """
+    path = Path(path)
+    _refuse_other_than_file(path, what)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unwritable(path, what, flag, error) from error
+    return path
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+
+
+def _refuse_other_than_file(path: Path, what: str) -> None:
+    # Renaming a file to /dev/null or /dev/stdout, as root, would take them away from the whole machine.
+    if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
+        raise RecordError(f"{path}: a folder, not a file", fix=f"add a file name for the {what}")
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        raise RecordError(
+            f"{path}: a link or a device, and a {what} replaces what it is written to",
+            fix="name a file; --json prints the record on stdout",
+        )
+
+
+def _unwritable(path: Path, what: str, flag: str, error: Exception) -> RecordError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RecordError(f"{path}: the {what} cannot be written: {reason}", fix=f"name another path with {flag}")

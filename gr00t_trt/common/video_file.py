@@ -1,0 +1,63 @@
+"""Writing H.264 videos, frame by frame. Never imports torch; av is imported here only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import DatasetError
+
+
+def pyav() -> Any:
+    """The module av. Raises: DatasetError with the install command where it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise DatasetError(
+            "videos are read and written with PyAV, which is not installed", fix="pip install av"
+        ) from error
+    return av
+
+
+class VideoWriter:
+    """An mp4 file that grows by one frame per `add`; H.264 in yuv420p, which any player shows.
+
+    Args:
+        path: The file; its folder is made.
+        fps: Frames per second.
+        options: Of libx264, such as ``{"crf": "22"}``.
+    """
+
+    def __init__(self, path: Path, fps: int, options: dict[str, str]):
+        self.path = path
+        self._av = pyav()
+        self._fps, self._options = fps, options
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = self._av.open(str(path), "w")
+        self._stream: Any = None
+
+    def add(self, image: np.ndarray) -> None:
+        """Append one frame, uint8 RGB [H, W, 3]; H and W even, the same for all."""
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
+            self._stream.height, self._stream.width, self._stream.pix_fmt = image.shape[0], image.shape[1], "yuv420p"
+            self._stream.thread_count = 1
+        self._container.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(image, format="rgb24")))
+
+    def close(self) -> None:
+        """Finish the file; a second call does nothing."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+            self._stream = None
+        self._container.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,202 @@
+"""What an engine depends on, all of it, known before anything is exported: the key of the engine cache.
+
+Two targets with equal keys would be built into engines that do the same. Where that cannot be told, because a module
+holds something that has no plain description, there is no key and the engine is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import inspect
+import json
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BackendError
+from ..model.targets import Target
+from .manifest import this_platform
+from .weights_hash import tensor_bytes, weights_hash
+
+SCHEMA = 1
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SOURCES = ("model", "engines", "backends")
+"""What of this package decides the graph of a submodule and what a compiler is told about it."""
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def engine_key(
+    target: Target,
+    *,
+    route: str,
+    settings: Mapping[str, Any],
+    gpu: str,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The key of the engine that a route would build of a target; plain values, equal after a trip through JSON.
+
+    Args:
+        route: Name of the backend.
+        settings: Everything that the compiler is told, without paths, in values that JSON has a form for.
+        gpu: See `target_gpu`.
+        versions: Of torch, the compiler and its library.
+    Raises: BackendError naming the part of the module that keeps its engine from being recognised.
+    """
+    key = {
+        "schema": SCHEMA,
+        "route": route,
+        "submodule": target.name,
+        "weights_sha256": weights_hash(target.module),
+        "module_sha256": module_hash(target.module),
+        "source_sha256": source_hash(),
+        "arguments": _arguments(target),
+        "settings": dict(settings),
+        "gpu": gpu,
+        "versions": dict(versions),
+        "platform": this_platform(),
+    }
+    return dict(json.loads(json.dumps(key)))
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """SHA-256 of a key, independent of the order of its entries."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def target_gpu(compute_capabilities: Sequence[str], device: torch.device) -> str:
+    """What an engine is built for: this GPU by name, the plan's compute capabilities, or ``portable``."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} ({major}.{minor})"
+    return ", ".join(compute_capabilities) or "portable"
+
+
+@functools.lru_cache(maxsize=1)
+def source_hash() -> str:
+    """SHA-256 over the files of this package that an engine depends on."""
+    found = hashlib.sha256()
+    for name in _SOURCES:
+        path = _PACKAGE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(f"{file.relative_to(_PACKAGE).as_posix()}\n".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over a module's structure: classes and their source, plain attributes, and what its state leaves out.
+
+    Weights are not part of it, see `weights_hash`; buffers that are not saved, and tensors or modules in plain
+    attributes, are.
+    Raises: BackendError for a hook, or an attribute of a kind that has no plain description.
+    """
+    found = _Description()
+    structure = found.module(module, type(module).__name__, ())
+    text = json.dumps([structure, sorted(found.sources.items())], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Description:
+    """Plain values that say all that a module's forward may depend on; `sources`: module name -> hash of its file."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, str] = {}
+
+    def module(self, module: nn.Module, at: str, above: tuple[int, ...]) -> Any:
+        if id(module) in above:
+            return {"above": above.index(id(module))}
+        above = (*above, id(module))
+        for hook in _HOOKS:
+            if getattr(module, hook):
+                raise _no_key(at, "a forward hook")
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        unsaved = {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
+        return {
+            "class": self.type(type(module), at),
+            "training": module.training,
+            "attributes": {name: self.value(value, f"{at}.{name}", above) for name, value in sorted(own.items())},
+            "unsaved": {name: self.value(value, f"{at}.{name}", above) for name, value in unsaved.items()},
+            "parts": [
+                [name, self.module(child, f"{at}.{name}", above)]
+                for name, child in module._modules.items()
+                if child is not None
+            ],
+        }
+
+    def value(self, value: Any, at: str, above: tuple[int, ...]) -> Any:
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, (float, complex, bytes, torch.dtype, torch.device, torch.Size)):
+            return repr(value)
+        if isinstance(value, enum.Enum):
+            return [self.type(type(value), at), value.name]
+        if isinstance(value, torch.Tensor):
+            return [str(value.dtype), list(value.shape), hashlib.sha256(tensor_bytes(value)).hexdigest()]
+        if isinstance(value, nn.Module):
+            return [self.module(value, at, above), weights_hash(value)]
+        if isinstance(value, (list, tuple)):
+            return [type(value).__name__, *(self.value(item, f"{at}[{i}]", above) for i, item in enumerate(value))]
+        if isinstance(value, (set, frozenset)):
+            return sorted(json.dumps(self.value(item, at, above)) for item in value)
+        if isinstance(value, Mapping):
+            return [[self.value(k, at, above), self.value(v, f"{at}[{k!r}]", above)] for k, v in value.items()]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return [self.type(type(value), at), self.value(fields, at, above)]
+        if isinstance(value, functools.partial):
+            parts = (value.func, value.args, value.keywords)
+            return ["partial", *(self.value(part, at, above) for part in parts)]
+        if isinstance(value, type):
+            return self.type(value, at)
+        if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+            return self.function(value, at)
+        raise _no_key(at, f"a {type(value).__name__}")
+
+    def function(self, function: types.FunctionType | types.BuiltinFunctionType, at: str) -> str:
+        # A closure's result depends on more than its source, and what is bound to an object on that object.
+        bound = getattr(function, "__self__", None)
+        if getattr(function, "__closure__", None) or not isinstance(bound, (types.NoneType, types.ModuleType, type)):
+            raise _no_key(at, f"the function {function.__qualname__}, which holds values of its own")
+        self._source(function.__module__, at)
+        return f"{function.__module__}.{function.__qualname__}"
+
+    def type(self, cls: type, at: str) -> str:
+        for base in cls.__mro__:
+            self._source(base.__module__, at)
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+    def _source(self, name: str | None, at: str) -> None:
+        # What Python and PyTorch bring is told apart by their versions.
+        if name is None or name in self.sources or name.split(".")[0] in ("torch", *sys.stdlib_module_names):
+            return
+        try:
+            source = inspect.getsource(sys.modules[name])
+        except (OSError, TypeError, KeyError):
+            raise _no_key(at, f"code of {name}, whose source is not at hand,") from None
+        self.sources[name] = hashlib.sha256(source.encode()).hexdigest()
+
+
+def _no_key(at: str, what: str) -> BackendError:
+    return BackendError(f"{at}: {what} has no description by which an engine could be recognised")
+
+
+def _arguments(target: Target) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "ranges": {str(axis): [dim.name, dim.minimum, dim.optimum, dim.maximum] for axis, dim in ranges.items()},
+        }
+        for name, tensor, ranges in zip(target.argument_names, target.inputs, target.ranges, strict=True)
+    ]

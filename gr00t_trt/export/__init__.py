@@ -1,0 +1,1 @@
+"""`gr00t-trt export`: the submodules as ONNX files."""

@@ -1,0 +1,45 @@
+"""The trtexec commands that build the engines of exported ONNX files, as NVIDIA's build script would."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..backends.onnx.interface import Interface
+from ..engines.manifest import Binding
+from ..engines.serialized_engine import binding
+from ..plans.schema import BuildOptions
+
+
+def command(form: Interface, options: BuildOptions, *, onnx_dir: Path, engine_dir: Path) -> str:
+    """One shell command: the ONNX file of a target below `onnx_dir` in, its engine in `engine_dir` out.
+
+    The network is strongly typed, so that no precision flag is needed: the file's dtypes, and the casts that
+    `use_fp32_acc` puts into it, are the engine's. The recorded request is the optimum of the shapes.
+    """
+    seen = form.target
+    bindings = [binding(*each) for each in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True)]
+    parts = [
+        "trtexec",
+        f"--onnx={onnx_dir / form.onnx_file}",
+        f"--saveEngine={engine_dir / form.engine_file}",
+        "--stronglyTyped",
+    ]
+    # trtexec wants shapes for networks with a dynamic axis only, and then for each input that has one.
+    dynamic = [each for each in bindings if each.minimum != each.maximum]
+    if dynamic:
+        parts += [
+            f"--minShapes={_shapes(dynamic, 'minimum')}",
+            f"--optShapes={_shapes(dynamic, 'optimum')}",
+            f"--maxShapes={_shapes(dynamic, 'maximum')}",
+        ]
+    if options.disable_tf32:
+        parts.append("--noTF32")
+    if options.optimization_level is not None:
+        parts.append(f"--builderOptimizationLevel={options.optimization_level}")
+    return shlex.join([*parts, "--useCudaGraph", "--separateProfileRun", "--noDataTransfers"])
+
+
+def _shapes(bindings: Sequence[Binding], pick: str) -> str:
+    return ",".join(f"{each.name}:{'x'.join(map(str, getattr(each, pick)))}" for each in bindings)

@@ -1,0 +1,173 @@
+"""Which backend wins, decided by latencies alone, and the plan file that the choice becomes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..compile.submodules import GOVERNED
+from ..plans.load import plan_to_mapping
+from ..plans.schema import AUTO, OPTIMISATIONS, SUBMODULES, Plan, SubmodulePlan
+from ..record.numbers import p50
+from ..record.records import on_gpu, without_home
+from .timers import Samples, verdict
+
+SIMPLEST_FIRST = ("eager", "inductor", "onnxruntime", "tensorrt", "torch_tensorrt")
+"""Where latencies leave it open, the backend with the fewest moving parts: fewer packages, no engine, no export."""
+
+ALWAYS_WRITTEN = ("backend", "precision", "denoising_steps", "joint_backbone", "optimisations", "loop")
+"""Keys that say what was measured, and so stand in the file even where they are the default."""
+
+
+def beaten_by(name: str, latencies: Mapping[str, Samples]) -> list[str]:
+    """Those that are faster than `name` beyond doubt, in `benchmark.verdict`'s sense."""
+    rivals = [other for other in latencies if other != name]
+    return [
+        other for other in rivals if verdict(latencies[name], latencies[other], names=(name, other)).winner == other
+    ]
+
+
+def leader(latencies: Mapping[str, Samples]) -> str | None:
+    """The one that is faster than each of the others beyond doubt; None without such a one, or without others."""
+    for name in latencies:
+        if len(latencies) > 1 and all(name in beaten_by(other, latencies) for other in latencies if other != name):
+            return name
+    return None
+
+
+def winner(latencies: Mapping[str, Samples]) -> str:
+    """The fastest, or the simplest of those that the fastest is not faster than beyond doubt; at least one is given.
+
+    With fewer samples than a verdict needs, that is the simplest of all.
+    """
+    fastest = min(latencies, key=lambda name: latencies[name].p50)
+    tied = [name for name in latencies if fastest not in beaten_by(name, latencies)]
+    return min(tied, key=lambda name: SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else len(SIMPLEST_FIRST))
+
+
+def with_choice(plan: Plan, chosen: Mapping[str, str]) -> Plan:
+    """The plan with `auto` decided: compile target -> backend; what was not measured stays in eager PyTorch."""
+    backends = {part: backend for target, backend in chosen.items() for part in GOVERNED.get(target, (target,))}
+    used = {backends.get(name, "eager") for name in SUBMODULES}
+    rest = plan.backend
+    if rest == AUTO:
+        rest = used.pop() if len(used) == 1 else "eager"
+    own = {}
+    for name in SUBMODULES:
+        before = plan.submodules.get(name, SubmodulePlan())
+        backend = backends.get(name, None if before.backend == AUTO else before.backend)
+        after = replace(before, backend=backend)
+        if after != SubmodulePlan():
+            own[name] = after
+    return replace(plan, backend=rest, submodules=own)
+
+
+def default_plan_path(device: torch.device, plan: Plan, fn_name: str) -> Path:
+    """Where a chosen plan goes unless told otherwise; measured again, it replaces the older one.
+
+    Args:
+        fn_name: As in `submodules.select`.
+    """
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    subject = [machine, plan.precision, *([fn_name] if fn_name != "all" else [])]
+    return Path("plans", re.sub(r"[^a-z0-9_]+", "-", "-".join(subject).lower()).strip("-") + ".yaml")
+
+
+def plan_text(plan: Plan, record: Mapping[str, Any], path: Path, fn_name: str) -> str:
+    """A plan file with what was measured in its header; `plans.load_plan` reads it back as `plan`.
+
+    Args:
+        plan: The plan as chosen.
+        record: The finished record of the run that measured it.
+        path: Where the file will lie, for the command in the header.
+        fn_name: What was compiled, as in `submodules.select`.
+    """
+    command = ["python", "run_groot_torchtrt.py", "--config", str(path)]
+    command += ["--fn_name", fn_name] if fn_name != "all" else []
+    table = list(_latencies(record))
+    about = [
+        f"Hardware: {_hardware(record)}. Another machine may choose otherwise: measure again there.",
+        f"Engines:  {_engines(record)}",
+        f"Latency:  {_workload(record)}; p50 in ms, timed in turn on the same inputs. Where spreads overlap, the "
+        "simpler backend is chosen.",
+    ]
+    header = [
+        f"The fastest backend of each submodule on one machine, as measured there on {record['created_utc'][:10]}.",
+        "",
+        f"  {shlex.join(command)}",
+        "",
+        *(line for text in about for line in textwrap.wrap(_one_line(text), 116, subsequent_indent=" " * 10)),
+        *table,
+    ]
+    return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in header) + "".join(_body(plan))
+
+
+def _one_line(text: str) -> str:
+    """Names of files and GPUs come from elsewhere, and a line break in one would end the comment."""
+    return "".join(c if c.isprintable() else "?" for c in without_home(text))
+
+
+def _hardware(record: Mapping[str, Any]) -> str:
+    env = record["environment"]
+    machine = f"{env.get('gpu')}, driver {env.get('driver')}" if on_gpu(record) else f"{env.get('cpu')}, no GPU"
+    if not on_gpu(record):
+        machine += f", {env.get('cpu_cores')} cores"
+    versions = [f"{name} {version}" for name, version in env["distributions"].items() if version and name in _TELLING]
+    return ", ".join([machine, *versions])
+
+
+_TELLING = ("torch", "torch-tensorrt", "torch-tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+
+
+def _engines(record: Mapping[str, Any]) -> str:
+    built = [e for e in record["submodules"] if e["engine_bytes"] is not None and e["runs"]]
+    idle = sorted({e["backend"] for e in record["comparison"] if e["runs"] is False})
+    text = f"built for {', '.join(e['name'] for e in built)}." if built else "none."
+    if idle:
+        text += f" Those of {', '.join(idle)} cannot run on this machine, so they had no latency to win with."
+    return text
+
+
+def _workload(record: Mapping[str, Any]) -> str:
+    load = record["workload"]
+    parts = ("views", "batch_size", "sequence_length", "denoising_steps")
+    named = ", ".join(f"{part.replace('_', ' ')} {load[part]}" for part in parts)
+    return f"{record['plan']['precision']}, {named}"
+
+
+def _latencies(record: Mapping[str, Any]) -> Iterator[str]:
+    """A table: one line per subject, one column per backend, what was chosen in the last."""
+    entries = record["comparison"]
+    backends = list(dict.fromkeys(e["backend"] for e in entries))
+    chosen = {e["name"]: e["backend"] for e in record["submodules"]}
+    rows = [["", *backends, "chosen"]]
+    for subject in dict.fromkeys(e["subject"] for e in entries):
+        own = {e["backend"]: p50(e["latency_ms"]) for e in entries if e["subject"] == subject}
+        rows.append([subject, *(own.get(backend, "") for backend in backends), chosen.get(subject, "")])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *middle, last in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:], strict=False)]
+        yield "  ".join(["", first.ljust(widths[0]), *aligned, last])
+    if record["end_to_end"]["latency_ms"]:
+        ours, plain = (p50(record["end_to_end"][field]) for field in ("latency_ms", "eager_latency_ms"))
+        yield f"  The whole request with this plan, measured afterwards: {ours}; the plain model in PyTorch: {plain}."
+
+
+def _body(plan: Plan) -> Iterator[str]:
+    default = plan_to_mapping(Plan())
+    for key, value in plan_to_mapping(plan).items():
+        if key == "optimisations":
+            value = "all" if set(value) == set(OPTIMISATIONS) else value or "none"
+        if isinstance(value, Mapping) and key != "submodules":
+            value = {name: item for name, item in value.items() if item != default[key][name]}
+        if key in ALWAYS_WRITTEN or (value and value != default[key]):
+            style = None if isinstance(value, (Mapping, list)) else False  # None: what holds no more goes on one line
+            yield yaml.safe_dump({key: value}, default_flow_style=style, sort_keys=False, width=110)

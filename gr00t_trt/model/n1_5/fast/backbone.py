@@ -1,0 +1,198 @@
+"""Vision tower, language model and vision-language self-attention with fused projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..action_head import ActionHead
+from ..config import TextConfig
+from ..qwen3 import Qwen3Layer, Qwen3Model
+from ..siglip import SiglipEmbeddings, SiglipLayer, VisionModel
+from .projections import Projections
+
+
+class PatchProduct(nn.Module):
+    """As `SiglipEmbeddings`: patches do not overlap, so that the convolution is a matrix product over their pixels."""
+
+    def __init__(self, embeddings: SiglipEmbeddings):
+        super().__init__()
+        self.patch_embedding, self.position_embedding = embeddings.patch_embedding, embeddings.position_embedding
+        self.side = embeddings.patch_embedding.kernel_size[0]
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, patches, D], patches row by row."""
+        x = pixel_values.unflatten(3, (-1, self.side)).unflatten(2, (-1, self.side))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        weight = self.patch_embedding.weight.flatten(1)
+        return F.linear(x, weight, self.patch_embedding.bias) + self.position_embedding.weight
+
+
+class FastVisionLayer(nn.Module):
+    """As `SiglipLayer`, query, key and value in one product where `fused`."""
+
+    def __init__(self, layer: SiglipLayer, *, fused: bool):
+        super().__init__()
+        attention = layer.self_attn
+        self.head_dim = attention.q_proj.out_features // attention.heads
+        self.layer_norm1, self.layer_norm2, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.mlp
+        self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj), fused=fused)
+        self.out_proj = attention.out_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, patches, D] -> the same."""
+        q, k, v = self.qkv.heads(self.layer_norm1(x), self.head_dim)
+        x = x + self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class FastVisionModel(nn.Module):
+    """The compile target `vision_model`, made from the plain one."""
+
+    def __init__(self, plain: VisionModel, *, fused: bool, patch_product: bool):
+        super().__init__()
+        tower: Any = plain.vision_model
+        self.embeddings = PatchProduct(tower.embeddings) if patch_product else tower.embeddings
+        self.post_layernorm = tower.post_layernorm
+        self.layers = nn.ModuleList(FastVisionLayer(layer, fused=fused) for layer in tower.encoder.layers)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[N, 3, 224, 224] in [-1, 1] -> [N, 256, 1152], as `VisionModel`."""
+        x = self.embeddings(pixel_values)
+        for layer in self.layers:
+            x = layer(x)
+        return self.post_layernorm(x)
+
+
+def rotation_table(config: TextConfig, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[2, length, head_dim]: cosines and sines of the rotary positions 0 to length - 1, computed in fp32."""
+    exponent = torch.arange(config.head_dim // 2, dtype=torch.float32, device=device) * 2 / config.head_dim
+    position = torch.arange(length, dtype=torch.float32, device=device)
+    angle = position[:, None] * (1.0 / config.rope_theta**exponent)[None, :]
+    angle = torch.cat((angle, angle), dim=-1)
+    return torch.stack((angle.cos(), angle.sin())).to(dtype)
+
+
+def padding_tables(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What attention needs to know of a padded batch.
+
+    Args:
+        attention_mask: [B, S], nonzero marks real tokens.
+    Returns: bool [B, 1, S, S], which key a query sees; and [B, 1, S, 1], zero for the queries that would see none.
+        Such queries see every key and are set to zero, so that they get the mean of all values.
+    """
+    position = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    allowed = (position[:, None] >= position[None, :]) & (attention_mask != 0)[:, None, :]
+    seeing = allowed.float().amax(-1, keepdim=True)
+    return (allowed | (seeing == 0))[:, None], seeing.to(dtype)[:, None]
+
+
+class FastLanguageLayer(nn.Module):
+    """As `Qwen3Layer`, its rotations and its mask computed outside."""
+
+    def __init__(self, layer: Qwen3Layer, *, fused: bool):
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_dim, self.groups = attention.head_dim, attention.groups
+        self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj), fused=fused)
+        self.q_norm, self.k_norm, self.o_proj = attention.q_norm, attention.k_norm, attention.o_proj
+        self.gate_up = Projections((mlp.gate_proj, mlp.up_proj), fused=fused)
+        self.down_proj = mlp.down_proj
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, seeing: Tensor | None) -> Tensor:
+        """[B, S, D], [S, head_dim] twice, and as `padding_tables` or None -> [B, S, D]."""
+        # All of it before heads and positions change places: what the export of torch 2.11 makes of arithmetic on
+        # transposed tensors holds for one range of lengths only.
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(self.input_layernorm(x)))
+        q = _rotate(self.q_norm(q), cos, sin)
+        k = self._repeat(_rotate(self.k_norm(k), cos, sin))
+        v = self._repeat(v)
+        if seeing is not None:
+            q = q * seeing.transpose(1, 2)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        x = x + self.o_proj(out.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.post_attention_layernorm(x))
+        return x + self.down_proj(F.silu(gate) * up)
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        """[B, S, key heads, D] -> [B, S, query heads, D]; TensorRT's attention wants equal head counts."""
+        return x.unsqueeze(3).expand(-1, -1, -1, self.groups, -1).flatten(2, 3)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[B, S, heads, D], [S, D] twice -> the same as the first."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
+
+
+class FastLanguageModel(nn.Module):
+    """Causal attention over prompts without padding: the compile target `language_model`."""
+
+    def __init__(self, plain: Qwen3Model, *, fused: bool):
+        super().__init__()
+        layers: Any = plain.layers
+        self.layers = nn.ModuleList(FastLanguageLayer(layer, fused=fused) for layer in layers)
+        self.norm = plain.norm
+
+    def forward(self, inputs_embeds: Tensor, rotation: Tensor) -> Tensor:
+        """[B, S, 2048], [2, S, 128] -> [B, S, 2048], as `Qwen3Decoder` with a mask of ones."""
+        cos, sin = rotation.unbind(0)
+        x = inputs_embeds
+        for layer in self.layers:
+            x = layer(x, cos, sin, None, None)
+        return self.norm(x)
+
+
+class PaddedLanguageModel(nn.Module):
+    """The same layers over prompts of different lengths, padded on the left."""
+
+    def __init__(self, unpadded: FastLanguageModel):
+        super().__init__()
+        self.layers, self.norm = unpadded.layers, unpadded.norm
+
+    def forward(self, inputs_embeds: Tensor, rotation: Tensor, visible: Tensor, seeing: Tensor) -> Tensor:
+        """[B, S, 2048], [2, S, 128], bool [B, 1, S, S], [B, 1, S, 1] -> [B, S, 2048], as `Qwen3Decoder`."""
+        cos, sin = rotation.unbind(0)
+        x = inputs_embeds
+        for layer in self.layers:
+            x = layer(x, cos, sin, visible, seeing)
+        return self.norm(x)
+
+
+class FastVLLayer(nn.Module):
+    """As `SelfAttentionBlock`, query, key and value in one product."""
+
+    def __init__(self, block: Any):
+        super().__init__()
+        attention = block.attn1
+        self.head_dim = attention.to_q.out_features // attention.heads
+        self.norm1, self.norm3, self.ff, self.to_out = block.norm1, block.norm3, block.ff, attention.to_out
+        self.qkv = Projections((attention.to_q, attention.to_k, attention.to_v), fused=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] -> the same."""
+        q, k, v = self.qkv.heads(self.norm1(x), self.head_dim)
+        x = x + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.ff(self.norm3(x))
+
+
+class FastVLComponents(nn.Module):
+    """Vision-language LayerNorm and self-attention, made from the plain action head's parts."""
+
+    def __init__(self, head: ActionHead):
+        super().__init__()
+        self.vlln = head.vlln
+        blocks: Any = getattr(head.vl_self_attention, "transformer_blocks", ())
+        self.layers = nn.ModuleList(FastVLLayer(block) for block in blocks)
+
+    def forward(self, backbone_features: Tensor) -> Tensor:
+        """[B, S, 2048] -> the same."""
+        x = self.vlln(backbone_features)
+        for layer in self.layers:
+            x = layer(x)
+        return x

@@ -1,0 +1,343 @@
+"""The restructured model: the plain model's parameters, called in fewer and larger pieces."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....errors import ObservationError, PlanError, unknown
+from ....plans.schema import LOOPS
+from ... import Gr00tN1d5
+from ..inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
+from .conditions import KEPT_SETS, Conditions, Embodiments
+from .optimisations import OPTIMISATIONS, check_names
+from .projections import join_all
+from .prompts import Prompt, Prompts
+from .recent import Recent
+from .stages import COVERED, argument_dtypes, make_stages
+
+Stage = Callable[..., Tensor]
+
+_VERSION = operator.attrgetter("_version")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request on the model's device, with what follows from its prompt; the same for any noise and any loop.
+
+    Attributes:
+        pixel_values: fp32 [N, 3, 224, 224]. state: fp32 [B, 1, 64].
+    """
+
+    pixel_values: Tensor
+    prompt: Prompt
+    state: Tensor
+    embodiments: Embodiments
+
+
+class FastGr00tN1d5(nn.Module):
+    """GR00T N1.5 for inference with less repeated work; made by `restructure`, used like `Gr00tN1d5`.
+
+    The weights are the plain model's: `state_dict` and `load_state_dict` speak the checkpoint's names, and the plain
+    model stays usable beside this one. Cast or move this one, not the plain one, which would leave the fused weights
+    behind. What is computed from weights and kept (tables, folded and selected weights, prompt embeddings) is made
+    again when a weight was written in place, loaded, cast or moved; after writing through ``weight.data``, or loading
+    into the plain model with ``assign=True``, call `refresh`.
+
+    Attributes:
+        config: The geometry.
+        optimisations: Names of the optimisations in use.
+        loop: ``submodules`` (three stages and Euler per step), ``denoise_step`` or ``denoise_loop``.
+        stages: Name -> callable on positional tensors; every call of a part goes through this table.
+        stage_dtypes: Name -> dtype that the floating inputs of a stage are cast to. Of `denoise_step` and
+            `denoise_loop` only the DiT's; see `argument_dtypes`.
+        graphs: What answers prepared requests instead of `run`, such as `graphs.RequestGraphs`; None calls `run`.
+    """
+
+    def __init__(self, plain: Gr00tN1d5, optimisations: Collection[str] = tuple(OPTIMISATIONS)):
+        super().__init__()
+        self.optimisations = check_names(optimisations)
+        self.config = plain.config
+        self.backbone, self.action_head = plain.backbone, plain.action_head
+        # Not registered: its parts are, under the checkpoint's names.
+        self._plain = (plain,)
+        self._loop = "denoise_loop"
+        self._eager: dict[str, nn.Module] = make_stages(plain, self.optimisations)
+        self.stages: dict[str, Stage] = dict(self._eager)
+        self.stage_dtypes: dict[str, torch.dtype] = {}
+        self.graphs: Callable[[Prepared, Tensor], Tensor] | None = None
+        self.refresh()
+
+    @property
+    def loop(self) -> str:
+        return self._loop
+
+    @loop.setter
+    def loop(self, name: str) -> None:
+        if name not in LOOPS:
+            raise unknown(PlanError, "loop", name, LOOPS)
+        self._loop = name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parts that belong to no stage of the action head."""
+        return self._plain[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._plain[0].device
+
+    @property
+    def denoising_steps(self) -> int:
+        """Euler steps per action chunk, 1 to `num_timestep_buckets`; the plain model's too."""
+        return self._plain[0].denoising_steps
+
+    @denoising_steps.setter
+    def denoising_steps(self, steps: int) -> None:
+        self._plain[0].denoising_steps = steps
+
+    @property
+    def action_horizon(self) -> int:
+        """Actions per chunk, 1 to `max_seq_len`; the plain model's too."""
+        return self._plain[0].action_horizon
+
+    @action_horizon.setter
+    def action_horizon(self, horizon: int) -> None:
+        self._plain[0].action_horizon = horizon
+
+    def eager_stage(self, name: str) -> nn.Module:
+        """The PyTorch module of a stage, whatever `stages` holds now. Raises: PlanError for an unknown name."""
+        if name not in self._eager:
+            raise unknown(PlanError, "stage", name, self._eager)
+        return self._eager[name]
+
+    def reset_stages(self) -> None:
+        """Put the PyTorch modules back into `stages`, each in the dtype of its weights."""
+        self.stages.update(self._eager)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Share the fused weights again, read the stages' dtypes, and drop everything kept."""
+        for stage in self._eager.values():
+            join_all(stage)
+        plain = self._plain[0]
+        for name in self._eager:
+            weight = next(plain.eager_stage(COVERED[name][0]).parameters(), None)
+            self.stage_dtypes[name] = self.dtype if weight is None else weight.dtype
+        self._argument_dtypes = {
+            name: argument_dtypes(name, stage, self.stage_dtypes) for name, stage in self._eager.items()
+        }
+        self._conditions = Conditions(self.action_head, self.optimisations)
+        self._prompts = Prompts(self.backbone, self.optimisations, self.stage_dtypes["language_model"])
+        self._embodiments: Recent[Embodiments] = Recent(KEPT_SETS, ())
+        self._weights = tuple(w for w in (*self.parameters(), *self.buffers()) if not w.is_inference())
+
+    def cast_stage(self, name: str, dtype: torch.dtype) -> None:
+        """Cast the weights of one stage in place; of several where the stage is made of several.
+
+        The keys and values at the end of ``vl_components`` belong to ``dit_model``.
+        Raises: PlanError for an unknown name.
+        """
+        self.eager_stage(name)
+        for part in COVERED[name]:
+            self._plain[0].cast_stage(part, dtype)
+        self.refresh()
+
+    def cast_glue(self, dtype: torch.dtype) -> None:
+        """Cast in place what belongs to no stage: connector, token embedding, position and future token tables."""
+        self._plain[0].cast_glue(dtype)
+        self.refresh()
+
+    def argument_dtypes(self, name: str) -> tuple[torch.dtype, ...]:
+        """What each floating argument of a stage is cast to."""
+        return self._argument_dtypes[name]
+
+    def run_stage(self, name: str, *args: Tensor) -> Tensor:
+        """Call a stage, its floating inputs cast to the stage's dtypes."""
+        dtypes = self._argument_dtypes[name]
+        return self.stages[name](
+            *(a if a.dtype == d or not a.is_floating_point() else a.to(d) for a, d in zip(args, dtypes, strict=True))
+        )
+
+    def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As `Gr00tN1d5.prepare_inputs`."""
+        return self._plain[0].prepare_inputs(inputs)
+
+    @torch.no_grad()
+    def prepare(self, inputs: Mapping[str, Any]) -> Prepared:
+        """Check model inputs, move them to the device, and look up what follows from prompt and embodiments.
+
+        Args:
+            inputs: As `Gr00tN1d5.prepare_inputs` takes them. Ids, mask and embodiments in host memory are looked up;
+                on a GPU they are taken as padded, and worked out on the device in every call.
+        Raises: ObservationError naming key, value and fix.
+        """
+        checked = check_inputs(inputs, self.config)
+        return Prepared(
+            pixel_values=checked[PIXELS].to(self.device, torch.float32, non_blocking=True),
+            prompt=self._prompts.get(checked[IDS], checked[MASK]),
+            state=checked[STATE].to(self.device, torch.float32, non_blocking=True),
+            embodiments=self._embodiments_of(checked[EMBODIMENT]),
+        )
+
+    def _embodiments_of(self, ids: Tensor) -> Embodiments:
+        if ids.device.type != "cpu":
+            return Embodiments(ids.to(self.device, torch.int64), None)
+        key = tuple(ids.tolist())
+        # Their copy on the device belongs to the cache: a caller may write into the tensor that was given.
+        return self._embodiments.get(key, lambda: Embodiments(ids.to(self.device, torch.int64, copy=True), key))
+
+    @torch.no_grad()
+    def get_action(self, inputs: Mapping[str, Any] | Prepared, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """Predict one action chunk per sample.
+
+        Args:
+            inputs: As `prepare` takes them, or what it returned; that must not be older than the weights.
+            noise: [B, T, 32] where the flow starts; standard normal from torch's default generator when None.
+        Returns: ``action_pred`` float32 [B, T, 32], normalised.
+        Raises: ObservationError naming key, value and fix.
+        """
+        x = inputs if isinstance(inputs, Prepared) else self.prepare(inputs)
+        shape = (x.state.shape[0], self.action_horizon, self.config.action_head.action_dim)
+        if noise is None:
+            noise = torch.randn(shape, device=self.device, dtype=torch.float32)
+        elif tuple(noise.shape) != shape:
+            raise ObservationError(
+                f"noise: shape {tuple(noise.shape)}", known=f"{shape}: samples, action horizon, action width"
+            )
+        answer = self.run if self.graphs is None else self.graphs
+        return {"action_pred": answer(x, noise.to(self.device, torch.float32))}
+
+    @torch.no_grad()
+    def run(self, x: Prepared, noise: Tensor) -> Tensor:
+        """From a prepared request and noise fp32 [B, T, 32] on the model's device to actions fp32 [B, T, 32].
+
+        After a first call with the same embodiments, steps and horizon, it only starts work on the device: nothing
+        waits for it, is copied from the host, or depends on values.
+        """
+        return self.denoise(x, self.encode(x), noise)
+
+    @contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Requests inside go through `run`, whatever `graphs` is: what wraps stages to see their calls needs this."""
+        graphs, self.graphs = self.graphs, None
+        try:
+            yield
+        finally:
+            self.graphs = graphs
+
+    def constants(self, x: Prepared, horizon: int) -> tuple[object, ...]:
+        """What `run` computes from weights once and finds again for requests like `x`, as long as it is kept."""
+        return (
+            self._conditions.weights(x.embodiments, horizon),
+            self._conditions.rows(x.embodiments, self.denoising_steps),
+        )
+
+    def dependencies(self) -> tuple[object, ...]:
+        """Equal to an earlier result as long as no stage was swapped, no weight written, cast or moved since.
+
+        As `Recent`, it does not see what is written through ``weight.data``, nor weights made in inference mode.
+        """
+        addresses = tuple(map(Tensor.data_ptr, self._weights))
+        versions = tuple(map(_VERSION, self._weights))
+        return (tuple(self.stages.items()), self._conditions, addresses, versions)
+
+    @property
+    def least_exact_dtype(self) -> torch.dtype:
+        """The dtype with the fewest digits among the stages'."""
+        return max(self.stage_dtypes.values(), key=lambda dtype: torch.finfo(dtype).eps)
+
+    @torch.no_grad()
+    def encode(self, x: Prepared) -> Tensor:
+        """Images and prompt to backbone features [B, S, 2048]."""
+        patches = self.run_stage("vision_model", x.pixel_values)
+        embeds = self._prompts.place(x.prompt, _linear(self.backbone.eagle_model.mlp1[0], patches))
+        if x.prompt.visible is None or x.prompt.seeing is None:
+            features = self.run_stage("language_model", embeds, x.prompt.rotation)
+        else:
+            name = "language_model_padded" if "language_model_padded" in self.stages else "language_model"
+            features = self.run_stage(name, embeds, x.prompt.rotation, x.prompt.visible, x.prompt.seeing)
+        projection = self.backbone.eagle_linear
+        return features if isinstance(projection, nn.Identity) else _linear(projection, features)
+
+    @torch.no_grad()
+    def denoise(self, x: Prepared, backbone_features: Tensor, noise: Tensor) -> Tensor:
+        """Backbone features [B, S, 2048] and noise fp32 [B, T, 32] to actions fp32 [B, T, 32]."""
+        context = self.run_stage("vl_components", backbone_features)
+        weights = self._conditions.weights(x.embodiments, noise.shape[1])
+        prefix = self._prefix(self.run_stage("state_encoder", x.state, *weights.state))
+        steps, actions = self.denoising_steps, noise
+        rows = None if self._loop != "denoise_loop" else self._conditions.rows(x.embodiments, steps)
+        if rows is not None:
+            inputs = (prefix, context, rows.modulation, rows.step_size, rows.encoder, *weights.encoder)
+            return self.run_stage("denoise_loop", actions, *inputs, *weights.decoder)
+        for step in range(steps):
+            if step == 0 or not self._conditions.keeps_everything:
+                weights = self._conditions.weights(x.embodiments, noise.shape[1]) if step else weights
+                rows = self._conditions.rows(x.embodiments, steps, step)
+            assert rows is not None
+            modulation, row = rows.each[step if len(rows.each) > 1 else 0]
+            if self._loop == "denoise_step":
+                inputs = (prefix, context, modulation, rows.step_size, row, *weights.encoder)
+                actions = self.run_stage("denoise_step", actions, *inputs, *weights.decoder)
+                continue
+            tokens = self._tokens(prefix, self.run_stage("action_encoder", actions, row, *weights.encoder))
+            output = self.run_stage("dit_model", tokens, context, modulation)
+            velocity = self.run_stage("action_decoder", output, *weights.decoder)[:, -noise.shape[1] :]
+            actions = torch.addcmul(actions, velocity.float(), rows.step_size)
+        return actions
+
+    def _prefix(self, state_token: Tensor) -> Tensor:
+        """The rows in front of the action tokens that stay the same in all steps, in the DiT's dtype."""
+        dtype = self.stage_dtypes["dit_model"]
+        if "future_tokens" not in self.optimisations:
+            return state_token.to(dtype)
+        future = self.action_head.future_tokens.weight.to(dtype).expand(state_token.shape[0], -1, -1)
+        return torch.cat((state_token.to(dtype), future), dim=1)
+
+    def _tokens(self, prefix: Tensor, action_tokens: Tensor) -> Tensor:
+        step: Any = self._eager["denoise_step"]
+        return step.tokens(prefix, action_tokens)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastGr00tN1d5:
+        self._plain[0]._apply(fn, recurse)
+        self.refresh()
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.load_state_dict`, with the checkpoint's names."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.refresh()
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FastGr00tN1d5:
+        """An independent model with stages as `reset_stages` leaves them."""
+        twin = FastGr00tN1d5(copy.deepcopy(self._plain[0], memo), self.optimisations)
+        memo[id(self)] = twin
+        twin.loop = self._loop
+        return twin.train(self.training)
+
+
+def restructure(model: Gr00tN1d5, *, optimisations: Collection[str] = tuple(OPTIMISATIONS)) -> FastGr00tN1d5:
+    """A restructured model that shares the parameters of `model`, which stays usable.
+
+    Args:
+        model: In any dtype and on any device; cast or move the result from now on, not this one.
+        optimisations: Names from `OPTIMISATIONS`; all by default.
+    Raises: PlanError for an unknown name.
+    """
+    return FastGr00tN1d5(model, optimisations).train(model.training)
+
+
+def _linear(linear: nn.Module, x: Tensor) -> Tensor:
+    weight: Any = linear.weight
+    return linear(x.to(weight.dtype))

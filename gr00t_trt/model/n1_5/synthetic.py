@@ -1,0 +1,157 @@
+"""A GR00T N1.5 without a checkpoint: reproducible weights, in the full geometry or in a tiny one."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from ...errors import CheckpointError, unknown
+from ..weights import set_parameter
+from .config import (
+    IMAGE_TOKEN,
+    ActionHeadConfig,
+    BackboneConfig,
+    DiTConfig,
+    EagleConfig,
+    Gr00tConfig,
+    TextConfig,
+    TransformerConfig,
+    VisionConfig,
+)
+
+TINY, FULL = "synthetic", "synthetic:full"
+_CHUNK = 1 << 22
+_WORKERS = 2
+
+
+def is_synthetic(name: str) -> bool:
+    """Whether `name` asks for synthetic weights; a folder of that name is reached as ``./synthetic``."""
+    return name == TINY or name.startswith(TINY + ":")
+
+
+def synthetic_config(name: str) -> Gr00tConfig:
+    """Geometry of ``synthetic`` (tiny) or ``synthetic:full``.
+
+    Raises: CheckpointError for any other name.
+    """
+    if name == FULL:
+        return full_config()
+    if name == TINY:
+        return tiny_config()
+    raise unknown(CheckpointError, "synthetic model", name, (TINY, FULL))
+
+
+def full_config() -> Gr00tConfig:
+    """The geometry of the public checkpoint, nvidia/GR00T-N1.5-3B."""
+    return Gr00tConfig(
+        backbone=BackboneConfig(select_layer=12),
+        action_head=ActionHeadConfig(
+            diffusion=DiTConfig(32, 48, 16, output_dim=1024, cross_attention_dim=2048, interleave_self_attention=True),
+            vl_self_attention=TransformerConfig(32, 64, 4),
+            action_dim=32,
+            action_horizon=16,
+            max_state_dim=64,
+            num_inference_timesteps=4,
+            backbone_embedding_dim=2048,
+        ),
+    )
+
+
+def tiny_config() -> Gr00tConfig:
+    """Real images, sequence lengths, state and action widths; narrow, shallow layers and a vocabulary of 1024."""
+    return Gr00tConfig(
+        backbone=BackboneConfig(select_layer=2),
+        eagle=EagleConfig(
+            vision=VisionConfig(hidden_size=72, num_hidden_layers=2, num_attention_heads=3, intermediate_size=144),
+            text=TextConfig(
+                hidden_size=128,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=32,
+                intermediate_size=256,
+                vocab_size=1024,
+            ),
+            image_token_index=1021,
+            special_tokens={
+                IMAGE_TOKEN: 1021,
+                "<img>": 1022,
+                "</img>": 1023,
+                "<|endoftext|>": 1018,
+                "<|im_start|>": 1019,
+                "<|im_end|>": 1020,
+            },
+        ),
+        action_head=ActionHeadConfig(
+            diffusion=DiTConfig(8, 12, 4, output_dim=64, cross_attention_dim=128, interleave_self_attention=True),
+            vl_self_attention=TransformerConfig(8, 16, 2),
+            action_dim=32,
+            action_horizon=16,
+            max_state_dim=64,
+            num_inference_timesteps=4,
+            backbone_embedding_dim=128,
+            input_embedding_dim=96,
+            hidden_size=64,
+        ),
+    )
+
+
+def fill_synthetic(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter of `model`, which may be on the meta device, its synthetic value.
+
+    A value depends on key and shape alone: it is drawn in fp32 on the host, then cast, so that models in different
+    dtypes and on different devices are roundings of the same one.
+    """
+
+    def fill(item: tuple[str, tuple[int, ...]]) -> tuple[str, torch.Tensor]:
+        name, shape = item
+        return name, _value(name, shape, dtype, device)
+
+    shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    shapes.sort(key=lambda item: -math.prod(item[1]))
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for name, value in pool.map(fill, shapes):
+            set_parameter(model, name, value)
+
+
+def _value(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    mean, spread = _distribution(name, shape)
+    # 16 random bits per element, four elements per draw: three times as fast as torch's own uniform distribution.
+    step = math.sqrt(3.0) * spread / 2**15
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    value = torch.empty(shape, dtype=dtype, device=device)
+    flat = value.view(-1)
+    bits = torch.empty(min(_CHUNK, flat.numel() + 3) // 4, dtype=torch.int64)
+    for start in range(0, flat.numel(), _CHUNK):
+        part = flat[start : start + _CHUNK]
+        bits.random_(-(2**63), None, generator=generator)
+        part.copy_(bits.view(torch.int16)[: part.numel()].to(torch.float32).mul_(step).add_(mean))
+    return value
+
+
+def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of a parameter.
+
+    Matrices keep the variance of what passes through them; those that end a residual branch add little to the stream,
+    so that it stays far inside fp16's range after any number of layers. Queries and keys are strong enough that
+    attention picks some positions over others; without that, one word among 256 image tokens would go unseen.
+    """
+    parent, _, leaf = name.rpartition(".")
+    part = parent.rpartition(".")[2]
+    if leaf in ("bias", "b"):
+        return 0.0, 0.05
+    if "norm" in part or part == "vlln":
+        return 1.0, 0.1
+    if part in ("embed_tokens", "position_embedding", "future_tokens"):
+        return 0.0, 0.5
+    if leaf == "W":
+        return 0.0, 1.0 / math.sqrt(shape[1])
+    spread = 1.0 / math.sqrt(math.prod(shape[1:]))
+    if part in ("to_q", "to_k"):
+        return 0.0, 1.5 * spread
+    ends_branch = part in ("out_proj", "o_proj", "fc2", "down_proj") or parent.endswith(("to_out.0", "net.2"))
+    return 0.0, (0.5 if ends_branch else 1.0) * spread

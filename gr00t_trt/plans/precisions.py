@@ -1,0 +1,125 @@
+"""The precisions, a row each: dtype, gates, exactness, tolerance and needs. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The least agreement with eager fp32 that a compiled submodule must show.
+
+    Attributes:
+        cosine: Lowest cosine similarity of the flattened outputs; None means the precision's default.
+        max_abs: Highest absolute difference; None means no bound.
+        sqnr_db: Lowest signal-to-quantisation-noise ratio in decibels; None means the precision's default.
+    """
+
+    cosine: float | None = None
+    max_abs: float | None = None
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class PrecisionRow:
+    """One precision.
+
+    Attributes:
+        name: On the command line, in plans and in records.
+        dtype: PyTorch's name of the dtype of weights and activations; of a quantised format, of what it leaves unquantised.
+        exactness: Higher is more exact; a plan's least exact precision decides the gate of its actions.
+        gate: What one submodule must reach against eager fp32 on the same inputs.
+        action_gate: What the normalised actions of a whole request must reach, with the same noise on both sides.
+        graph_tolerance: How far a replayed CUDA graph may be from the uncaptured call, over the larger of 1 and the
+            largest action.
+        spellings: Other names for it, in lower case.
+        quantized: Products compute in fewer bits than `dtype` has.
+        unavailable: Why it cannot be used yet; None for one that can.
+    """
+
+    name: str
+    dtype: str
+    exactness: int
+    gate: Gate
+    action_gate: Gate
+    graph_tolerance: float
+    spellings: tuple[str, ...] = ()
+    quantized: bool = False
+    unavailable: str | None = None
+
+
+_NOT_YET = "quantisation is not available yet"
+_NO_GATE = Gate()
+
+PRECISIONS: dict[str, PrecisionRow] = {
+    row.name: row
+    for row in (
+        # A replay runs the same kernels on the same numbers and gives the same bits; a library that chooses another
+        # kernel while capturing may round differently.
+        PrecisionRow(
+            "fp32",
+            "float32",
+            3,
+            Gate(cosine=0.99999, sqnr_db=45.0),
+            Gate(cosine=0.9999, sqnr_db=36.0),
+            graph_tolerance=1e-5,
+            spellings=("float32", "float"),
+        ),
+        PrecisionRow(
+            "fp16",
+            "float16",
+            2,
+            Gate(cosine=0.9995, sqnr_db=28.0),
+            Gate(cosine=0.999, sqnr_db=25.0),
+            graph_tolerance=2e-3,
+            spellings=("float16", "half"),
+        ),
+        PrecisionRow(
+            "bf16",
+            "bfloat16",
+            1,
+            Gate(cosine=0.995, sqnr_db=18.0),
+            Gate(cosine=0.995, sqnr_db=18.0),
+            graph_tolerance=2e-2,
+            spellings=("bfloat16",),
+        ),
+        *(
+            PrecisionRow(name, "bfloat16", 0, _NO_GATE, _NO_GATE, 2e-2, spellings, True, _NOT_YET)
+            for name, spellings in (("fp8", ("float8",)), ("int8", ()), ("nvfp4", ("fp4",)))
+        ),
+    )
+}
+"""Name -> row.
+
+Cosine does not see a wrong scale, so each gate also bounds the signal-to-noise ratio. For an error without a preferred
+direction the two say the same, cosine = 1 - 10^(-dB/10) / 2; the decibels are two looser, so that cosine decides unless
+the scale is off. Healthy builds lie well above: 27 random transformer layers lose about 2e-6 of cosine to fp16 rounding
+and 1e-4 to bf16. Trained weights with outliers lose more, and fp32 leaves room for TF32 products.
+
+Errors of seven submodules add up over the denoising steps, hence action gates that are looser than one submodule's in
+fp32 and fp16. Both sides start from the same noise, which helps them agree: bf16 gets no such discount.
+"""
+
+
+def precision_names() -> tuple[str, ...]:
+    """Those that can be used, the most exact first."""
+    return tuple(row.name for row in PRECISIONS.values() if row.unavailable is None)
+
+
+def find_precision(text: str) -> PrecisionRow | None:
+    """The row that a name or another spelling means, in any case; None for none."""
+    folded = text.strip().lower()
+    return next((row for row in PRECISIONS.values() if folded in (row.name, *row.spellings)), None)
+
+
+def precision_of(dtype: object) -> str:
+    """The precision whose weights have a dtype, such as ``torch.float16`` or ``float16``; the dtype's name for none."""
+    name = str(dtype).removeprefix("torch.")
+    rows = (row for row in PRECISIONS.values() if row.dtype == name and not row.quantized)
+    return next((row.name for row in rows), name)
+
+
+def least_exact(names: Iterable[str]) -> PrecisionRow:
+    """The least exact of these precisions; of several equally exact ones the first."""
+    return min((PRECISIONS[name] for name in names), key=lambda row: row.exactness)

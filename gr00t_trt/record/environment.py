@@ -1,0 +1,158 @@
+"""The machine and the checkout that a result comes from. Never imports torch; names no host and no user."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, where this is one: what a record takes its commit from."""
+
+DISTRIBUTIONS = (
+    "torch",
+    "torch-tensorrt",
+    "torch-tensorrt-rtx",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt-rtx",
+    "transformers",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
+
+_GPU_QUERY = {
+    "gpu": "name",
+    "sm": "compute_cap",
+    "driver": "driver_version",
+    "gpu_memory_bytes": "memory.total",
+    "sm_clock_mhz": "clocks.sm",
+    "max_sm_clock_mhz": "clocks.max.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "power_limit_w": "power.limit",
+}
+
+
+def environment(device_index: int = 0) -> dict[str, Any]:
+    """Everything about the machine that a latency depends on; null where it is absent or unknown.
+
+    Args:
+        device_index: The CUDA device used, as PyTorch counts them.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "board": _read("/proc/device-tree/model"),
+        "cpu": _cpu_model(),
+        "cpu_cores": usable_cores(),
+        "memory_bytes": _memory_bytes(),
+        **_gpu(device_index),
+        "distributions": {name: _version(name) for name in DISTRIBUTIONS},
+    }
+
+
+def git_state(root: str | Path) -> dict[str, Any]:
+    """`commit` and `dirty` (uncommitted or untracked files) of the checkout that `root` is a tracked folder of.
+
+    Both are null outside a checkout, in a folder that the checkout ignores, such as site-packages, and without git.
+    """
+    nothing: dict[str, Any] = {"commit": None, "dirty": None}
+    # A hook or an alias may have set GIT_DIR, which would answer for another checkout than root's.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    git = ("git", "--no-optional-locks", "-C", str(root))
+    if not _output((*git, "ls-files", "--", "."), clean):
+        return nothing
+    commit = _output((*git, "rev-parse", "HEAD"), clean)
+    status = _output((*git, "status", "--porcelain"), clean)
+    if not commit or status is None:
+        return nothing
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+
+
+def _output(command: Sequence[str], env: dict[str, str] | None = None) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10, env=env, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def _gpu(device_index: int) -> dict[str, Any]:
+    nothing: dict[str, Any] = dict.fromkeys(_GPU_QUERY)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    identity = str(device_index)
+    if visible is not None:
+        listed = [entry.strip() for entry in visible.split(",") if entry.strip()]
+        if device_index >= len(listed):
+            return nothing
+        identity = listed[device_index]
+    query = ",".join(_GPU_QUERY.values())
+    text = _output(("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", identity))
+    cells = [cell.strip() for cell in (text or "").strip().split("\n")[0].split(",")]
+    if len(cells) != len(_GPU_QUERY):
+        return nothing
+    raw = dict(zip(_GPU_QUERY, cells, strict=True))
+    memory_mib = _number(raw["gpu_memory_bytes"])
+    capability = _number(raw["sm"])
+    return {
+        "gpu": None if raw["gpu"].startswith("[") else raw["gpu"],
+        "sm": None if capability is None else round(capability * 10),
+        "driver": None if raw["driver"].startswith("[") else raw["driver"],
+        "gpu_memory_bytes": None if memory_mib is None else int(memory_mib * 2**20),
+        **{key: _number(raw[key]) for key in _GPU_QUERY if key.endswith(("_mhz", "_w"))},
+    }
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:  # nvidia-smi writes [N/A] and [Not Supported]
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(errors="replace").rstrip("\x00\n") or None
+    except OSError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model") and value.strip():
+            return value.strip()
+    if sys.platform == "darwin":
+        brand = _output(("sysctl", "-n", "machdep.cpu.brand_string"))
+        return brand.strip() if brand else None
+    return platform.processor() or platform.machine() or None
+
+
+def usable_cores() -> int | None:
+    """Cores that this process may use, which a container or taskset can make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return None

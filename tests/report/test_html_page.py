@@ -1,0 +1,440 @@
+"""What the page says: every figure of a record, nothing that is not in it, and no text that becomes markup."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sample_records import BUILT, COMPARED
+
+from gr00t_trt.errors import RecordError
+from gr00t_trt.record import records
+from gr00t_trt.record.numbers import digits
+from gr00t_trt.report.charts import round_ticks
+from gr00t_trt.report.intake import Loaded, checked, load
+from gr00t_trt.report.markup import VOID, element, escape
+from gr00t_trt.report.page import SCRIPT, STYLE, page
+from gr00t_trt.report.plots import digest
+from gr00t_trt.report.published import PUBLISHED
+from gr00t_trt.report.timings import parts, timing
+
+BENCH = sorted((Path(__file__).resolve().parents[2] / "bench" / "records").glob("*.json"))
+
+
+class Outline(HTMLParser):
+    """Checks that elements nest, and keeps elements, attributes and text."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: dict[str, int] = {}
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.open.append(tag)
+        self._keep(tag, attrs)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self._keep(tag, attrs)
+
+    def _keep(self, tag, attrs) -> None:
+        self.elements[tag] = self.elements.get(tag, 0) + 1
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def shown(*given: dict) -> Outline:
+    loaded = [
+        Loaded(f"record-{i}", f"record-{i}.json", checked(one, f"record-{i}.json")) for i, one in enumerate(given)
+    ]
+    return Outline(page(loaded, "A title"))
+
+
+def row_of(record: dict, name: str) -> dict:
+    return next(row for row in record["measurements"] if row["name"] == name)
+
+
+def p50(row: dict) -> str:
+    return digits(row["latency_ms"]["p50"])
+
+
+def checks_of(record: dict) -> int:
+    """How many accuracies a record has that a gate can judge."""
+    rows = [*record["measurements"], *record["comparison"]]
+    return sum(row["accuracy"] is not None for row in rows) + (record["accuracy"]["normalised"] is not None)
+
+
+def section(outline: Outline, begin: str, end: str) -> str:
+    return outline.text.split(begin, 1)[1].split(end, 1)[0]
+
+
+def test_the_answer_names_the_fastest_and_the_gates(compared) -> None:
+    text = shown(compared).text
+    assert "Fastest here: torch_tensorrt bf16, p50 19.8 ms, 50.6 requests a second" in text
+    assert "torch_tensorrt is 2.43x faster than eager" in text
+    assert f"All {checks_of(compared)} accuracy checks pass." in text  # of comparisons, of steps, and of the actions
+
+
+def test_steps_are_told_against_the_eager_model_that_was_timed_with_them(compared) -> None:
+    last = row_of(compared, "one CUDA graph")
+    text = section(shown(compared), "What each step brings", "What else was varied")
+    assert f"{p50(last)} ms · {last['verdict']['ratio']:.2f}×" in text.replace("\u00a0", " ")
+    assert "against the bar before" in text
+
+
+def test_a_measuring_run_alone_answers_from_its_own_rows(compared) -> None:
+    compared["comparison"], compared["stages"] = [], []
+    text = shown(compared).text
+    assert f"Fastest here: one CUDA graph, p50 {p50(row_of(compared, 'one CUDA graph'))} ms" in text
+
+
+class TestMeasuringRun:
+    """A record of `gr00t-trt measure` on a GPU answers in the first lines, and stands beside the published figures."""
+
+    BEST = "all optimisations, torch.compile, one CUDA graph"
+
+    def test_the_first_lines_say_what_is_fastest_and_how_far_from_the_limit(self, measured) -> None:
+        text = section(shown(measured), "A title record-0", "How long one request takes")
+        assert "bf16 · NVIDIA Testing 9000 · 1 view · batch 1 · 4 steps" in text
+        best = row_of(measured, "+ one CUDA graph")
+        times = f"p50 {p50(best)} ms against {digits(best['eager_latency_ms']['p50'])} ms"
+        share = f"{best['roofline']['percent']:.1f} %"
+        assert f"Fastest here: {self.BEST}, p50 {p50(best)} ms" in text
+        assert f"this is {best['verdict']['ratio']:.2f}x faster than eager ({times})" in text
+        assert f"That is {share} of the roofline" in text
+        assert f"share of the roofline {share} {self.BEST}" in text
+        thousand = row_of(measured, "1,000 calls")["latency_ms"]
+        assert f"slowest in a hundred {digits(thousand['p99'])} ms 1000 samples" in text
+        assert f"from numpy to numpy {p50(row_of(measured, 'get_action, numpy to numpy'))} ms" in text
+        assert f"All {checks_of(measured)} accuracy checks pass." in text
+        assert "unpadded_mask" not in text
+        assert "engines" not in text
+
+    def test_the_ends_of_the_waterfall_come_first_and_its_steps_keep_their_names(self, measured) -> None:
+        outline = shown(measured)
+        short = section(outline, "How long one request takes", "Speed against accuracy")
+        for name in ("eager PyTorch", "all optimisations", self.BEST, f"1,000 calls ({self.BEST})"):
+            assert f"{name} " in short
+        assert "prompt_cache" not in short
+        steps = section(outline, "What each step brings", "What else was varied")
+        assert "+ prompt_cache" in steps
+        assert "+ unpadded_mask (all optimisations)" in steps
+        assert "+ torch.compile" in steps
+        limit = section(outline, "How close to the hardware's limit", "All figures")
+        assert self.BEST in limit
+        assert "+ " not in limit
+        assert "batch 8" in limit
+
+    def test_it_stands_beside_what_others_have_published(self, measured) -> None:
+        text = section(shown(measured), "Beside the published figures", "What was not measured")
+        for name in ("eager PyTorch", self.BEST, f"get_action, numpy to numpy ({self.BEST})"):
+            assert f"here: NVIDIA Testing 9000, {name}" in text
+        assert "Nothing of this page is drawn here" not in text
+        compiled = next(row for row in measured["measurements"] if row["name"] == "vision_model, torch.compile")
+        whole = next(row for row in measured["measurements"] if row["name"] == "+ torch.compile")
+        values = [f"{row['latency_ms']['p50']:.5g}" for row in (whole, compiled)]
+        assert f"measured NVIDIA Testing 9000 all optimisations, torch.compile {' '.join(values)}" in text
+        for device in ("H100", "AGX Thor", "AGX Orin", "RTX 5090"):
+            assert f"published {device}" in text
+
+    def test_the_busiest_kernels_of_the_fastest_form_are_named(self, measured) -> None:
+        text = section(shown(measured), "All figures", "Machine, versions and work")
+        launches = row_of(measured, "+ one CUDA graph")["work"]["busiest_kernels"][0]
+        table = text.split("The kernels that take the most of one call: ")[1]
+        assert table.startswith(f"{self.BEST} ")
+        assert f"void gemm<__nv_bfloat16, 64>(int) 60 {digits(launches['ms'])} 25.0 %" in table.replace("\u00a0", " ")
+
+    def test_what_there_was_no_time_for_is_told_once(self, measured) -> None:
+        text = section(shown(measured), "What was not measured", "Machine, versions and work")
+        names = "compile: plain, torch.compile max-autotune, compile: restructured, max-autotune, one CUDA graph"
+        assert f"{names} : no latency: there was no time left for it" in text
+
+    def test_a_form_outside_its_gate_is_not_the_answer(self, measured) -> None:
+        row = row_of(measured, "+ one CUDA graph")
+        row["notes"].append("outside the gate: + one CUDA graph: cosine 0.9 is below 0.995")
+        text = shown(measured).text
+        assert "Fastest here: restructured, Torch-TensorRT, one CUDA graph" in text
+        assert f"1 of {checks_of(measured)} accuracy checks FAIL: {self.BEST}." in text
+        assert "outside the gate: + one CUDA graph: cosine 0.9" in section_of_warnings(text)
+
+    def test_the_plan_of_a_run_in_many_forms_is_not_shown_as_its_form(self, measured) -> None:
+        text = section(shown(measured), "Machine, versions and work", "How it was measured")
+        assert "form many: each row of the measuring run says its own" in text
+        assert "plan bf16" in text
+
+
+def test_a_backend_outside_its_gate_is_not_the_answer_and_is_told_loudly(compared) -> None:
+    for entry in compared["comparison"]:
+        if (entry["subject"], entry["backend"]) == ("whole request", "torch_tensorrt"):
+            entry.update(passed=False, failures=["cosine 0.91 is below the gate 0.995"])
+    text = shown(compared).text
+    assert "Fastest here: inductor bf16" in text
+    assert f"1 of {checks_of(compared)} accuracy checks FAIL: whole request on torch_tensorrt." in text
+    reason = "whole request on torch_tensorrt: cosine 0.91 is below the gate 0.995"
+    assert f"outside its accuracy gate: {reason}" in section_of_warnings(text)
+
+
+def section_of_warnings(text: str) -> str:
+    return text.split("How long one request takes", 1)[0]
+
+
+def test_rivals_whose_spreads_touch_are_told_to_be_level(compared) -> None:
+    rows = {entry["backend"]: entry for entry in compared["comparison"] if entry["subject"] == "whole request"}
+    rows["inductor"]["latency_ms"] = rows["torch_tensorrt"]["latency_ms"]
+    assert "Level with it, as the spreads overlap or are not known: torch_tensorrt bf16." in shown(compared).text
+
+
+def test_engines_that_did_not_run_get_no_latency_and_say_so(built) -> None:
+    outline = shown(built)
+    text = outline.text
+    assert "No engine has run on this machine: 7 engines were built and not timed." in text
+    assert "taken with uncommitted changes: its commit does not reproduce it" in text
+    open_points = section(outline, "What was not measured", "Machine, versions and work")
+    assert "built, not run: its engine cannot run on this machine" in open_points
+    assert "torch_tensorrt : No CUDA device: engines are built and not run." in open_points
+    assert "end_to_end.first_call_ms was nan, and is shown as –" in open_points
+    assert "share of the roofline – not computed" in text
+    table = section(outline, "All figures", "Beside the published figures")
+    assert "In no record: p90 ms, vs eager, layers, peak MB." in table
+
+
+def test_records_of_different_machines_are_not_one_comparison(compared, built) -> None:
+    text = shown(compared, built).text
+    assert "these records are of different machines: their latencies are not one comparison" in text
+    assert text.count("NVIDIA Testing 9000") > 2
+    built["model"]["path"] = "synthetic"
+    assert "these records are of different models" in shown(compared, built).text
+    same = shown(compared, compared).text
+    assert "these records are of different" not in same
+
+
+def test_published_figures_are_marked_and_have_their_sources(compared) -> None:
+    outline = shown(compared)
+    assert "Hatched: published by others, not measured here." in outline.text
+    classes = [value for tag, name, value in outline.attributes if tag == "li" and name == "class"]
+    named = [row for row in PUBLISHED["rows"] if row["end_to_end_ms"] is not None]
+    assert classes.count("row c-published") == len(named) == 7
+    for row in PUBLISHED["rows"]:
+        assert row["publisher"] in outline.text
+        assert row["source"] in outline.text
+
+
+def test_the_published_figures_are_those_of_the_sources() -> None:
+    whole = {(row["device"], row["path"]): row["end_to_end_ms"] for row in PUBLISHED["rows"] if row["end_to_end_ms"]}
+    assert whole == {
+        ("H100", "eager"): 47.88, ("AGX Thor", "eager"): 87, ("AGX Thor", "TensorRT"): 39, ("AGX Orin", "eager"): 220,
+        ("AGX Orin", "TensorRT"): 93, ("RTX 5090", "vla.cpp, engine only"): 16.1,
+        ("RTX 5090", "FluxVLA, Triton and a graph"): 23.5,
+    }  # fmt: skip
+    for row in PUBLISHED["rows"]:  # the parts of a pipeline make up most of it, and no more
+        part = row["submodules_ms"]
+        if row["end_to_end_ms"] and part["vision_model"]:
+            loop = 4 * (part["action_encoder"] + part["dit_model"] + part["action_decoder"])
+            known = part["vision_model"] + part["language_model"] + part["vl_components"] + part["state_encoder"] + loop
+            assert 0.9 < (known + row["transforms_ms"]) / row["end_to_end_ms"] <= 1.0
+
+
+@pytest.mark.parametrize("path", BENCH, ids=lambda path: path.stem)
+def test_real_records_render_and_every_median_is_there(path: Path) -> None:
+    outline = Outline(page(load([str(path)]), "Real"))
+    record = records.read_record(path)
+    values = [float(value) for _, name, value in outline.attributes if name == "data-value" and value]
+    for entry in record["submodules"]:
+        for latency in (entry["latency_ms"], entry["eager_latency_ms"]):
+            if latency:
+                assert latency["p50"] in values
+        assert entry["accuracy"]["cosine"] in values
+    rows = [*record["measurements"], *record["comparison"]]
+    measured = [row["latency_ms"] for row in rows] + [record["end_to_end"]["eager_latency_ms"]]
+    medians = [latency["p50"] for latency in measured if latency]
+    assert medians
+    assert set(medians) <= set(values)
+    assert record["command"] in outline.text
+
+
+@pytest.mark.parametrize("path", BENCH, ids=lambda path: path.stem)
+def test_a_record_that_has_every_field_is_taken_as_it_is(path: Path) -> None:
+    (one,) = load([str(path)])
+    written = records.read_record(path)
+    for row in written["measurements"]:
+        if row["work"] is not None:  # null for what was not counted, and not there in older records
+            row["work"]["kernel_ms"] = row["work"].get("kernel_ms")
+            row["work"]["busiest_kernels"] = row["work"].get("busiest_kernels") or []
+    assert digest(one.record) == digest(written)
+
+
+def test_all_real_records_go_on_one_page() -> None:
+    if not BENCH:
+        pytest.skip("no records in bench/records")
+    text = Outline(page(load([str(path) for path in BENCH]), "Real")).text
+    assert all(f"#{i + 1} {path.stem}" in text for i, path in enumerate(BENCH))
+
+
+def test_a_record_of_the_first_release_has_neither_list_and_renders(built, tmp_path) -> None:
+    del built["measurements"], built["comparison"]
+    (tmp_path / "old.json").write_text(json.dumps(built))
+    assert "No engine has run" in Outline(page(load([str(tmp_path / "old.json")]), "Old")).text
+
+
+def test_the_stages_of_a_request_are_counted_once() -> None:
+    values = {"preprocess": 2.0, "eagle_backbone": 20.0, "vision_model": 8.0, "language_model": 10.0, "dit_model": 9.0,
+              "between stages": 1.0, "request": 32.0}  # fmt: skip
+    assert dict(parts(values, {"vision_model": "eagle_backbone"})) == {
+        "preprocess": 2.0, "eagle_backbone, rest": 2.0, "vision_model": 8.0, "language_model": 10.0, "dit_model": 9.0,
+        "between stages": 1.0,
+    }  # fmt: skip
+
+
+def test_the_tenth_percentile_is_the_benchmarks_own() -> None:
+    from gr00t_trt.measure.timers import Samples
+
+    own = Samples((5.0, 1.0, 4.0, 2.5, 9.0, 3.0))
+    taken = timing(checked({"end_to_end": {"latency_ms": own.to_dict()}}, "x")["end_to_end"]["latency_ms"])
+    assert (taken.p10, taken.p90) == pytest.approx(own.spread)
+
+
+def test_the_page_is_one_file_that_names_no_other(compared, built) -> None:
+    outline = shown(compared, built)
+    assert not {name for _, name, _ in outline.attributes} & {"src", "srcset", "style", "data", "action"}
+    assert {value for _, name, value in outline.attributes if name in ("href", "xlink:href")} == {"#tables"}
+    for text in (STYLE, SCRIPT):
+        assert not re.search(r"https?:|//\w|@import|url\((?!#)", text.replace("// ", ""))
+    assert outline.elements["script"] == outline.elements["style"] == 1
+
+
+def test_ten_thousand_rows_are_drawn_in_part_and_listed_in_full(compared) -> None:
+    row = next(entry for entry in compared["comparison"] if entry["subject"] == "vision_model")
+    row["latency_ms"]["samples"] = row["latency_ms"]["samples"][:2]
+    compared["comparison"] = [row] * 10_000
+    text = page([Loaded("many", "many.json", checked(compared, "many.json"))], "Many")
+    assert "9960 more in the table below." in text
+    assert text.count('<th scope="row">vision_model</th>') == 10_000
+
+
+def leaves(value, at=()):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*at, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value[:4]):
+            yield from leaves(item, (*at, i))
+    yield at
+
+
+def slim(value):
+    """The same fields with fewer entries, for speed."""
+    if isinstance(value, dict):
+        return {key: slim(item) for key, item in value.items()}
+    return [slim(item) for item in value[:3]] if isinstance(value, list) else value
+
+
+SLIM = {"compared": slim(COMPARED), "built": slim(BUILT)}
+PLACES = {name: sorted((at for at in leaves(record) if at), key=str) for name, record in SLIM.items()}
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ["<script>alert(1)</script>", "\"'><img src=x>", "</title>", "-->", "]]>", "\ud800", "\x00\x1b[31m", "\u202e",
+     "&lt;", "a\nb", "$\\frac{", "é👩‍🚀", "x" * 5000]
+)  # fmt: skip
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | TEXTS
+    | st.sampled_from([1e308, 5e-324, -1.0, 0, 10**400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+EXPECTED = {tag for record in SLIM.values() for tag in shown(record).elements}
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_any_record_renders_or_is_refused_and_no_text_becomes_markup(data) -> None:
+    name = data.draw(st.sampled_from(sorted(PLACES)))
+    record = copy.deepcopy(SLIM[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, last = data.draw(st.sampled_from(PLACES[name]))
+        target = record
+        try:
+            for key in parents:
+                target = target[key]
+            if data.draw(st.booleans()):
+                del target[last]
+            else:
+                target[last] = data.draw(ANYTHING)
+        except (KeyError, IndexError, TypeError):
+            pass  # an earlier change took the place away
+    # Through JSON and the reader, as a file would come; NaN is no JSON.
+    try:
+        text = json.dumps(record, allow_nan=False)
+    except ValueError:
+        return
+    try:
+        outline = shown(read(text))
+    except RecordError:
+        return
+    assert set(outline.elements) <= EXPECTED
+    assert outline.elements["script"] == 1
+    assert not any(attribute.startswith("on") for _, attribute, _ in outline.attributes)
+    page_text = outline.text
+    assert not re.search(r"\bNaN\b|\binf\b", page_text) or "nan" in text.lower() or "inf" in text.lower()
+
+
+def read(text: str) -> dict:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        return records.read_record(file.name)
+
+
+@given(TEXTS, TEXTS)
+def test_escaped_text_comes_back_as_it_was_and_stays_one_element(text, value) -> None:
+    outline = Outline(element("p", text, title=value))
+    assert outline.elements == {"p": 1}
+    assert escape(text) == element("p", text)[3:-4]
+    assert str(element("p", text)).encode("utf-8")
+
+
+@given(st.floats(0, 1e20))
+def test_axes_end_at_or_just_beyond_what_they_show(top) -> None:
+    ticks = round_ticks(top)
+    assert ticks[0] == 0
+    assert 2 <= len(ticks) <= 7
+    assert top * (1 - 1e-6) <= ticks[-1] <= max(top, 1e-6) * 2.51
+
+
+def test_known_fields_exist_in_the_records_that_are_written() -> None:
+    from gr00t_trt.report.intake import COMPARISON, MEASUREMENT, RECORD, STAGE, SUBMODULE
+
+    for kinds, fields in (
+        (SUBMODULE, records.SUBMODULE_FIELDS),
+        (STAGE, records.STAGE_FIELDS),
+        (MEASUREMENT, records.MEASUREMENT_FIELDS),
+        (COMPARISON, records.COMPARISON_FIELDS),
+        (RECORD, tuple(COMPARED)),
+        (RECORD["end_to_end"], records.END_TO_END_FIELDS),
+    ):
+        assert set(kinds) <= set(fields)
+    assert set(VOID) >= {"meta", "rect"}
