@@ -6,41 +6,36 @@ GR00T_BENCH_DTYPE   fp32, fp16 or bf16 [fp32 on a CPU, bf16 on a GPU]
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import gr00t_trt
-from gr00t_trt.compile.build import DTYPES
-from gr00t_trt.compile.submodules import dimension_ranges, record
+from gr00t_trt.common.progress import Steps
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
+from gr00t_trt.measure.harness import Harness, take_reference
 from gr00t_trt.measure.timers import drain
-from gr00t_trt.model.targets import DimRange, Recording
-from gr00t_trt.plans.schema import Ranges
-from gr00t_trt.policy.policy import Gr00tPolicy
+from gr00t_trt.measure.workloads import one_request
+from gr00t_trt.plans.schema import Plan
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed, with everything recorded once."""
+    """What is timed: the harness of every other program, with its reference taken once."""
 
-    policy: Gr00tPolicy
-    observation: dict[str, Any]
-    inputs: dict[str, torch.Tensor]
-    noise: torch.Tensor
-    recording: Recording
-    dims: dict[str, DimRange]
+    harness: Harness
 
     def timed(self, call: Callable[[], object]) -> Callable[[], object]:
         """`call`, returning only when the GPU, if there is one, has done the work."""
 
         def run() -> object:
             result = call()
-            drain(self.policy.model.device)
+            drain(self.harness.device)
             return result
 
         return run
@@ -49,12 +44,10 @@ class Subject:
 @pytest.fixture(scope="session")
 def subject() -> Subject:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[os.environ.get("GR00T_BENCH_DTYPE", "bf16" if device.type == "cuda" else "fp32")]
-    policy = gr00t_trt.load_policy(os.environ.get("GR00T_BENCH_MODEL", "synthetic"), dtype=dtype, device=device)
+    precision = os.environ.get("GR00T_BENCH_DTYPE", "bf16" if device.type == "cuda" else "fp32")
+    policy = gr00t_trt.load_policy(os.environ.get("GR00T_BENCH_MODEL", "synthetic"), device=device)
     config = data_config("fourier_gr1_arms_only")
     observation = LeRobotDataset(synthetic_dataset(), config.modality_config()).step(0, 0)
-    inputs, _ = policy.preprocess(observation)
-    noise = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    recording, _ = record(policy.model, inputs, noise)
-    dims = dimension_ranges(policy.model.config, Ranges(), recording)
-    return Subject(policy, observation, inputs, noise, recording, dims)
+    steps = Steps(Console(file=io.StringIO()), None)
+    reference = take_reference(policy, one_request(policy, observation, 0), [()], steps)
+    return Subject(Harness(reference, Plan(precision=precision, optimizations=()), steps))

@@ -11,34 +11,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import compared
-import measured
-import runs
 import service_table
 
-from gr00t_trt.record.records import on_gpu, read_record
-from gr00t_trt.report import plots
+from gr00t_trt.report import markdown, png
+from gr00t_trt.report.views import Loaded, load
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 BEGIN, END = "<!-- from bench/records, by bench/render.py -->", "<!-- end -->"
+PICTURES = ("waterfall", "stages", "roofline")
 
-Records = Mapping[str, dict[str, Any]]
-
-PLOTS: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = {
-    "waterfall": plots.waterfall,
-    "stages": plots.stage_split,
-    "roofline": plots.roofline,
-}
+Records = Mapping[str, Loaded]
 
 
 def main(argv: list[str]) -> int:
     check = "--check" in argv
-    records = {path.stem: read_record(path) for path in sorted((BENCH / "records").glob("*.json"))}
+    paths = sorted((BENCH / "records").glob("*.json"))
+    records = {one.name: one for one in load([str(path) for path in paths])}
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
     written = {
         ROOT / "README.md": "\n\n".join(
@@ -47,7 +40,7 @@ def main(argv: list[str]) -> int:
         BENCH / "README.md": "\n\n".join(
             [sections(records, "records/", "plots/"), *served_sections(services, "service/")]
         ),
-        BENCH / "LOG.md": measured.log(records, "records/"),
+        BENCH / "LOG.md": markdown.log({name: one for name, one in records.items() if one.record.measured}, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]
     stale += draw(records, check)
@@ -61,16 +54,18 @@ def front(records: Records) -> Records:
 
     Measuring runs of GPUs, or of CPUs where there are none; comparisons; single runs that have a latency to tell.
     """
-    of_gpus = any(on_gpu(record) for record in records.values() if record["measurements"])
-    return {
-        name: record
-        for name, record in records.items()
-        if record["comparison"]
-        or (on_gpu(record) or not of_gpus if record["measurements"] else record["end_to_end"]["latency_ms"])
-    }
+    of_gpus = any(one.record.on_gpu for one in records.values() if one.record.measured)
+
+    def shown(one: Loaded) -> bool:
+        record = one.record
+        if record.measured:
+            return record.on_gpu or not of_gpus
+        return bool(record.of("comparison")) or bool(record.request and record.request.latency_ms)
+
+    return {name: one for name, one in records.items() if shown(one)}
 
 
-def longest(services: Records) -> Records:
+def longest(services: Mapping[str, Any]) -> Mapping[str, Any]:
     """The service under the longest load."""
     order = sorted(services, key=lambda name: -services[name]["load"]["seconds"])
     return {name: services[name] for name in order[:1]}
@@ -84,20 +79,14 @@ def sections(records: Records, links: str, pictures: str | None) -> str:
         pictures: Where the plots lie; None for a file that shows the outcome alone.
     """
     out = []
-    for name, record in records.items():
-        if record["comparison"]:
-            out.append(compared.section(name, record, links))
-        elif not record["measurements"]:
-            out.append(runs.section(name, record, links))
-        elif pictures is None:
-            out.append(measured.summary(name, record, links))
-        else:
-            shown = [f"![{kind} of {name}]({pictures}{name}-{kind}.png)" for kind in drawable(record)]
-            out.append("\n\n".join([measured.section(name, record, links), *shown]))
+    for name, one in records.items():
+        text = markdown.section(one, links, short=pictures is None)
+        shown = [f"![{kind} of {name}]({pictures}{name}-{kind}.png)" for kind in drawable(one)] if pictures else []
+        out.append("\n\n".join([text, *shown]))
     return "\n\n".join(out)
 
 
-def served_sections(services: Records, links: str) -> list[str]:
+def served_sections(services: Mapping[str, Any], links: str) -> list[str]:
     return [service_table.section(name, record, links) for name, record in services.items()]
 
 
@@ -114,30 +103,22 @@ def put(file: Path, new: str, check: bool) -> bool:
     return whole != text
 
 
-def drawable(record: Mapping[str, Any]) -> list[str]:
-    """The plots that a record has something to show in."""
-    rows = [row for row in record["measurements"] if row["why_not"] is None]
-    known = {
-        "waterfall": any(row["group"] == "waterfall" for row in rows),
-        "stages": any(row["group"] == "waterfall" and row["stages"] for row in rows),
-        "roofline": any((row["roofline"] or {}).get("percent") is not None for row in rows),
-    }
-    return [kind for kind in PLOTS if known[kind]]
+def drawable(one: Loaded) -> list[str]:
+    """The plots that a measuring run has something to show in."""
+    return [kind for kind in png.charts_of(one) if kind in PICTURES] if one.record.measured else []
 
 
 def draw(records: Records, check: bool) -> list[Path]:
     """The plots that were not drawn from today's records; without `check` they are, and plots of no record go."""
     wanted = {
-        BENCH / "plots" / f"{name}-{kind}.png": (PLOTS[kind], record)
-        for name, record in records.items()
-        for kind in drawable(record)
+        BENCH / "plots" / f"{name}-{kind}.png": (one, kind) for name, one in records.items() for kind in drawable(one)
     }
-    stale = [path for path, (_, record) in wanted.items() if plots.drawn_from(path) != plots.digest(record)]
+    stale = [path for path, (one, _) in wanted.items() if png.drawn_from(path) != png.digest(one.record)]
     strangers = [path for path in sorted((BENCH / "plots").glob("*.png")) if path not in wanted]
     if not check:
         for path in stale:
-            paint, record = wanted[path]
-            paint(record, path)
+            one, kind = wanted[path]
+            png.draw(png.charts_of(one)[kind], one.record, path)
         for path in strangers:
             path.unlink()
     return stale + strangers

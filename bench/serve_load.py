@@ -40,15 +40,15 @@ import httpx
 import numpy as np
 import service_table
 import zmq
-from marked import Server, Subject, driving, policy_ms, running, tally
+from loadtest import Server, Subject, driving, policy_ms, running, tally
 from rich.console import Console
 from rich.table import Table
 
 from gr00t_trt.common.command import Parser, parse_flags, run_program
 from gr00t_trt.common.progress import progress
-from gr00t_trt.measure.timers import Samples
 from gr00t_trt.record.environment import environment, git_state
-from gr00t_trt.record.records import dumps, prepare_record, write_record
+from gr00t_trt.record.files import dumps, prepare_record, write_record
+from gr00t_trt.record.samples import Samples
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.wire import decode, encode
 from gr00t_trt.serve.worker import QUEUE
@@ -95,7 +95,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         server = stack.enter_context(running(flags, 0, 0))
         with RobotInferenceClient("127.0.0.1", server.port) as client:
             status = client.status()
-        record["served_by"] = status["submodules"]
+        record["backends"] = status["submodules"]
         record["device"] = status["device"]
         record["startup"] = {"first_s": server.ready_s, "first_engines": status["engines"]}
         subject = Subject(server.port, status["observation"])

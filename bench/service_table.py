@@ -6,25 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cells import cells
-
-from gr00t_trt.record.records import on_gpu
-
 MEGABYTE = 1e6
 
 
 def section(name: str, record: Mapping[str, Any], links: str) -> str:
     """Title and table of one record."""
     environment = record["environment"]
-    where = f"{environment['gpu']}, " if on_gpu(record) else ""
+    where = f"{environment['gpu']}, " if str(record.get("device") or "").startswith("cuda") else ""
     return "\n".join(
         [
             f"**The service under load and fire**, {_model(record)}, {where}{environment['cpu_cores']} CPU cores "
             f"shared with its clients ([record]({links}{name}.json))",
             "",
-            cells("what", "measured"),
+            "| what | measured |",
             "|---|---|",
-            *(cells(what, text) for what, text in rows(record).items()),
+            *(f"| {what} | {text} |" for what, text in rows(record).items()),
         ]
     )
 

@@ -8,13 +8,14 @@ import torch
 
 @pytest.mark.parametrize("part", ["get_action", "model", "preprocess", "postprocess"])
 def test_request(benchmark, subject, part: str) -> None:
-    policy = subject.policy
-    actions = policy.model.get_action(subject.inputs, noise=subject.noise)["action_pred"]
+    harness = subject.harness
+    policy, base = harness.policy, harness.reference.base
+    actions = harness.check(harness.original, base).actions
     calls = {
-        "get_action": lambda: policy.get_action(subject.observation, noise=subject.noise),
-        "model": lambda: policy.model.get_action(subject.inputs, noise=subject.noise),
-        "preprocess": lambda: policy.preprocess(subject.observation),
-        "postprocess": lambda: policy.postprocess(actions, batched=False),
+        "get_action": harness.call(harness.original, base, "request"),
+        "model": harness.call(harness.original, base),
+        "preprocess": lambda: policy.preprocess(base.observation),
+        "postprocess": lambda: policy.postprocess(actions, batched=base.batched),
     }
     benchmark.group = "request"
     with torch.no_grad():

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from gr00t_trt.backends import get_backend
-from gr00t_trt.compile.submodules import target
-from gr00t_trt.plans.schema import SUBMODULES, BuildOptions
+from gr00t_trt.plans.backends import get_backend
+from gr00t_trt.plans.resolve import resolve_submodule
+from gr00t_trt.plans.schema import SUBMODULES
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor", "torch_tensorrt"])
 @pytest.mark.parametrize("name", SUBMODULES)
 def test_submodule(benchmark, subject, name: str, backend: str) -> None:
-    chosen = get_backend(backend)
-    found = chosen.availability()
+    found = get_backend(backend).availability()
     if not found.installed:
         pytest.skip(found.reason)
     if backend == "torch_tensorrt" and not torch.cuda.is_available():
         pytest.skip("TensorRT engines need a GPU to run")
-    made = target(subject.policy.model, name, subject.recording, subject.dims)
-    built = chosen.build(made, BuildOptions(), engine_dir=None, progress=lambda _: None)
+    resolved = replace(resolve_submodule(subject.harness.plan, name), backend=backend)
+    part = subject.harness.build(name, resolved, ())
+    assert not part.failures
     benchmark.group = name
-    benchmark.extra_info.update(backend=backend, dtype=str(made.inputs[0].dtype), build_s=built.build_s)
+    benchmark.extra_info.update(backend=backend, precision=resolved.precision, build_s=part.built.build_s)
     with torch.no_grad():
-        benchmark(subject.timed(lambda: built.call(*made.inputs)))
+        benchmark(subject.timed(part.call))

@@ -45,7 +45,7 @@ def rtx():
     import torch
     from small_submodules import torch_tensorrt_installed
 
-    from gr00t_trt.backends import get_backend
+    from gr00t_trt.plans.backends import get_backend
 
     if not torch_tensorrt_installed():
         pytest.skip("torch_tensorrt is not installed")

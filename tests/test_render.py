@@ -23,7 +23,7 @@ def row(name: str, factor: float, group: str = "waterfall", **known: Any) -> dic
     return records.measurement_entry(
         group,
         name,
-        settings={"of": "model", "optimisations": () if name == "eager PyTorch" else ("all",)},
+        settings={"of": "model", "optimizations": () if name == "eager PyTorch" else ("all",)},
         latency_ms=own,
         eager_latency_ms=EAGER,
         verdict=None if factor == 1 else verdict(EAGER, own),

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
+from ..engines.cache import EngineCache
 from ..engines.manifest import Coverage, EngineFile
 from ..model.targets import Target
+from ..plans.backends import Availability
 from ..plans.schema import BuildOptions
-
-if TYPE_CHECKING:
-    from ..engines.cache import EngineCache
 
 
 @dataclass(frozen=True)
@@ -49,23 +48,6 @@ class Built:
     settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     from_cache: bool = False
-
-
-@dataclass(frozen=True)
-class Availability:
-    """Whether a backend can be used here, and why not.
-
-    Attributes:
-        installed: The backend can build here.
-        reason: When not installed: what is missing and the install command. Else an empty string.
-        versions: Distribution or library name -> version, for the record.
-        caveats: Plain sentences that a user of this backend here must know.
-    """
-
-    installed: bool
-    reason: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    caveats: tuple[str, ...] = ()
 
 
 Capturable = Literal["any shape", "one shape", "none"]

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
-from ..errors import Gr00tError, PlanError, RecordError, unknown
-from ..record.records import default_record_path, dumps, prepare_record, write_record
+from ..errors import Gr00tError, PlanError, unknown
 from .progress import interruptible
 
 
@@ -62,33 +60,6 @@ def parse_flags(p: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
         if isinstance(value, str) and not value.strip():
             raise PlanError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
     return args
-
-
-def record_flags(group: Any) -> None:
-    """`--record` and `--json`, for `record_path` and `deliver`."""
-    group.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
-    group.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
-
-
-def record_path(args: argparse.Namespace, subject: str) -> Path:
-    """Where the record will go. Raises: RecordError, before any work is done, for a path that cannot be written."""
-    path = Path(args.record) if args.record else default_record_path(Path.cwd(), subject)
-    prepare_record(path)
-    return path
-
-
-def deliver(record: Mapping[str, Any], path: Path, args: argparse.Namespace) -> None:
-    """Write a record, and print its path on stdout, or itself with `--json`.
-
-    Raises: RecordError when it cannot be written, or stdout takes nothing; a reader that has gone is no error.
-    """
-    write_record(record, path)
-    try:
-        print(dumps(record) if args.json else path, flush=True)
-    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
-        discard(sys.stdout)
-        if not isinstance(error, BrokenPipeError):
-            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {path}") from error
 
 
 class _Console(Console):

@@ -1,44 +1,23 @@
-"""A plan carried out on a model: precision set, submodules built, swapped in, and compared with eager fp32."""
+"""A plan's precisions set on a model, and the sizes that its compiled submodules must accept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from ..backends import get_backend
-from ..backends.base import Built
-from ..engines.cache import EngineCache
-from ..measure import accuracy
-from ..model import Gr00tN1d5
-from ..model.n1_5 import fast
-from ..model.n1_5.fast import FastGr00tN1d5
-from ..model.targets import Call, DimRange, Recording, Target, cast_inputs
-from ..plans.load import ResolvedSubmodule, resolve
-from ..plans.schema import SUBMODULES, Gate, Plan
-from .submodules import target
-
-Model = Gr00tN1d5 | FastGr00tN1d5
-
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from ..errors import PlanError
+from ..model.architecture import BATCH, IMAGES, LENGTH, Model
+from ..model.targets import DimRange
+from ..plans.precisions import PRECISIONS
+from ..plans.resolve import resolve_submodule
+from ..plans.schema import SUBMODULES, Plan, Ranges
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """One submodule after compilation.
-
-    Attributes:
-        agreement: Its worst agreement with eager fp32 over every call of the recorded request.
-        failures: What the gate holds against it, in plain words; empty when it passes.
-    """
-
-    target: Target
-    resolved: ResolvedSubmodule
-    built: Built
-    agreement: accuracy.Agreement
-    failures: list[str]
+def torch_dtype(precision: str) -> torch.dtype:
+    """The dtype of weights and activations in a precision."""
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
+    return dtype
 
 
 def set_precision(model: Model, plan: Plan) -> None:
@@ -46,77 +25,43 @@ def set_precision(model: Model, plan: Plan) -> None:
 
     In place, tensor by tensor: a model in fp32 becomes smaller and is never held twice.
     """
-    model.cast_glue(DTYPES[plan.precision])
-    for name in SUBMODULES:
-        model.cast_stage(name, DTYPES[resolve(plan, name).precision])
-    if plan.joint_backbone and isinstance(model, Gr00tN1d5):
-        # One graph has one dtype, connector and embedding table included.
-        model.cast_stage("eagle_backbone", DTYPES[resolve(plan, "eagle_backbone").precision])
+    model.cast_glue(torch_dtype(plan.precision))
+    joint = model.architecture.joint if plan.joint_backbone else ()
+    # One graph has one dtype, what lies between its parts included.
+    for name in (*SUBMODULES, *joint):
+        model.cast_stage(name, torch_dtype(resolve_submodule(plan, name).precision))
 
 
-def compile_submodule(
-    model: Model,
-    name: str,
-    plan: Plan,
-    recording: Recording,
-    dims: Mapping[str, DimRange],
-    *,
-    engine_dir: Path | None,
-    progress: Callable[[str], None],
-    cache: EngineCache | None = None,
-) -> Compiled:
-    """`build_submodule` as the plan has it, put into `model.stages`."""
-    done = build_submodule(
-        model, name, resolve(plan, name), recording, dims, engine_dir=engine_dir, progress=progress, cache=cache
-    )
-    model.stages[name] = done.built.call
-    return done
+class Sized(Protocol):
+    """A request's sizes."""
+
+    @property
+    def workload(self) -> Any: ...
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def images(self) -> int: ...
 
 
-def build_submodule(
-    model: Model,
-    name: str,
-    resolved: ResolvedSubmodule,
-    recording: Recording,
-    dims: Mapping[str, DimRange],
-    *,
-    engine_dir: Path | None,
-    progress: Callable[[str], None],
-    cache: EngineCache | None = None,
-) -> Compiled:
-    """Build one submodule and hold it against the eager fp32 recording; the model is left as it is.
+def dimension_ranges(config: Any, ranges: Ranges, request: Sized) -> dict[str, DimRange]:
+    """The declared range of every varying dimension, tuned for a request.
 
-    Raises: BackendError, PlanError or RecordError from the backend.
+    Raises: PlanError when the request itself lies outside the plan's ranges.
     """
-    wanted = target_of(model, name, recording, dims)
-    backend = get_backend(resolved.backend)
-    built = backend.build(wanted, resolved.build, engine_dir=engine_dir, progress=progress, cache=cache)
-    progress("comparing with eager fp32")
-    agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), model.device)
-    return Compiled(wanted, resolved, built, agreement, judge(name, agreement, resolved.gate))
-
-
-def target_of(model: Model, name: str, recording: Recording, dims: Mapping[str, DimRange]) -> Target:
-    """One submodule of either model with its recorded inputs, ready for a backend."""
-    if isinstance(model, FastGr00tN1d5):
-        return fast.target(model, name, recording, dims)
-    return target(model, name, recording, dims)
-
-
-def judge(name: str, agreement: accuracy.Agreement, gate: Gate) -> list[str]:
-    """The gate's complaints, each naming the submodule."""
-    return [f"{name}: {failure}" for failure in accuracy.check(agreement, gate)]
-
-
-@torch.no_grad()
-def agreement_with(
-    call: Callable[..., torch.Tensor], calls: Sequence[Call], dtypes: Sequence[torch.dtype], device: torch.device
-) -> accuracy.Agreement:
-    """The worst agreement of `call` with recorded fp32 calls, given the same inputs.
-
-    Args:
-        dtypes, device: What each floating input is cast to and where all go, as in a request.
-    """
-    # Copies: a backend may hand out the same buffer for every call.
-    outputs = [call(*cast_inputs(recorded, dtypes, device)).clone() for recorded in calls]
-    return accuracy.compare(outputs, [recorded.output for recorded in calls])
+    span = ranges.length or (32, 3 * config.tokens_per_image + 256)
+    bounds = {
+        BATCH: (request.workload.batch, ranges.batch),
+        IMAGES: (request.images, (ranges.batch[0] * ranges.views[0], ranges.batch[1] * ranges.views[1])),
+        LENGTH: (request.length, span),
+    }
+    out = {}
+    for name, (size, (minimum, maximum)) in bounds.items():
+        if not minimum <= size <= maximum:
+            raise PlanError(
+                f"the observation has {name} {size}, outside the plan's range {minimum} to {maximum}",
+                known="ranges: batch, views and length are [minimum, maximum]; images are batch times views",
+                fix=f"widen `ranges` in the plan so that {name} {size} fits",
+            )
+        out[name] = DimRange(name, minimum, size, maximum)
+    return out

@@ -7,65 +7,91 @@ from typing import Any
 
 import torch
 
-from ..backends import get_backend
-from ..errors import PlanError
-from ..model import Gr00tConfig
-from ..model.n1_5.fast import Capturer, CudaCapturer, FastGr00tN1d5, RequestGraphs
+from ..errors import BackendError, PlanError
+from ..model.architecture import Model
+from ..model.n1_5.fast import Capturer, CudaCapturer, RequestGraphs
 from ..model.n1_5.fast.graphs import LIMIT
 from ..model.n1_5.inputs import IDS, MASK
+from ..plans.backends import get_backend
+from ..plans.resolve import graph_tolerance
 from ..plans.schema import Plan
-
-Note = Callable[[str], None]
+from ..record.schema import Replay
 
 UNCAPTURED = "no graph was captured, so requests run kernel by kernel"
 
 
+def request_graphs(
+    model: Model,
+    backends: Mapping[str, str],
+    *,
+    tolerance: float,
+    on_demand: bool = False,
+    limit: int = LIMIT,
+    capturer: Capturer | None = None,
+) -> RequestGraphs:
+    """What replays the requests of a compiled model, with nothing captured yet.
+
+    Args:
+        backends: Stage -> backend of what was compiled.
+        tolerance: See `plans.resolve.graph_tolerance`.
+        capturer: By default as `capturer_for` gives it.
+    Raises: BackendError where no request can be captured.
+    """
+    never, single = (_of_kind(backends, kind) for kind in ("none", "one shape"))
+    capturer = capturer or capturer_for(model.device)
+    if capturer is None:
+        raise BackendError("one CUDA graph: the model is not on a GPU")
+    if never:
+        raise BackendError(f"one CUDA graph: the backend of {never} cannot be captured")
+    restructured: Any = model  # no plan replays another
+    return RequestGraphs(
+        restructured, capturer, tolerance=tolerance, on_demand=on_demand, one_shape=bool(single), limit=limit
+    )
+
+
+def _of_kind(backends: Mapping[str, str], kind: str) -> str:
+    return ", ".join(f"{name} ({used})" for name, used in backends.items() if get_backend(used).capturable == kind)
+
+
 def capture_requests(
-    model: FastGr00tN1d5,
+    model: Model,
     plan: Plan,
     inputs: Mapping[str, Any],
     noise: torch.Tensor,
     *,
     backends: Mapping[str, str],
-    capturer: Capturer | None,
-    note: Note,
-) -> dict[str, Any] | None:
-    """Let graphs answer the requests of a compiled model, where the plan asks for it and the machine can.
+    note: Callable[[str], None],
+    capturer: Capturer | None = None,
+) -> Replay | None:
+    """Let graphs answer the requests of a compiled model, where the machine can.
 
     Args:
         model: Compiled and compared with eager fp32; its `graphs` are set.
         inputs, noise: The request that the model was compiled for.
         backends: Stage -> backend of what was compiled.
-        capturer: As `capturer_for` gives it.
         note: Told in a sentence what could not be captured, and why.
-    Returns: For the record's `end_to_end.cuda_graph`: `graphs`, `input_bytes`, and the largest difference to the
-        uncaptured model, `strayed`; None when every request runs uncaptured.
+    Returns: For the record; None when every request runs uncaptured.
     Raises: PlanError for a prompt length that the observation's images do not fit into; ShapeError for one that a
         compiled stage was not built for.
     """
-    never, single = (
-        ", ".join(f"{name} ({used})" for name, used in backends.items() if get_backend(used).capturable == kind)
-        for kind in ("none", "one shape")
-    )
-    if capturer is None:
-        note(f"{UNCAPTURED}: the model is not on a GPU")
+    try:
+        graphs = request_graphs(
+            model,
+            backends,
+            tolerance=graph_tolerance(plan),
+            on_demand=plan.cuda_graph == "on_demand",
+            limit=max(LIMIT, 1 + len(plan.cuda_graph_lengths)),
+            capturer=capturer,
+        )
+    except BackendError as error:
+        note(f"{UNCAPTURED}: {str(error).removeprefix('one CUDA graph: ')}")
         return None
-    if never:
-        note(f"{UNCAPTURED}: the backend of {never} cannot be captured")
-        return None
-    graphs = RequestGraphs(
-        model,
-        capturer,
-        on_demand=plan.cuda_graph == "on_demand",
-        one_shape=bool(single),
-        limit=max(LIMIT, 1 + len(plan.cuda_graph_lengths)),
-    )
     refused = graphs.capture(model.prepare(inputs), noise)
     if refused is not None:
         note(f"{UNCAPTURED}: {refused}")
         return None
     further = [length for length in plan.cuda_graph_lengths if length != inputs[IDS].shape[1]]
-    if single:
+    if single := _of_kind(backends, "one shape"):
         note(f"requests of one shape only are captured, and again when another came between, because of {single}")
         further = []
     for length in further:
@@ -73,7 +99,7 @@ def capture_requests(
         if refused is not None:
             note(f"prompts of {length} tokens run kernel by kernel: {refused}")
     model.graphs = graphs
-    return {"graphs": len(graphs), "input_bytes": graphs.input_bytes, "strayed": graphs.strayed}
+    return Replay(len(graphs), graphs.input_bytes, graphs.max_rel_error)
 
 
 def capturer_for(device: torch.device) -> Capturer | None:
@@ -81,7 +107,7 @@ def capturer_for(device: torch.device) -> Capturer | None:
     return CudaCapturer(device) if device.type == "cuda" else None
 
 
-def with_length(inputs: Mapping[str, Any], length: int, config: Gr00tConfig) -> dict[str, Any]:
+def with_length(inputs: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
     """The request with text tokens left out at the end, or the last one repeated, so that prompts have `length` tokens.
 
     Raises: PlanError where not even the images fit.

@@ -25,7 +25,7 @@ def unit_interval(levels: Tensor) -> Tensor:
     return x.div_(torch.full((), 255.0, device=x.device))
 
 
-class Courier:
+class DeviceTransfer:
     """Takes a request's arrays to a device in one copy, and its actions back in one.
 
     Host memory is pinned where the device is a GPU, and kept: it grows to the largest request and is written again

@@ -25,9 +25,11 @@ from ..measure import accuracy
 from ..model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
 from ..model.config_files import build_config
 from ..model.config_section import Section
-from ..plans.load import DEFAULT_ACTION_GATES
+from ..plans.precisions import PRECISIONS
+from ..plans.resolve import Machine, resolve
 from ..plans.schema import Plan
 from ..policy.policy import ModelPolicy, TensorPolicy
+from ..record.schema import Agreement
 from .deploy import Deployment, deploy
 
 PARTS = ("backbone", "action_head", "config", "get_action", "state_dict")
@@ -41,11 +43,11 @@ class Accelerated:
     """What stands in a model's place now.
 
     Attributes:
-        deployment: How the plan was carried out: `served_by`, the start-up's record.
+        deployment: How the plan was carried out: `backends`, the start-up's record.
         agreement: Of our model in fp32 with the original, on the same inputs and noise, before anything was compiled.
     """
 
-    def __init__(self, original: Any, deployment: Deployment, agreement: accuracy.Agreement):
+    def __init__(self, original: Any, deployment: Deployment, agreement: Agreement):
         self.deployment, self.agreement = deployment, agreement
         self._original = original
 
@@ -98,9 +100,8 @@ def accelerate(
     sample, agreement = _compare(original, ours, example, kind)
     policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from
     chosen = replace(plan or Plan(), denoising_steps=ours.denoising_steps)
-    done = deploy(
-        policy, chosen, steps, engine_dir=engine_dir, engine_cache=engine_cache, backend_chosen=plan is not None
-    )
+    resolved = resolve(chosen, Machine(str(device)), chosen=plan is not None, engine_dir=engine_dir)
+    done = deploy(policy, resolved, steps, engine_cache=engine_cache)
     original.get_action = _replacement(original, policy, sample)
     return Accelerated(original, done, agreement)
 
@@ -162,7 +163,7 @@ class _SeenNoise(TorchFunctionMode):
 @torch.no_grad()
 def _compare(
     original: Any, ours: Gr00tN1d5, inputs: Mapping[str, Any], kind: str
-) -> tuple[Mapping[str, Any], accuracy.Agreement]:
+) -> tuple[Mapping[str, Any], Agreement]:
     """One result of the original, and how well our model in fp32 agrees with it from the same noise."""
     shape = (inputs["embodiment_id"].shape[0], ours.action_horizon, ours.config.action_head.action_dim)
     with _SeenNoise(shape) as seen:
@@ -177,7 +178,7 @@ def _compare(
         )
     pred = ours.get_action(inputs, noise=seen.noise.float())[OUTPUT]
     agreement = accuracy.compare(pred, sample[OUTPUT])
-    gate = DEFAULT_ACTION_GATES[_precision(original)]
+    gate = PRECISIONS[_precision(original)].action_gate
     if failures := accuracy.check(agreement, gate):
         raise AccuracyError(
             f"accelerate: our model and {kind} disagree on the same inputs and noise: {'; '.join(failures)}",

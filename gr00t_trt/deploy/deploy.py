@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..common.devices import side_stream
 from ..common.progress import Steps
-from ..compile.submodules import select
+from ..compile.capture import UNCAPTURED, capture_requests
 from ..engines.cache import open_cache
-from ..errors import AccuracyError, PlanError
-from ..measure.trial import Trial
-from ..model.n1_5.fast import RequestGraphs
-from ..plans.load import plan_to_mapping, plan_warnings, resolve
-from ..plans.schema import AUTO, Plan
+from ..errors import AccuracyError
+from ..measure.harness import Harness, Variant, build_all, candidate_of, take_reference
+from ..measure.workloads import one_request
+from ..plans.load import plan_to_mapping
+from ..plans.precisions import precision_of
+from ..plans.resolve import Resolved, decided, select
 from ..policy.policy import ModelPolicy
-from ..record import records
 from ..record.environment import ROOT
-from ..run.job import available, failures
+from ..record.schema import Inputs, Record, Status, new_record
 
 WARM_CALLS = 2
 
@@ -32,85 +31,108 @@ class Deployment:
 
     Attributes:
         policy: Ready to answer; calls go through whatever serves each submodule.
-        served_by: Submodule -> what runs it, in the words of a status page: ``torch_tensorrt fp16``,
-            ``eager bf16``, or ``torch_tensorrt fp16, dry run: its graph on the CPU``.
+        backends: Submodule -> what runs it, in the words of a status page: ``torch_tensorrt fp16``, ``eager bf16``,
+            or ``torch_tensorrt fp16, dry run: its graph on the CPU``.
         record: The start-up's record: build times, accuracy of every submodule and of the actions, what was skipped.
     """
 
     policy: ModelPolicy
-    plan: Plan
-    served_by: dict[str, str]
-    record: dict[str, Any]
+    resolved: Resolved
+    backends: dict[str, str]
+    record: Record
 
 
 def deploy(
     policy: ModelPolicy,
-    plan: Plan,
+    resolved: Resolved,
     steps: Steps,
     *,
     observation: Mapping[str, Any] | None = None,
-    fn_name: str = "all",
-    backend_chosen: bool = True,
-    engine_dir: Path | None = None,
     engine_cache: str | None = None,
     seed: int = 0,
     command: str = "",
 ) -> Deployment:
     """Carry out a plan on a policy in fp32, in place, and refuse it when it is not accurate enough.
 
+    What a start must know is looked at once, on one request; nothing is timed.
+
     Args:
         policy: In fp32, nothing compiled; its model is cast to the plan's precisions.
+        resolved: For the policy's device; what it does not compile stays in eager PyTorch at its precision.
         observation: What shapes are tuned for and accuracy is checked on; the policy's `example` when None.
-        fn_name: What is compiled, as in `submodules.select`; the rest stays in eager PyTorch at its precision.
-        backend_chosen: The backend was named by the user, and its absence is an error; else eager takes its place.
         engine_cache: Folder of finished engines, or ``off``; None for the default, see `open_cache`.
-    Raises: AccuracyError when a gate is missed, naming it; PlanError and BackendError as `run.run`.
+    Raises: AccuracyError when a gate is missed, naming it; PlanError for a plan that is not decided yet.
     """
-    names = select(fn_name, plan)
-    if undecided := [name for name in names if resolve(plan, name).backend == AUTO]:
-        raise PlanError(
-            f"backend: {AUTO} ({', '.join(undecided)}) is decided by measuring, which takes too long at every start",
-            fix="run run_groot_torchtrt.py --backend auto once, and use the plan that it writes",
-        )
-    plan, notes = available(plan, names, chosen=backend_chosen)
-    device = policy.model.device
+    plan, device = decided(resolved).plan, policy.model.device
     policy.denoising_steps = plan.denoising_steps
-    if observation is None:
-        observation = policy.example()
-    result = records.new_record(
+    record = new_record(
         command,
         root=ROOT,
         device=str(device),
         plan=plan_to_mapping(plan),
-        workload={"dataset": "an example observation"},
+        inputs=Inputs(dataset="an example observation"),
     )
-    for what, why in [*notes, *(("plan", text) for text in plan_warnings(plan))]:
-        records.skip(result, what, why)
+    record.skip_all(resolved.notes)
     with side_stream(device):
-        trial = Trial(policy, plan, observation, result, steps)
-        trial.reference(seed)
-        trial.compile(names, engine_dir, open_cache(engine_cache))
-        trial.check_actions()
-        trial.install()
-        if found := failures(result):
+        request = one_request(policy, policy.example() if observation is None else observation, seed)
+        harness = Harness(take_reference(policy, request, [plan.optimizations], steps), plan, steps)
+        record.inputs = replace(request.described(seed), dataset="an example observation")
+        parts = build_all(harness, resolved, open_cache(engine_cache))
+        variant = harness.variant(candidate_of(resolved, parts), parts)
+        steps.step("comparing the actions with eager fp32")
+        checked = harness.check(variant, request)
+        record.results = [harness.part_result(part) for part in parts.values()]
+        record.results.append(harness.request_result(variant.candidate.backend, variant, checked))
+        note_padding(variant, record)
+        policy.model = variant.model
+        if record.failures:
             raise AccuracyError(
-                "the compiled policy is not accurate enough to be used: " + "; ".join(found),
+                "the compiled policy is not accurate enough to be used: " + "; ".join(record.failures),
                 known="the gates of the plan, per submodule and for the actions",
                 fix="choose a more exact precision for what is named, or set its `gate` in the plan",
             )
-        trial.capture()
-        graphs = getattr(policy.model, "graphs", None)
-        if plan.cuda_graph == "startup" and graphs is not None:
-            records.skip(result, "cuda_graph", _replayed(graphs))
+        capture(harness, resolved, variant, record)
+        if plan.cuda_graph == "startup" and variant.model.graphs is not None:
+            record.skip("cuda_graph", _replayed(variant.model.graphs))
         steps.step("warming up")
         for _ in range(WARM_CALLS):
-            policy.get_action(observation)
+            policy.get_action(request.observation)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    return Deployment(policy, plan, _served_by(result, policy, plan), result)
+    return Deployment(policy, resolved, _backends(record, policy, resolved), record)
 
 
-def _replayed(graphs: RequestGraphs) -> str:
+def note_padding(variant: Variant, record: Record) -> None:
+    """Say which stage of the restructured model stays in PyTorch."""
+    if "language_model_padded" in variant.model.stages:
+        record.skip("language_model_padded", "not compiled: batches with padding run it in eager PyTorch")
+
+
+def capture(harness: Harness, resolved: Resolved, variant: Variant, record: Record) -> Variant:
+    """The variant with its requests replayed as CUDA graphs, if the plan asks for it and the machine can.
+
+    What cannot be captured is told in the record.
+    """
+    plan, base = resolved.plan, harness.reference.base
+    if plan.cuda_graph == "none":
+        return variant
+    harness.steps.step("capturing the request as one CUDA graph")
+    if not variant.runs:
+        record.skip("cuda_graph", f"{UNCAPTURED}: what was built cannot run on this machine")
+        return variant
+    harness.install(variant, base.workload)
+    record.cuda_graph = capture_requests(
+        variant.model,
+        plan,
+        base.inputs,
+        base.noise,
+        backends={name: part.resolved.backend for name, part in variant.parts.items()},
+        note=lambda why: record.skip("cuda_graph", why),
+    )
+    return harness.captured(variant)
+
+
+def _replayed(graphs: Any) -> str:
     lengths = ", ".join(map(str, graphs.prompt_lengths))
     return (
         f"prompts of {lengths} tokens are replayed, others run kernel by kernel; cuda_graph: on_demand captures each "
@@ -118,21 +140,15 @@ def _replayed(graphs: RequestGraphs) -> str:
     )
 
 
-def _served_by(result: Mapping[str, Any], policy: ModelPolicy, plan: Plan) -> dict[str, str]:
-    built = {entry["name"]: entry for entry in result["submodules"]}
+def _backends(record: Record, policy: ModelPolicy, resolved: Resolved) -> dict[str, str]:
+    built = {result.subject: result for result in record.submodules}
     out = {}
-    for name in select("all", plan):
-        entry = built.get(name)
-        if entry is None:
-            out[name] = f"eager {_dtype(policy, name)}"
+    for name in select("all", resolved.plan):
+        result = built.get(name)
+        if result is None:
+            out[name] = f"eager {precision_of(policy.model.stage_dtypes[name])}"
             continue
-        out[name] = f"{entry['backend']} {entry['precision']}"
-        if not entry["runs"]:
+        out[name] = f"{result.candidate.backend} {result.candidate.precision}"
+        if result.status is Status.BUILT_NOT_RUN:
             out[name] += ", dry run: its graph on the CPU"
     return out
-
-
-def _dtype(policy: ModelPolicy, name: str) -> str:
-    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-    found = str(policy.model.stage_dtypes[name]).removeprefix("torch.")
-    return short.get(found, found)

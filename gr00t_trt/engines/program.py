@@ -23,10 +23,11 @@ from rich.text import Text
 from ..common.command import Parser, discard, parse_flags, run_program
 from ..common.progress import progress
 from ..errors import PlanError, RecordError, unknown
+from ..plans.backends import BACKENDS, get_backend
+from ..plans.precisions import precision_of
 
 ACTIONS = ("list", "prune")
 VALID, DAMAGED, OTHER = "valid", "damaged", "other version"
-PRECISIONS: Mapping[str, str] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 PIPE_WIDTH = 140
 """Columns of the table where no terminal says how many there are."""
 
@@ -134,7 +135,7 @@ def _row(entry: Any) -> dict[str, Any]:
     if entry.damage is not None:
         return row
     manifest, key = entry.manifest, entry.manifest.key
-    floating = (PRECISIONS[b.dtype] for b in manifest.inputs if b.dtype in PRECISIONS)
+    floating = (name for b in manifest.inputs if (name := precision_of(b.dtype)) != b.dtype)
     differing = _differences(key)
     return row | {
         "submodule": manifest.submodule,
@@ -173,9 +174,7 @@ def _versions_of(key: Mapping[str, Any]) -> Mapping[str, str]:
 
 @functools.lru_cache
 def _installed(route: str) -> Mapping[str, str]:
-    from ..backends import BACKENDS
-
-    return BACKENDS[route].availability().versions if route in BACKENDS else {}
+    return get_backend(route).availability().versions if route in BACKENDS else {}
 
 
 def _chosen(rows: Sequence[dict[str, Any]], args: argparse.Namespace, now: float) -> list[dict[str, Any]]:

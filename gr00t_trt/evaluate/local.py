@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..common.progress import Steps
 from ..deploy.deploy import deploy
-from ..plans.schema import Plan
+from ..plans.resolve import Resolved
 from ..policy.policy import Action, Gr00tPolicy, Observation
+from ..record.schema import Record
+from .about import About
 
 
 class LocalPolicy:
-    """A `Gr00tPolicy` whose noise follows a seed, so that two rivals can be given the same.
+    """A `Gr00tPolicy` whose noise follows a seed, so that two candidates can be given the same.
 
     Args:
         policy: In fp32, nothing compiled.
         name: What to call it, usually the model's path.
         seed: Of the initial noise: call number n after `restart` always gets the same.
     Attributes:
-        served_by: As `deploy.Deployment.served_by`; None in plain eager fp32.
+        backends: As `deploy.Deployment.backends`; None in plain eager fp32.
     """
 
     def __init__(self, policy: Gr00tPolicy, name: str, *, seed: int = 0):
         self.policy = policy
         self.name = name
         self.seed = seed
-        self.served_by: dict[str, str] | None = None
-        self.startup: dict[str, Any] | None = None
+        self.backends: dict[str, str] | None = None
+        self.startup: Record | None = None
         device = policy.model.device
         # On the default stream, engines fork to another and join it at every call.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -42,20 +43,21 @@ class LocalPolicy:
         # Drawn on the host: a GPU's generator would give other numbers for the same seed.
         self._noise = torch.Generator().manual_seed(self.seed)
 
-    def deploy(self, plan: Plan, steps: Steps, *, engine_dir: Path | None = None) -> None:
+    def deploy(self, resolved: Resolved, steps: Steps) -> None:
         """Carry out a plan on the model, in place. Raises: Gr00tError as `deploy.deploy`."""
-        done = deploy(self.policy, plan, steps, engine_dir=engine_dir)
-        self.served_by, self.startup = done.served_by, done.record
+        done = deploy(self.policy, resolved, steps)
+        self.backends, self.startup = done.backends, done.record
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> About:
         """For a record: model, device, and what serves each submodule."""
-        return {
+        facts = {
             "model": self.name,
             "device": str(self.policy.model.device),
-            "served_by": self.served_by or {"all": "eager fp32"},
+            "backends": self.backends or {"all": "eager fp32"},
             "denoising_steps": self.policy.denoising_steps,
-            "skipped": self.startup["skipped"] if self.startup else [],
         }
+        notes = self.startup.skipped if self.startup else []
+        return About(facts, [(note.what, str(note.why)) for note in notes])
 
     def get_modality_config(self) -> Mapping[str, Any]:
         return self.policy.get_modality_config()

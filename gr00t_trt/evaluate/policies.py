@@ -14,8 +14,11 @@ import numpy as np
 
 from ..common.progress import Steps
 from ..errors import AccuracyError, PlanError
-from ..plans.load import load_plan, merge
-from ..plans.schema import BACKENDS, PRECISIONS, Plan
+from ..plans import flags
+from ..plans.resolve import Machine, resolve
+from ..plans.schema import Plan
+from ..policy.flags import check_seed, optional, source_flags
+from .about import About
 
 if TYPE_CHECKING:
     from ..data import DatasetMetadata
@@ -50,38 +53,25 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
         host_flag: ``host``, or ``policy_host`` where programs of NVIDIA spell it so; the port's follows.
     """
     g = p.add_argument_group("a local policy")
-    g.add_argument(
-        "--model_path",
-        type=optional,
-        metavar="PATH",
-        help="checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [none: a server is asked]",
+    source_flags(
+        g,
+        *("model_path", "data_config", "embodiment_tag", "tokenizer", "metadata", "denoising_steps", "seed", "device"),
+        model_path=None,
+        data_config=data_config,
+        embodiment_tag=embodiment_tag,
+        helps={
+            "model_path": "checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [none: a server is asked]"
+        },
     )
-    g.add_argument(
-        "--data_config",
-        default=data_config,
-        metavar="NAME",
-        help="keys and transforms: a built-in name or module:Class [%(default)s]",
-    )
-    g.add_argument(
-        "--embodiment_tag",
-        default=embodiment_tag,
-        metavar="TAG",
-        help="projector and statistics: gr1, oxe_droid, agibot_genie1, new_embodiment [%(default)s]",
-    )
-    g.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder, tokenizer.json or hub id [found by itself]")
-    g.add_argument("--metadata", metavar="PATH", help="metadata.json to use instead of the checkpoint's own")
-    g.add_argument("--denoising_steps", type=int, metavar="N", help="Euler steps per action chunk [4]")
-    g.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise [%(default)s]")
-    g.add_argument("--device", metavar="DEVICE", help="cuda:0, cpu [cuda:0 where there is one]")
     g.add_argument(
         "--use_torch_tensorrt",
         action="store_true",
         help="compile with Torch-TensorRT: --backend torch_tensorrt; with a server: tell it to use position ids, as "
         "NVIDIA's fork needs",
     )
-    g.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)} [none: eager fp32]")
-    g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case [fp16 when compiled]")
-    g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
+    flags.backend_flag(g, " [none: eager fp32]")
+    flags.precision_flag(g, ", any case [fp16 when compiled]")
+    flags.config_flag(g)
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     g = p.add_argument_group("a served policy, without --model_path")
     g.add_argument(f"--{host_flag}", dest="host", default="localhost", help="where the server runs [%(default)s]")
@@ -93,33 +83,23 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
     )
 
 
-def optional(text: str) -> str | None:
-    """A text flag that takes `None` for nothing, as NVIDIA's programs do."""
-    return None if text == "None" else text
-
-
 def plan_of(args: argparse.Namespace) -> Plan | None:
     """What is to be done to a local model; None for nothing: it stays in eager fp32.
 
     Raises: PlanError as `plans.load_plan` and `plans.merge`, and where two flags name different backends.
     """
-    backend = args.backend
-    if args.use_torch_tensorrt:
-        if backend not in (None, "torch_tensorrt"):
-            raise PlanError(f"--use_torch_tensorrt and --backend {backend} exclude each other", fix="leave one out")
-        backend = "torch_tensorrt"
+    compiled = "torch_tensorrt" if args.use_torch_tensorrt else None
+    backend = flags.one_backend({"--use_torch_tensorrt": compiled, f"--backend {args.backend}": args.backend})
     if backend is None and args.config is None:
         if args.precision is None:
             return None
         backend = "eager"
-    overrides = {"backend": backend, "precision": args.precision, "denoising_steps": args.denoising_steps}
-    return merge(load_plan(args.config) if args.config else Plan(), overrides)
+    return flags.plan_from(args, {**flags.overrides_of(args), "backend": backend})
 
 
 def check_policy_flags(args: argparse.Namespace) -> None:
     """Refuse what cannot work, and what can only be meant for the other kind of policy. Raises: PlanError."""
-    if not 0 <= args.seed < 2**63:
-        raise PlanError(f"--seed: {args.seed} is out of range", known="0 to 2^63 - 1")
+    check_seed(args.seed)
     if args.timeout_ms < 1 or not 0 < args.port < 65536:
         bad = f"--timeout_ms: {args.timeout_ms}" if args.timeout_ms < 1 else f"port {args.port}"
         raise PlanError(f"{bad} is out of range", known="at least 1 millisecond, a port from 1 to 65535")
@@ -143,28 +123,17 @@ def load_local(args: argparse.Namespace, steps: Steps, *, metadata: DatasetMetad
     Raises: Gr00tError as `policy.load_policy`.
     """
     from ..common.devices import choose_device
-    from ..model import resolve_checkpoint
-    from ..policy.policy import load_policy
+    from ..policy.source import Source
     from .local import LocalPolicy
 
-    device = choose_device(args.device)
-    steps.step(f"loading the model: {args.model_path}")
-    folder = resolve_checkpoint(args.model_path)
-    policy = load_policy(
-        folder or args.model_path,
-        data_config=args.data_config,
-        embodiment_tag=args.embodiment_tag,
-        metadata=args.metadata or (metadata if folder is None else None),
-        tokenizer=args.tokenizer,
-        denoising_steps=args.denoising_steps,
-        device=device,
-    )
+    policy = Source.of(args).policy(choose_device(args.device), steps, statistics=metadata)
     return LocalPolicy(policy, args.model_path, seed=args.seed)
 
 
 def carry_out(local: LocalPolicy, plan: Plan, args: argparse.Namespace, steps: Steps) -> None:
     """Carry out a plan on a local policy, in place. Raises: Gr00tError as `deploy.deploy`."""
-    local.deploy(plan, steps, engine_dir=Path(args.engine_dir) if args.engine_dir else None)
+    folder = Path(args.engine_dir) if args.engine_dir else None
+    local.deploy(resolve(plan, Machine(str(local.policy.model.device)), engine_dir=folder), steps)
 
 
 class ServedPolicy:
@@ -198,9 +167,9 @@ class ServedPolicy:
 
         return frame_sizes(self.client.status())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> About:
         """For a record."""
-        return {"server": self.address}
+        return About({"server": self.address})
 
 
 def connect(args: argparse.Namespace) -> ServedPolicy:
@@ -214,7 +183,7 @@ def connect(args: argparse.Namespace) -> ServedPolicy:
     return ServedPolicy(client, f"{args.host}:{args.port}", position_ids=args.use_torch_tensorrt)
 
 
-def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[CameraPolicy, dict[str, Any]]:
+def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[CameraPolicy, About]:
     """The policy of the flags, ready to be asked, and what a record should say of it.
 
     Raises: Gr00tError: nothing to load, nothing that answers, or not accurate enough.

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..common.command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
+from ..common.command import Parser, parse_flags, run_program, switch
 from ..common.progress import Steps, progress
 from ..errors import PlanError, unknown
-from .policies import Policy, carry_out, check_policy_flags, connect, load_local, optional, plan_of, policy_flags
+from ..policy.flags import optional
+from ..record.files import deliver, record_flags, record_path
+from .about import About
+from .policies import Policy, carry_out, check_policy_flags, connect, load_local, plan_of, policy_flags
 
 if TYPE_CHECKING:
     from ..data import LeRobotDataset
@@ -151,23 +154,23 @@ def _main(argv: Sequence[str], console: Console) -> int:
             for trajectory in range(args.start_traj, args.start_traj + args.trajs)
         ]
         predictions: dict[str, list[Prediction]] = {}
-        about: dict[str, dict[str, Any]] = {}
+        about: dict[str, About] = {}
         for name, policy, description in candidates:
             about[name] = description
             predictions[name] = _replay_all(policy, name, dataset, recordings, horizon, steps)
         record = fill(args, shlex.join(["gr00t-trt", "evaluate", *argv]), dataset, recordings, predictions, about, keys)
-        record["evaluation"]["action_horizon"] = horizon
+        record.evaluation["action_horizon"] = horizon
         if args.plot or args.save_plot_path:
             steps.step("drawing")
-            _draw(args, path, dataset, recordings, predictions, keys, record["evaluation"])
-    record["wall_s"] = time.monotonic() - began
-    record["exit_reason"] = "done"
+            _draw(args, path, dataset, recordings, predictions, keys, record.evaluation)
+    record.wall_s = time.monotonic() - began
+    record.exit_reason = "done"
     render(record, console)
     deliver(record, path, args)
     return 0
 
 
-Candidate = tuple[str, Policy, dict[str, Any]]
+Candidate = tuple[str, Policy, About]
 """What to call it, what answers, and what the record says of it."""
 
 
@@ -229,7 +232,7 @@ def _draw(
     recordings: Sequence[Recording],
     predictions: Mapping[str, list[Prediction]],
     keys: Sequence[str],
-    evaluation: dict[str, Any],
+    evaluation: Any,
 ) -> None:
     from . import plot
 

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from ..data import LeRobotDataset
 from ..plans.load import plan_to_mapping
-from ..record import records
 from ..record.environment import ROOT
 from ..record.samples import Samples
+from ..record.schema import Inputs, ModelInfo, Record, new_record
+from .about import About
 from .episodes import Prediction, Recording, difference, score
 from .policies import plan_of
 
@@ -26,9 +27,9 @@ def fill(
     dataset: LeRobotDataset,
     recordings: Sequence[Recording],
     predictions: Mapping[str, Sequence[Prediction]],
-    about: Mapping[str, Mapping[str, Any]],
+    about: Mapping[str, About],
     keys: Sequence[str],
-) -> dict[str, Any]:
+) -> Record:
     """The record: every candidate's error per trajectory and dimension, its latencies, and how far two are apart.
 
     Args:
@@ -37,31 +38,27 @@ def fill(
         keys: Action keys in the error.
     """
     plan = plan_of(args) if args.model_path else None
-    device = next((own["device"] for own in about.values() if "device" in own), None)
-    record = records.new_record(
+    device = next((own.device for own in about.values() if own.device), None)
+    record = new_record(
         command,
         root=ROOT,
         device=device,
         plan=None if plan is None else plan_to_mapping(plan),
         plan_path=args.config,
-        model={"path": args.model_path},
-        workload={"dataset": dataset.path.name, "seed": args.seed if args.model_path else None},
+        model=ModelInfo(args.model_path),
+        inputs=Inputs(dataset=dataset.path.name, seed=args.seed if args.model_path else None),
     )
     for own in about.values():
-        for note in own.get("skipped", ()):
-            records.skip(record, note["what"], note["why"])
+        record.skip_all(own.notes)
     for recording in recordings:
         if len(recording) < args.steps:
-            records.skip(
-                record,
+            record.skip(
                 f"--steps {args.steps}",
                 f"trajectory {recording.trajectory} ends after {len(recording)} rows, and so does its evaluation",
             )
-    record["evaluation"] = {
+    record.evaluation = {
         "modality_keys": list(keys),
-        "candidates": [
-            _candidate(name, about[name], recordings, own, keys, device) for name, own in predictions.items()
-        ],
+        "candidates": [_candidate(name, about[name], recordings, own, keys) for name, own in predictions.items()],
         "difference": None,
         "plots": [],
     }
@@ -69,29 +66,25 @@ def fill(
         (first, a), (second, b) = predictions.items()
         metadata = dataset.metadata(args.embodiment_tag)
         span = {key: metadata.statistics(key).max - metadata.statistics(key).min for key in a[0].actions}
-        record["evaluation"]["difference"] = {"between": [first, second], "per_key": difference(a, b, span)}
+        record.evaluation["difference"] = {"between": [first, second], "per_key": difference(a, b, span)}
         if args.compare == "server":
-            records.skip(
-                record, "--compare server", "the server draws noise of its own, which is part of the difference"
-            )
+            record.skip("--compare server", "the server draws noise of its own, which is part of the difference")
     return record
 
 
 def _candidate(
     name: str,
-    about: Mapping[str, Any],
+    about: About,
     recordings: Sequence[Recording],
     predictions: Sequence[Prediction],
     keys: Sequence[str],
-    device: str | None,
-) -> dict[str, Any]:
+) -> Any:
     scores = [score(r, p, keys) for r, p in zip(recordings, predictions, strict=True)]
     latencies = tuple(ms for prediction in predictions for ms in prediction.latency_ms)
-    where = str(about.get("device", about.get("server", device)))
     return {
         "name": name,
-        **{key: value for key, value in about.items() if key != "skipped"},
-        "latency_ms": Samples(latencies, warmup=1, device=where).to_dict(),
+        **about.facts,
+        "latency_ms": Samples(latencies, warmup=1, device=about.where).to_dict(),
         "mean_mse": float(np.mean([s.mse for s in scores])),
         "trajectories": [
             {
@@ -107,9 +100,9 @@ def _candidate(
     }
 
 
-def render(record: Mapping[str, Any], console: Console) -> None:
+def render(record: Record, console: Console) -> None:
     """Show a record of an evaluation: errors per trajectory, latency, and how far two candidates are apart."""
-    found = record["evaluation"]
+    found = record.evaluation
     candidates = found["candidates"]
     parts = ", ".join(key.partition(".")[2] for key in found["modality_keys"])
     table = Table(title=f"mean squared error of {parts}, dataset's units squared", title_justify="left")
@@ -129,13 +122,13 @@ def render(record: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if found["difference"] is not None:
         console.print(_difference_table(found["difference"]))
-    for note in record["skipped"]:
-        console.print(Text(f"{note['what']}: {note['why']}"))
+    for note in record.skipped:
+        console.print(Text(f"{note.what}: {note.why}"))
     for picture in found["plots"]:
         console.print(Text(f"plot: {picture}"), soft_wrap=True)
 
 
-def _difference_table(found: Mapping[str, Any]) -> Table:
+def _difference_table(found: Any) -> Table:
     first, second = found["between"]
     table = Table(title=f"how far {second} is from {first}, dataset's units", title_justify="left")
     table.add_column("action")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,20 @@ from rich.table import Table
 
 from ..common.command import Parser, parse_flags, run_program, switch
 from ..errors import BackendError
-from ..plans.schema import GROUPS, LOOPS, PRECISIONS, SUBMODULES, Plan
+from ..plans import flags
+from ..plans.resolve import Resolved, select
+from ..plans.schema import Plan
+from ..policy.flags import source_flags
 
 if TYPE_CHECKING:
     import torch
 
     from ..backends.onnx.export import OnnxFile
     from ..common.progress import Steps
-    from ..measure.accuracy import Agreement
-    from ..measure.trial import Trial
+    from ..measure.harness import Harness
     from ..policy.policy import ModelPolicy
-    from ..run.job import Job
+    from ..policy.source import Source
+    from ..record.schema import Agreement
 
 EPILOG = """\
 examples:
@@ -39,7 +42,7 @@ examples:
   and the commands that build engines from them:
     gr00t-trt export --print_trtexec > build_engines.sh
   the restructured model, its denoising loop as one file:
-    gr00t-trt export --model_path synthetic --optimisations all --loop denoise_loop
+    gr00t-trt export --model_path synthetic --optimizations all --loop denoise_loop
 
 exit status: 0 done, 1 a file misses its gate, 2 bad input, 130 interrupted, 141 nobody reads the output
 """
@@ -72,40 +75,24 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     g = p.add_argument_group("what is exported")
-    g.add_argument(
-        "--model_path",
-        default="nvidia/GR00T-N1.5-3B",
-        metavar="PATH",
-        help="checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [%(default)s]",
+    source_flags(
+        g,
+        *("model_path", "dataset_path", "data_config", "embodiment_tag", "tokenizer"),
+        helps={
+            "dataset_path": "LeRobot v2 dataset whose observation is used, or `synthetic` [made-up inputs, for which a "
+            "checkpoint needs neither statistics nor a tokenizer]",
+            "data_config": "keys and transforms of that dataset [%(default)s]",
+            "embodiment_tag": "projector and statistics [%(default)s]",
+            "tokenizer": "for its prompts: folder, tokenizer.json or hub id [found by itself]",
+        },
     )
-    g.add_argument(
-        "--dataset_path",
-        metavar="PATH",
-        help="LeRobot v2 dataset whose observation is used, or `synthetic` [made-up inputs, for which a checkpoint "
-        "needs neither statistics nor a tokenizer]",
-    )
-    g.add_argument(
-        "--data_config",
-        default="fourier_gr1_arms_only",
-        metavar="NAME",
-        help="keys and transforms of that dataset [%(default)s]",
-    )
-    g.add_argument("--embodiment_tag", default="gr1", metavar="TAG", help="projector and statistics [%(default)s]")
-    g.add_argument(
-        "--tokenizer", metavar="PATH", help="for its prompts: folder, tokenizer.json or hub id [found by itself]"
-    )
-    g.add_argument(
-        "--fn_name", default="all", metavar="NAME", help=f"{', '.join((*SUBMODULES, *GROUPS))} [%(default)s]"
-    )
-    g.add_argument("--config", metavar="PLAN.yaml", help="plan file: precisions, ranges, gates; flags win over it")
-    g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)} [fp16]")
+    flags.fn_name_flag(g)
+    flags.config_flag(g, "plan file: precisions, ranges, gates; flags win over it")
+    flags.precision_flag(g, " [fp16]")
     switch(g, "use_fp32_acc", default=None, help="matrix products of half precision accumulate in fp32")
-    g.add_argument(
-        "--optimisations", metavar="WHICH", help="restructured model: all, none, or names [none, or what --config says]"
-    )
-    g.add_argument("--loop", metavar="AS", help=f"{', '.join(LOOPS)}; the last two need --optimisations [submodules]")
-    g.add_argument("--device", metavar="DEVICE", help="cuda:0, cpu [cuda:0 where there is one]")
-    g.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise [%(default)s]")
+    flags.optimizations_flag(g, "restructured model: all, none, or names [none, or what --config says]")
+    flags.loop_flag(g, "; the last two need --optimizations [submodules]")
+    source_flags(g, "device", "seed")
 
     g = p.add_argument_group("what comes out")
     g.add_argument("--onnx_dir", default="gr00t_onnx", metavar="DIR", help="where the files go [%(default)s]")
@@ -119,41 +106,41 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def export(trial: Trial, names: Sequence[str], onnx_dir: Path, engine_dir: Path, steps: Steps) -> Iterator[Exported]:
-    """Export the named targets one after the other, each checked before the next begins.
+def export(harness: Harness, resolved: Resolved, onnx_dir: Path, engine_dir: Path) -> Iterator[Exported]:
+    """Export the compile targets one after the other, each checked before the next begins.
 
-    Args:
-        trial: After `Trial.reference`; its model is cast to the plan's precisions.
     Raises: BackendError naming the submodule and the phase; RecordError when a file cannot be written.
     """
     from ..backends.onnx import backend as onnxruntime
     from ..backends.onnx import export as onnx_export
-    from ..compile.build import agreement_with, judge, set_precision, target_of
-    from ..plans.load import resolve
+    from ..compile.build import dimension_ranges
+    from ..measure.accuracy import judge
+    from ..measure.harness import agreement_with
     from . import trtexec
 
-    set_precision(trial.model, trial.plan)
-    for number, name in enumerate(names, 1):
+    plan, base = resolved.plan, harness.reference.base
+    model, recording = harness.model(plan.optimizations), harness.recording(plan.optimizations)
+    dims = dimension_ranges(model.config, plan.ranges, base)
+    for number, name in enumerate(resolved.names, 1):
 
-        def told(phase: str, prefix: str = f"{name} ({number} of {len(names)})") -> None:
-            steps.step(f"{prefix}: {phase}")
+        def progress(phase: str, prefix: str = f"{name} ({number} of {len(resolved.names)})") -> None:
+            harness.steps.step(f"{prefix}: {phase}")
 
-        resolved = resolve(trial.plan, name)
-        target = target_of(trial.model, name, trial.recording, trial.dims)
-        file = onnx_export.export(target, onnx_dir, resolved.build, told)
+        own = resolved[name]
+        target = model.target(name, recording, dims)
+        file = onnx_export.export(target, onnx_dir, own.build, progress)
         agreement, failures = None, []
         why_not = onnxruntime.cannot_run(target)
         if not why_not:
-            told("running it by ONNX Runtime")
-            call = onnxruntime.open_session(target, file, resolved.build)
-            dtypes = trial.model.argument_dtypes(name)
-            agreement = agreement_with(call, trial.recording[name], dtypes, trial.device)
-            failures = judge(name, agreement, resolved.gate)
-        line = trtexec.command(file.interface, resolved.build, onnx_dir=onnx_dir, engine_dir=engine_dir)
+            progress("running it by ONNX Runtime")
+            call = onnxruntime.open_session(target, file, own.build)
+            agreement = agreement_with(call, recording[name], model.argument_dtypes(name), harness.device)
+            failures = list(judge(name, agreement, own.gate))
+        line = trtexec.command(file.interface, own.build, onnx_dir=onnx_dir, engine_dir=engine_dir)
         yield Exported(file, agreement, why_not, failures, line)
 
 
-def request(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[ModelPolicy, Mapping[str, Any]]:
+def request(source: Source, plan: Plan, device: torch.device, steps: Steps) -> tuple[ModelPolicy, Mapping[str, Any]]:
     """The model in fp32 and the request that is followed through it: recorded, or made up where there is no dataset.
 
     A graph depends on neither statistics nor words, so that made-up model inputs need nothing but the weights.
@@ -165,15 +152,14 @@ def request(job: Job, plan: Plan, device: torch.device, steps: Steps) -> tuple[M
     from ..model import example_inputs, load_model
     from ..model.n1_5.inputs import EMBODIMENT
     from ..policy.policy import TensorPolicy
-    from ..run.job import load
+    from ..policy.source import load_source
 
-    if job.dataset_path is not None:
-        return load(job, plan, device, steps)
-    index = embodiment_index(job.embodiment_tag)
-    steps.step(f"loading the model: {job.model_path}")
-    model = load_model(job.model_path, device=device)
-    if plan.denoising_steps is not None:
-        model.denoising_steps = plan.denoising_steps
+    if source.dataset_path is not None:
+        return load_source(source, device, steps)
+    index = embodiment_index(source.embodiment_tag)
+    steps.step(f"loading the model: {source.model_path}")
+    model = load_model(source.model_path, device=device)
+    model.denoising_steps = plan.denoising_steps
     inputs = {**example_inputs(model.config), EMBODIMENT: torch.tensor([index])}
     policy = TensorPolicy(model, {name: value.to(device) for name, value in inputs.items()})
     return policy, policy.example()
@@ -211,40 +197,31 @@ def _main(argv: Sequence[str], console: Console) -> int:
     args = parse_flags(parser(), argv)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from ..backends.onnx.backend import OnnxRuntimeBackend
-    from ..common.devices import choose_device
+    from ..common import devices
     from ..common.progress import progress
-    from ..compile.submodules import select
-    from ..measure.trial import Trial
-    from ..plans.load import load_plan, merge
-    from ..record.records import new_record
-    from ..run.job import Job
+    from ..measure.harness import Harness, take_reference
+    from ..measure.workloads import one_request
+    from ..policy.source import Source
 
-    given = {key: getattr(args, key) for key in ("precision", "optimisations", "loop")}
     # The published files are cut as the plain model is.
-    base = load_plan(args.config) if args.config else Plan(optimisations=())
-    plan = merge(base, {**given, "build.use_fp32_acc": args.use_fp32_acc})
+    overrides = flags.overrides_of(args, use_fp32_acc="build.use_fp32_acc")
+    plan = flags.plan_from(args, overrides, Plan(optimizations=()))
     names = select(args.fn_name, plan)
-    device, backend = choose_device(args.device), OnnxRuntimeBackend()
+    device, backend = devices.choose_device(args.device), OnnxRuntimeBackend()
     available = backend.availability_on(device.type)
     if not available.installed and device.type == "cuda" and args.device is None:
         console.print(f"The files are checked on the CPU: {available.reason}.", highlight=False)
-        device = choose_device("cpu")
+        device = devices.choose_device("cpu")
         available = backend.availability_on("cpu")
     if not available.installed:
         raise BackendError(available.reason)
-    job = Job(
-        model_path=args.model_path,
-        dataset_path=args.dataset_path,
-        data_config=args.data_config,
-        embodiment_tag=args.embodiment_tag,
-        tokenizer=args.tokenizer,
-    )
     onnx_dir = Path(args.onnx_dir)
     with progress(console) as steps:
-        policy, observation = request(job, plan, device, steps)
-        trial = Trial(policy, plan, observation, new_record("gr00t-trt export"), steps)
-        trial.reference(args.seed)
-        done = list(export(trial, names, onnx_dir, Path(args.trt_engine_path), steps))
+        source = replace(Source.of(args), denoising_steps=plan.denoising_steps)
+        policy, observation = request(source, plan, device, steps)
+        reference = take_reference(policy, one_request(policy, observation, args.seed), [plan.optimizations], steps)
+        resolved = Resolved(plan, names)
+        done = list(export(Harness(reference, plan, steps), resolved, onnx_dir, Path(args.trt_engine_path)))
     console.print(f"ONNX files of {args.model_path} in {onnx_dir}:", highlight=False)
     shown = table(done)
     if args.print_trtexec:

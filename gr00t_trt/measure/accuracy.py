@@ -4,58 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import ShapeError
-from ..plans.schema import Gate
+from ..plans.precisions import Gate
+from ..record.schema import Agreement
 
 CHUNK = 1 << 20
 """Elements compared at a time: float64 copies stay near 50 MB whatever the size of the outputs."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """A candidate compared with a reference, element by element, in float64.
-
-    The distances are over the elements that are finite on both sides; the counts tell how many were not.
-
-    Attributes:
-        elements: Elements of each side.
-        shapes: Path inside the output -> shape; an output that is one tensor has the empty path.
-        cosine: Cosine similarity of the flattened sides. Two zero vectors agree (1.0), one zero vector does not
-            (0.0). None when nothing could be compared.
-        max_abs: Largest absolute difference. None when nothing could be compared, as the next two.
-        mean_abs: Mean absolute difference.
-        max_rel: `max_abs` over the reference's largest magnitude; None for an all-zero reference.
-        sqnr_db: Signal-to-quantisation-noise ratio in decibels: reference power over power of the difference. None
-            when there is no difference, for an all-zero reference, and when nothing could be compared.
-        exact: Every element is equal, and finite.
-        nan, inf: NaN and infinities in the candidate.
-        reference_nan, reference_inf: The same in the reference.
-    """
-
-    elements: int
-    shapes: Mapping[str, tuple[int, ...]]
-    cosine: float | None
-    max_abs: float | None
-    mean_abs: float | None
-    max_rel: float | None
-    sqnr_db: float | None
-    exact: bool
-    nan: int = 0
-    inf: int = 0
-    reference_nan: int = 0
-    reference_inf: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the record: plain numbers, shapes as lists."""
-        out = {f.name: getattr(self, f.name) for f in fields(self)}
-        out["shapes"] = {path: list(shape) for path, shape in self.shapes.items()}
-        return out
 
 
 def compare(candidate: Any, reference: Any) -> Agreement:
@@ -185,7 +145,7 @@ def check(agreement: Agreement, gate: Gate) -> list[str]:
     """What is wrong with an agreement, in plain words; an empty list when it passes the gate.
 
     NaN and infinities in the candidate fail whatever the gate says, and so does an agreement over nothing. Fields of
-    the gate that are None ask for nothing: resolve defaults first with `plans.resolve`.
+    the gate that are None ask for nothing: resolve defaults first, as `plans.resolve` does.
     """
     failures = []
     for count, word in ((agreement.nan, "NaN"), (agreement.inf, "infinite")):
@@ -217,3 +177,19 @@ def _floor(value: float, gate: float) -> str:
         if float(text) < gate:
             return text
     return repr(value)
+
+
+def judge(name: str, agreement: Agreement, gate: Gate) -> tuple[str, ...]:
+    """The gate's complaints, each naming what it is about."""
+    return tuple(f"{name}: {failure}" for failure in check(agreement, gate))
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """No TF32 in products and convolutions: the reference must be better than anything held against it."""
+    product, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = product, convolution

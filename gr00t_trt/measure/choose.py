@@ -8,30 +8,27 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
-from ..compile.submodules import GOVERNED
+from ..plans.backends import AUTO, moving_parts
 from ..plans.load import plan_to_mapping
-from ..plans.schema import AUTO, OPTIMISATIONS, SUBMODULES, Plan, SubmodulePlan
+from ..plans.schema import ARCHITECTURE, OPTIMIZATIONS, SUBMODULES, Plan, SubmodulePlan
+from ..record.files import without_home
 from ..record.numbers import p50
-from ..record.records import on_gpu, without_home
-from .timers import Samples, verdict
+from ..record.samples import Samples, verdict
+from ..record.schema import REQUEST, Record, Status
 
-SIMPLEST_FIRST = ("eager", "inductor", "onnxruntime", "tensorrt", "torch_tensorrt")
-"""Where latencies leave it open, the backend with the fewest moving parts: fewer packages, no engine, no export."""
-
-ALWAYS_WRITTEN = ("backend", "precision", "denoising_steps", "joint_backbone", "optimisations", "loop")
+ALWAYS_WRITTEN = ("backend", "precision", "denoising_steps", "joint_backbone", "optimizations", "loop")
 """Keys that say what was measured, and so stand in the file even where they are the default."""
 
 
 def beaten_by(name: str, latencies: Mapping[str, Samples]) -> list[str]:
-    """Those that are faster than `name` beyond doubt, in `benchmark.verdict`'s sense."""
-    rivals = [other for other in latencies if other != name]
+    """Those that are faster than `name` beyond doubt, in `samples.verdict`'s sense."""
+    others = [other for other in latencies if other != name]
     return [
-        other for other in rivals if verdict(latencies[name], latencies[other], names=(name, other)).winner == other
+        other for other in others if verdict(latencies[name], latencies[other], names=(name, other)).winner == other
     ]
 
 
@@ -50,12 +47,12 @@ def winner(latencies: Mapping[str, Samples]) -> str:
     """
     fastest = min(latencies, key=lambda name: latencies[name].p50)
     tied = [name for name in latencies if fastest not in beaten_by(name, latencies)]
-    return min(tied, key=lambda name: SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else len(SIMPLEST_FIRST))
+    return min(tied, key=moving_parts)
 
 
 def with_choice(plan: Plan, chosen: Mapping[str, str]) -> Plan:
     """The plan with `auto` decided: compile target -> backend; what was not measured stays in eager PyTorch."""
-    backends = {part: backend for target, backend in chosen.items() for part in GOVERNED.get(target, (target,))}
+    backends = {part: backend for target, backend in chosen.items() for part in ARCHITECTURE.parts_of(target)}
     used = {backends.get(name, "eager") for name in SUBMODULES}
     rest = plan.backend
     if rest == AUTO:
@@ -81,14 +78,14 @@ def default_plan_path(device: torch.device, plan: Plan, fn_name: str) -> Path:
     return Path("plans", re.sub(r"[^a-z0-9_]+", "-", "-".join(subject).lower()).strip("-") + ".yaml")
 
 
-def plan_text(plan: Plan, record: Mapping[str, Any], path: Path, fn_name: str) -> str:
+def plan_text(plan: Plan, record: Record, path: Path, fn_name: str) -> str:
     """A plan file with what was measured in its header; `plans.load_plan` reads it back as `plan`.
 
     Args:
         plan: The plan as chosen.
         record: The finished record of the run that measured it.
         path: Where the file will lie, for the command in the header.
-        fn_name: What was compiled, as in `submodules.select`.
+        fn_name: What was compiled, as in `plans.select`.
     """
     command = ["python", "run_groot_torchtrt.py", "--config", str(path)]
     command += ["--fn_name", fn_name] if fn_name != "all" else []
@@ -100,7 +97,7 @@ def plan_text(plan: Plan, record: Mapping[str, Any], path: Path, fn_name: str) -
         "simpler backend is chosen.",
     ]
     header = [
-        f"The fastest backend of each submodule on one machine, as measured there on {record['created_utc'][:10]}.",
+        f"The fastest backend of each submodule on one machine, as measured there on {record.created_utc[:10]}.",
         "",
         f"  {shlex.join(command)}",
         "",
@@ -115,57 +112,63 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in without_home(text))
 
 
-def _hardware(record: Mapping[str, Any]) -> str:
-    env = record["environment"]
-    machine = f"{env.get('gpu')}, driver {env.get('driver')}" if on_gpu(record) else f"{env.get('cpu')}, no GPU"
-    if not on_gpu(record):
-        machine += f", {env.get('cpu_cores')} cores"
-    versions = [f"{name} {version}" for name, version in env["distributions"].items() if version and name in _TELLING]
+def _hardware(record: Record) -> str:
+    env = record.environment
+    machine = f"{env.gpu}, driver {env.driver}" if record.on_gpu else f"{env.cpu}, no GPU, {env.cpu_cores} cores"
+    versions = [f"{name} {version}" for name, version in env.distributions.items() if version and name in _TELLING]
     return ", ".join([machine, *versions])
 
 
 _TELLING = ("torch", "torch-tensorrt", "torch-tensorrt-rtx", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 
 
-def _engines(record: Mapping[str, Any]) -> str:
-    built = [e for e in record["submodules"] if e["engine_bytes"] is not None and e["runs"]]
-    idle = sorted({e["backend"] for e in record["comparison"] if e["runs"] is False})
-    text = f"built for {', '.join(e['name'] for e in built)}." if built else "none."
+def _engines(record: Record) -> str:
+    built = [r.subject for r in record.submodules if r.build and r.build.engine_bytes and r.status is Status.MEASURED]
+    idle = sorted({r.candidate.backend for r in record.of("comparison") if r.status is Status.BUILT_NOT_RUN})
+    text = f"built for {', '.join(built)}." if built else "none."
     if idle:
         text += f" Those of {', '.join(idle)} cannot run on this machine, so they had no latency to win with."
     return text
 
 
-def _workload(record: Mapping[str, Any]) -> str:
-    load = record["workload"]
+def _workload(record: Record) -> str:
+    load = record.inputs
     parts = ("views", "batch_size", "sequence_length", "denoising_steps")
-    named = ", ".join(f"{part.replace('_', ' ')} {load[part]}" for part in parts)
-    return f"{record['plan']['precision']}, {named}"
+    named = ", ".join(f"{part.replace('_', ' ')} {getattr(load, part)}" for part in parts)
+    return f"{record.setting('precision')}, {named}"
 
 
-def _latencies(record: Mapping[str, Any]) -> Iterator[str]:
+def _latencies(record: Record) -> Iterator[str]:
     """A table: one line per subject, one column per backend, what was chosen in the last."""
-    entries = record["comparison"]
-    backends = list(dict.fromkeys(e["backend"] for e in entries))
-    chosen = {e["name"]: e["backend"] for e in record["submodules"]}
-    rows = [["", *backends, "chosen"]]
-    for subject in dict.fromkeys(e["subject"] for e in entries):
-        own = {e["backend"]: p50(e["latency_ms"]) for e in entries if e["subject"] == subject}
-        rows.append([subject, *(own.get(backend, "") for backend in backends), chosen.get(subject, "")])
+    entries = record.of("comparison")
+    names = list(dict.fromkeys(r.name for r in entries))
+    chosen = {r.subject: r.candidate.backend for r in record.submodules}
+    rows = [["", *names, "chosen"]]
+    for subject in dict.fromkeys(r.subject for r in entries):
+        own = {r.name: p50(r.latency_ms) for r in entries if r.subject == subject}
+        rows.append([_shown(subject), *(own.get(name, "") for name in names), chosen.get(subject, "")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *middle, last in rows:
         aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:], strict=False)]
         yield "  ".join(["", first.ljust(widths[0]), *aligned, last])
-    if record["end_to_end"]["latency_ms"]:
-        ours, plain = (p50(record["end_to_end"][field]) for field in ("latency_ms", "eager_latency_ms"))
-        yield f"  The whole request with this plan, measured afterwards: {ours}; the plain model in PyTorch: {plain}."
+    whole = record.request
+    if whole and whole.latency_ms:
+        original = p50(whole.against.latency_ms if whole.against else None)
+        yield (
+            f"  The whole request with this plan, measured afterwards: {p50(whole.latency_ms)}; the original model in "
+            f"PyTorch: {original}."
+        )
+
+
+def _shown(subject: str) -> str:
+    return "whole request" if subject == REQUEST else subject
 
 
 def _body(plan: Plan) -> Iterator[str]:
     default = plan_to_mapping(Plan())
     for key, value in plan_to_mapping(plan).items():
-        if key == "optimisations":
-            value = "all" if set(value) == set(OPTIMISATIONS) else value or "none"
+        if key == "optimizations":
+            value = "all" if set(value) == set(OPTIMIZATIONS) else value or "none"
         if isinstance(value, Mapping) and key != "submodules":
             value = {name: item for name, item in value.items() if item != default[key][name]}
         if key in ALWAYS_WRITTEN or (value and value != default[key]):

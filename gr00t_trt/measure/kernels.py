@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-SHOWN = 12
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """All launches of one kernel within a call.
-
-    Attributes:
-        ms: Of all of them together, on the GPU's clock, without what lies between them.
-    """
-
-    name: str
-    launches: int
-    ms: float
+from ..record.schema import Kernel
 
 
 def kernels(call: Callable[[], object]) -> list[Kernel] | None:
@@ -47,14 +32,3 @@ def kernels(call: Callable[[], object]) -> list[Kernel] | None:
             spent_us[event.name] += event.time_range.elapsed_us()
     found = [Kernel(name, count, spent_us[name] / 1e3) for name, count in launches.items()]
     return sorted(found, key=lambda kernel: -kernel.ms) or None
-
-
-def summary(found: Sequence[Kernel] | None) -> dict[str, Any]:
-    """For the record's `work`: `kernels`, how many were launched; `kernel_ms`, how long they ran; `busiest_kernels`."""
-    if found is None:
-        return {"kernels": None, "kernel_ms": None, "busiest_kernels": None}
-    return {
-        "kernels": sum(kernel.launches for kernel in found),
-        "kernel_ms": sum(kernel.ms for kernel in found),
-        "busiest_kernels": [asdict(kernel) for kernel in found[:SHOWN]],
-    }

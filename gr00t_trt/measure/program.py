@@ -13,7 +13,9 @@ from rich.console import Console
 
 from ..common.command import Parser, parse_flags, run_program
 from ..errors import PlanError, unknown
-from ..plans.schema import PRECISIONS
+from ..plans.flags import precision_flag
+from ..plans.precisions import find_precision, precision_names
+from ..policy.flags import check_seed, source_flags
 
 BUDGET_S, REHEARSAL_S = 500.0, 75.0
 """Under nine minutes and under one and a half, with PyTorch's import before and a compiler's last breath after."""
@@ -40,29 +42,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     p.add_argument("folder", nargs="?", metavar="FOLDER", help="where the record goes")
-    p.add_argument(
-        "--model_path",
-        default="synthetic:full",
-        metavar="PATH",
-        help="checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [%(default)s]",
+    source_flags(
+        p,
+        *("model_path", "dataset_path", "data_config", "embodiment_tag", "device"),
+        model_path="synthetic:full",
+        dataset_path="synthetic",
+        helps={"dataset_path": "LeRobot v2 dataset whose observations are used, or `synthetic` [%(default)s]"},
     )
-    p.add_argument(
-        "--dataset_path",
-        default="synthetic",
-        metavar="PATH",
-        help="LeRobot v2 dataset whose observations are used, or `synthetic` [%(default)s]",
-    )
-    p.add_argument("--data_config", default="fourier_gr1_arms_only", metavar="NAME", help="[%(default)s]")
-    p.add_argument("--embodiment_tag", default="gr1", metavar="TAG", help="[%(default)s]")
-    p.add_argument("--device", metavar="DEVICE", help="cuda:0, cpu [cuda:0 where there is one]")
-    p.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)} [bf16 on a GPU, fp32 on a CPU]")
+    precision_flag(p, " [bf16 on a GPU, fp32 on a CPU]")
     p.add_argument(
         "--budget_s",
         type=float,
         metavar="S",
         help=f"seconds for the whole run, loading included [{BUDGET_S:g}; {REHEARSAL_S:g} for the tiny model]",
     )
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial noise [%(default)s]")
+    source_flags(p, "seed")
     p.add_argument("--list", metavar="cuda|cpu", help="print the rows for a kind of device and measure nothing")
     return p
 
@@ -81,42 +75,44 @@ def _main(argv: Sequence[str], console: Console) -> int:
         return 0
     if args.folder is None:
         raise PlanError("command line: no FOLDER for the record", fix="gr00t-trt measure results")
-    if args.precision is not None and args.precision.lower() not in PRECISIONS:
-        raise unknown(PlanError, "--precision", args.precision, PRECISIONS)
+    precision = None
+    if args.precision is not None:
+        row = find_precision(args.precision)
+        if row is None or row.unavailable:
+            raise unknown(PlanError, "--precision", args.precision, precision_names())
+        precision = row.name
     budget_s = args.budget_s
     if budget_s is None:
         budget_s = REHEARSAL_S if args.model_path == "synthetic" else BUDGET_S
     if not budget_s > 0:
         raise PlanError(f"--budget_s: {budget_s:g} is no time at all", known="seconds above 0")
-    if not 0 <= args.seed < 2**63:
-        raise PlanError(f"--seed: {args.seed} is out of range", known="0 to 2^63 - 1")
+    check_seed(args.seed)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
-    from .run import Request, run
-    from .table import render
+    from ..policy.source import Source
+    from ..report.terminal import render
+    from . import sweep
 
-    request = Request(
-        folder=Path(args.folder),
-        model_path=args.model_path,
-        dataset_path=args.dataset_path,
-        data_config=args.data_config,
-        embodiment_tag=args.embodiment_tag,
-        device=args.device,
-        precision=args.precision and args.precision.lower(),
-        budget_s=budget_s,
-        seed=args.seed,
-        command=f"gr00t-trt measure {shlex.join(argv)}",
+    wanted = sweep.Wanted(
+        Path(args.folder),
+        budget_s,
+        Source.of(args),
+        args.device,
+        precision,
+        args.seed,
+        f"gr00t-trt measure {shlex.join(argv)}",
     )
     # Compilers print, and what reads our stdout expects a path there.
     with contextlib.redirect_stdout(sys.stderr):
-        record, path = run(request, console)
+        record, path = sweep.run(wanted, console)
     render(record, console)
     print(path, flush=True)
-    return 0 if record["exit_reason"] == "done" else 1
+    return 0 if record.exit_reason == "done" else 1
 
 
 def _list(kind: str) -> None:
-    from .run import rows_for
-    from .table import plan_table
+    from ..report.tables import planned_table
+    from ..report.terminal import shown
+    from .sweep import rows_for
 
-    out = Console(emoji=False)
-    out.print(plan_table(rows_for(kind)))
+    rows = [(row.group, row.name, row.calls, row.of) for row in sorted(rows_for(kind), key=lambda row: row.priority)]
+    Console(emoji=False).print(shown(planned_table(rows)))

@@ -1,81 +1,56 @@
-"""What a measuring run tries: its rows in the order in which they are shown, each with its importance.
+"""What a measuring run tries: its rows in the order in which they are shown, each with its priority.
 
-Rows are taken by importance, so that a run that ends early has lost the least.
+Rows are taken by priority, so that a run that ends early has lost the least.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from ..plans.schema import OPTIMISATIONS
+from ..plans.schema import OPTIMIZATIONS
+from ..record.schema import Candidate, Result, Workload
 
-ALL = tuple(OPTIMISATIONS)
+ALL = tuple(OPTIMIZATIONS)
 CALLS_OF_PERCENTILES = 1000
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A form of the model.
-
-    Attributes:
-        backend: Of every submodule.
-        optimisations: Of the restructured model; none means the plain one.
-        loop: One of `settings.LOOPS`.
-        mode: torch.compile's, for the inductor backend.
-        dynamic: Compiled for all batches, views and lengths of the default ranges instead of one request's.
-        graph: The whole model is captured as one CUDA graph.
-    """
-
-    backend: str = "eager"
-    optimisations: tuple[str, ...] = ()
-    loop: str = "submodules"
-    mode: str | None = None
-    dynamic: bool = False
-    graph: bool = False
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Size of a request; its prompt grows with the views, and all elements of a batch are equally long."""
-
-    views: int = 1
-    batch: int = 1
-    steps: int = 4
+BASE = Workload()
+"""What the released demonstrations need."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One entry of the record's `measurements`.
+    """One result of a measuring run, before it is measured.
 
     Attributes:
         group, name: As in the record.
         of: What is timed: ``model`` (inputs resident on the device), ``request`` (`get_action`, from numpy to numpy),
             ``loop`` (the denoising steps alone, within the calls that were timed for another row of the candidate), or
             the name of a submodule.
-        importance: Lower ones are measured first.
-        calls: Timed calls of each rival, if there is time for them.
+        priority: Lower ones are measured first.
+        calls: Timed calls of each, if there is time for them.
         alone: Eager PyTorch is not timed in turn with it: of a thousand calls, its own would take nearly all the time.
     """
 
     group: str
     name: str
     candidate: Candidate
-    importance: int
+    priority: int
     of: str = "model"
-    workload: Workload = Workload()
+    workload: Workload = BASE
     calls: int = 50
     alone: bool = False
 
-    def settings(self) -> dict[str, Any]:
-        """For the record."""
-        return {"of": self.of, **asdict(self.candidate), **asdict(self.workload)}
+    def result(self, precision: str) -> Result:
+        """The result while nothing of it is known."""
+        candidate = replace(self.candidate, precision=precision)
+        return Result(self.group, self.name, self.of, candidate, self.workload)
 
 
 PLAIN = Candidate()
-OURS = Candidate(optimisations=ALL)
+OURS = Candidate(optimizations=ALL)
 COMPILED_PLAIN = Candidate(backend="inductor", mode="default")
-COMPILED = Candidate(backend="inductor", mode="default", optimisations=ALL, loop="denoise_step")
+COMPILED = Candidate(backend="inductor", mode="default", optimizations=ALL, loop="denoise_step")
 
 
 def planned(device: str, submodules: tuple[str, ...], *, tensorrt: bool = False) -> list[Row]:
@@ -89,14 +64,14 @@ def planned(device: str, submodules: tuple[str, ...], *, tensorrt: bool = False)
     return _on_gpu(submodules, tensorrt) if device == "cuda" else _on_cpu(submodules)
 
 
-def _waterfall(of: str, calls: int, importance: int) -> list[Row]:
-    """Eager, then one optimisation more in each row; the last row is the restructured model in eager PyTorch."""
+def _waterfall(of: str, calls: int, priority: int) -> list[Row]:
+    """Eager, then one optimization more in each row; the last row is the restructured model in eager PyTorch."""
     # Timed in turn with the last row, and so taken after it for nothing.
     rows = [Row("waterfall", "eager PyTorch", PLAIN, 1, of, calls=calls)]
     for count, name in enumerate(ALL, 1):
         done = count == len(ALL)
-        candidate = Candidate(optimisations=ALL[:count])
-        rows.append(Row("waterfall", f"+ {name}", candidate, 0 if done else importance, of, calls=calls))
+        candidate = Candidate(optimizations=ALL[:count])
+        rows.append(Row("waterfall", f"+ {name}", candidate, 0 if done else priority, of, calls=calls))
     return rows
 
 
@@ -112,14 +87,14 @@ def _on_gpu(submodules: tuple[str, ...], tensorrt: bool) -> list[Row]:
         Row("request", "get_action, numpy to numpy", best, 3, "request", calls=200),
         Row("loop", "denoising loop, restructured", OURS, 4, "loop"),
         Row("loop", "denoising loop, restructured, torch.compile", COMPILED, 4, "loop"),
-        Row("compile", "restructured, one CUDA graph, not compiled", Candidate(optimisations=ALL, graph=True), 4),
+        Row("compile", "restructured, one CUDA graph, not compiled", Candidate(optimizations=ALL, graph=True), 4),
         Row("compile", "plain, torch.compile default", COMPILED_PLAIN, 7),
         Row("compile", "plain, torch.compile reduce-overhead", replace(COMPILED_PLAIN, mode="reduce-overhead"), 8),
         Row("compile", "plain, torch.compile max-autotune", replace(COMPILED_PLAIN, mode="max-autotune"), 11),
         Row("compile", "restructured, max-autotune, one CUDA graph", tuned, 10),
     ]
     if tensorrt:
-        engines = Candidate("torch_tensorrt", ALL, "denoise_step")
+        engines = Candidate("torch_tensorrt", optimizations=ALL, loop="denoise_step")
         rows += [
             Row("compile", "restructured, Torch-TensorRT", engines, 7),
             Row("compile", "restructured, Torch-TensorRT, one CUDA graph", replace(engines, graph=True), 7),

@@ -1,21 +1,35 @@
-"""Where a request spends its time and memory: a clock round each named stage, and the peak while it runs."""
+"""Where a request spends its time: a clock round each named stage."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import psutil
 import torch
 
-from .timers import Samples
+from ..record.samples import Samples
 
 TOTAL = "request"
 REST = "between stages"
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage over all timed requests.
+
+    Attributes:
+        within: The stage that called it, or None.
+        calls_per_request: A float when requests differ.
+        latency_ms: One sample per request, all calls of the stage in it added up.
+    """
+
+    stage: str
+    within: str | None
+    calls_per_request: float | None
+    latency_ms: Samples
 
 
 @dataclass
@@ -107,14 +121,12 @@ class StageTimer:
 
         return timed
 
-    def rows(self, warmup: int = 0) -> list[dict[str, Any]]:
+    def rows(self, warmup: int = 0) -> list[StageRow]:
         """One row per stage that ran, in order of first call, then what lies between stages, then the request.
 
         Args:
             warmup: Leading requests to leave out.
-        Returns: Rows of `stage`, `within` (the stage that called it, or None), `calls_per_request` (a float when
-            requests differ) and `latency_ms`: Samples, one per request, all calls of the stage in it added up.
-            Empty without requests.
+        Returns: Empty without requests.
         """
         requests = self._requests[warmup:]
         if not requests:
@@ -162,99 +174,37 @@ class StageTimer:
             rest -= took if within is None else 0.0
         return {**out, REST: rest}
 
-    def _row(
-        self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int
-    ) -> dict[str, Any]:
+    def _row(self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int) -> StageRow:
         timer = "cuda_event" if self._device.type == "cuda" else "python_timer"
         samples = Samples(tuple(values), timer=timer, warmup=warmup, device=str(self._device))
-        return {"stage": stage, "within": within, "calls_per_request": calls, "latency_ms": samples}
+        return StageRow(stage, within, calls, samples)
 
     def _elapsed(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end) if self._device.type == "cuda" else (end - start) * 1e3)
 
 
-class PeakMemory:
-    """The most memory in use while a `with` block ran; read the attributes after it. Blocks may be nested.
+def medians(rows: Sequence[StageRow]) -> dict[str, float]:
+    """Stage -> p50 in ms, all its calls in a request added up, and what lies between stages; empty without rows.
 
-    On a GPU: PyTorch's allocator, which does not see what TensorRT allocates itself; `device_used_bytes` does, and
-    also what other processes hold. On a CPU: this process's resident memory, sampled every few milliseconds, so a
-    shorter peak can be missed.
-
-    Attributes:
-        kind: ``cuda allocator`` or ``process resident``.
-        start_bytes: In use when the block began.
-        peak_bytes: The most in use; None before the block ends.
-        peak_reserved_bytes: The most that the allocator held; None on a CPU.
-        device_used_bytes: Of the whole GPU, at the end of the block; None on a CPU.
+    Of a stage that calls others, the plain model's backbone, these others are taken: they are what all models have. The
+    rest of it lies between stages.
     """
+    if not rows:
+        return {}
+    outer = {row.within for row in rows if row.within}
+    out = {row.stage: row.latency_ms.p50 for row in rows if row.stage not in (*outer, TOTAL, REST)}
+    total = next(row.latency_ms.p50 for row in rows if row.stage == TOTAL)
+    return {**out, REST: max(total - sum(out.values()), 0.0)}
 
-    INTERVAL_S = 0.005
 
-    _open: ClassVar[list[PeakMemory]] = []  # the GPU's one counter serves all blocks that are inside one another
+def loop_samples(rows: Sequence[StageRow], parts: Collection[str]) -> Samples | None:
+    """The denoising steps of each timed request: everything that runs once per step, added up.
 
-    def __init__(self, device: str | torch.device):
-        self._device = torch.device(device)
-        self.kind = "cuda allocator" if self._device.type == "cuda" else "process resident"
-        self.start_bytes: int | None = None
-        self.peak_bytes: int | None = None
-        self.peak_reserved_bytes: int | None = None
-        self.device_used_bytes: int | None = None
-        self._stop = threading.Event()
-        self._sampler: threading.Thread | None = None
-        self._highest = self._highest_reserved = 0
-
-    def __enter__(self) -> PeakMemory:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            for outer in self._open:
-                outer._keep_counted()
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self.start_bytes = torch.cuda.memory_allocated(self._device)
-            self._highest = self._highest_reserved = 0
-            self._open.append(self)
-        else:
-            self._process = psutil.Process()
-            self._stop.clear()
-            self.start_bytes = self._highest = self._process.memory_info().rss
-            self._sampler = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
-            self._sampler.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self._open.remove(self)
-            self._keep_counted()
-            self.peak_bytes, self.peak_reserved_bytes = self._highest, self._highest_reserved
-            free, total = torch.cuda.mem_get_info(self._device)
-            self.device_used_bytes = total - free
-            return
-        self._stop.set()
-        if self._sampler is not None:
-            self._sampler.join()
-        self.peak_bytes = max(self._highest, self._process.memory_info().rss)
-
-    def _keep_counted(self) -> None:
-        self._highest = max(self._highest, torch.cuda.max_memory_allocated(self._device))
-        self._highest_reserved = max(self._highest_reserved, torch.cuda.max_memory_reserved(self._device))
-
-    @property
-    def added_bytes(self) -> int | None:
-        """The most in use beyond what was in use when the block began; None before it ends."""
-        if self.peak_bytes is None or self.start_bytes is None:
-            return None
-        return max(0, self.peak_bytes - self.start_bytes)
-
-    def _sample(self) -> None:
-        while not self._stop.wait(self.INTERVAL_S):
-            self._highest = max(self._highest, self._process.memory_info().rss)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the record's `peak_memory`."""
-        return {
-            "kind": self.kind,
-            "start_bytes": self.start_bytes,
-            "peak_bytes": self.peak_bytes,
-            "peak_reserved_bytes": self.peak_reserved_bytes,
-            "device_used_bytes": self.device_used_bytes,
-        }
+    Args:
+        parts: The stages that a step consists of.
+    """
+    own = [row.latency_ms for row in rows if row.stage in parts]
+    if not own:
+        return None
+    sums = tuple(sum(values) for values in zip(*(samples.samples for samples in own), strict=True))
+    return replace(own[0], samples=sums)

@@ -1,8 +1,8 @@
-"""Latency of callables: every sample is kept, rivals alternate on the same inputs, and doubt is said, not hidden.
+"""Latency of callables: every sample is kept, and candidates are interleaved on the same inputs, A B A B.
 
 Timers:
-    cuda_event    a pair of events round each call on the current stream; the host waits once, after the last call.
-                  A sample is the time on the GPU's clock from one event to the other, launch gaps included.
+    cuda_event    a pair of events round each call on the current stream; the host waits once, after the last call of a
+                  round of calls. A sample is the time on the GPU's clock from one event to the other, gaps included.
     python_timer  the host's monotonic clock, with the GPU drained before and after each call.
 """
 
@@ -11,46 +11,37 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ..errors import PlanError, unknown
-from ..plans.schema import TIMERS
-from ..record.numbers import digits
+from ..errors import PlanError
+from ..plans.resolve import resolve_timer
 from ..record.samples import Samples
 
-MINIMUM_FOR_VERDICT = 5
+FEWEST, MOST = 10, 100
+"""Timed calls of each candidate where their number is left to the stopping rule."""
+PRECISE = 0.02
+"""Half the 95 % confidence interval of a median over the median, from which on further calls would tell little."""
 
-
-def resolve_timer(name: str, device: str | torch.device) -> tuple[str, str | None]:
-    """The timer to use on a device, and a sentence when it is not the one asked for.
-
-    Raises: PlanError for an unknown name.
-    """
-    if name not in TIMERS:
-        raise unknown(PlanError, "benchmark.timer", name, TIMERS)
-    if name == "cuda_event" and torch.device(device).type != "cuda":
-        return "python_timer", f"cuda_event needs a CUDA device; {device} was timed with python_timer"
-    return name, None
+Calls = Mapping[str, Callable[[], object]]
 
 
 def measure_alternating(
-    fns: Mapping[str, Callable[[], object]],
+    fns: Calls,
     *,
     timer: str = "cuda_event",
     warmup: int = 5,
-    iterations: int = 10,
+    iterations: int | None = None,
     max_seconds: float = math.inf,
     device: str | torch.device = "cuda:0",
 ) -> dict[str, Samples]:
-    """Time rivals in turn, A B A B, so that clocks, caches and heat treat them alike.
+    """Time candidates interleaved, so that clocks, caches and heat treat them alike.
 
     Args:
         fns: Name -> callable without arguments; to be comparable, all must hold the same inputs.
         warmup: Untimed rounds first, in the same order.
-        iterations: Timed calls of each.
+        iterations: Timed calls of each; None goes on until every median is known to `PRECISE`, within `FEWEST` to
+            `MOST` calls.
         max_seconds: No further round starts once this has passed; what was planned and left out is in `note`. One
             timed round always runs, and warm-up takes no more than half. A full-size model on a CPU needs it.
         device: Where the callables run.
@@ -58,12 +49,12 @@ def measure_alternating(
     Raises: PlanError for an unknown timer, fewer than one iteration or a negative warm-up. What a callable raises
         passes through.
     """
-    if iterations < 1 or warmup < 0:
+    if (iterations is not None and iterations < 1) or warmup < 0:
         raise PlanError(
             f"benchmark: {iterations} iterations after {warmup} warm-ups",
             known="at least 1 iteration, 0 warm-ups or more",
         )
-    used, note = resolve_timer(timer, device)
+    used, note = resolve_timer(timer, str(device))
     device = torch.device(device)
     began = time.perf_counter()
     warmed = 0
@@ -73,10 +64,18 @@ def measure_alternating(
         warmed += 1
     deadline = began + max_seconds
     take = _with_events if used == "cuda_event" else _with_clock
-    taken = take(fns, iterations, device, deadline)
-    rounds = len(next(iter(taken.values()), []))
-    if fns and (warmed, rounds) != (warmup, iterations):
-        cut = f"{rounds} of {iterations} iterations after {warmed} of {warmup} warm-ups: {max_seconds:g} s had passed"
+    taken: dict[str, list[float]] = {name: [] for name in fns}
+    wanted, most = iterations or FEWEST, iterations or MOST
+    while True:
+        for name, values in take(fns, wanted, device, deadline).items():
+            taken[name] += values
+        rounds = len(next(iter(taken.values()), []))
+        if rounds >= most or time.perf_counter() >= deadline or not fns or _precise(taken):
+            break
+        wanted = min(rounds, most - rounds)
+    if fns and (warmed < warmup or rounds < (iterations or FEWEST)):
+        planned = iterations if iterations is not None else f"at least {FEWEST}"
+        cut = f"{rounds} of {planned} iterations after {warmed} of {warmup} warm-ups: {max_seconds:g} s had passed"
         note = cut if note is None else f"{note}; {cut}"
     return {
         name: Samples(tuple(values), timer=used, warmup=warmed, device=str(device), note=note)
@@ -84,9 +83,13 @@ def measure_alternating(
     }
 
 
-def _with_events(
-    fns: Mapping[str, Callable[[], object]], iterations: int, device: torch.device, deadline: float
-) -> dict[str, list[float]]:
+def _precise(taken: Mapping[str, list[float]]) -> bool:
+    """Whether every median is known well enough."""
+    uncertain = [Samples(tuple(values)).median_uncertainty for values in taken.values()]
+    return all(value is not None and value <= PRECISE for value in uncertain)
+
+
+def _with_events(fns: Calls, iterations: int, device: torch.device, deadline: float) -> dict[str, list[float]]:
     with torch.cuda.device(device):
         pairs = {
             name: [
@@ -107,9 +110,7 @@ def _with_events(
         return {name: [start.elapsed_time(end) for start, end in own[:rounds]] for name, own in pairs.items()}
 
 
-def _with_clock(
-    fns: Mapping[str, Callable[[], object]], iterations: int, device: torch.device, deadline: float
-) -> dict[str, list[float]]:
+def _with_clock(fns: Calls, iterations: int, device: torch.device, deadline: float) -> dict[str, list[float]]:
     out: dict[str, list[float]] = {name: [] for name in fns}
     for rounds in range(iterations):
         if rounds and time.perf_counter() >= deadline:
@@ -127,62 +128,3 @@ def drain(device: torch.device) -> None:
     """Wait until the GPU has nothing left to do; nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which of two rivals is faster, if the samples allow to say.
-
-    Attributes:
-        winner: Its name, or None.
-        ratio: Median of the first over median of the second: above 1, the second is faster. None when the second's
-            median cannot be told from zero.
-        text: One sentence with both medians or the reason for having no winner.
-    """
-
-    winner: str | None
-    ratio: float | None
-    text: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"winner": self.winner, "ratio": self.ratio, "text": self.text}
-
-
-def verdict(a: Samples, b: Samples, *, names: tuple[str, str] = ("eager", "compiled")) -> Verdict:
-    """Compare two sets of samples of the same work.
-
-    A winner is named only where the spreads, p10 to p90, do not touch: then at least nine in ten calls of the
-    winner beat nine in ten of the other, which neither noise nor a drifting clock explains away.
-    """
-    first, second = names
-    for name, own in zip(names, (a, b), strict=True):
-        if len(own.samples) < MINIMUM_FOR_VERDICT:
-            return Verdict(
-                None,
-                _ratio(a, b),
-                f"no verdict: {len(own.samples)} samples of {name}, {MINIMUM_FOR_VERDICT} are needed",
-            )
-    if (a.timer, a.device) != (b.timer, b.device):
-        return Verdict(
-            None,
-            None,
-            f"no verdict: {first} was timed with {a.timer} on {a.device}, {second} with {b.timer} on {b.device}",
-        )
-    (a_low, a_high), (b_low, b_high) = a.spread, b.spread
-    ratio = _ratio(a, b)
-    if a_low <= b_high and b_low <= a_high:
-        return Verdict(
-            None,
-            ratio,
-            f"no winner: the spreads overlap ({first} {digits(a_low)} to {digits(a_high)} ms, "
-            f"{second} {digits(b_low)} to {digits(b_high)} ms)",
-        )
-    fast, slow, quick, lame = (second, first, b, a) if b_high < a_low else (first, second, a, b)
-    times = f"{lame.p50 / quick.p50:.2f}x" if quick.p50 > 0 else "much"
-    return Verdict(
-        fast, ratio, f"{fast} is {times} faster than {slow} (p50 {digits(quick.p50)} ms against {digits(lame.p50)} ms)"
-    )
-
-
-def _ratio(a: Samples, b: Samples) -> float | None:
-    return a.p50 / b.p50 if b.p50 > 0 else None

@@ -12,30 +12,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..compile import submodules
-from ..compile.build import DTYPES, Model
+from ..compile.build import torch_dtype
 from ..model import Gr00tConfig, Gr00tN1d5
-from ..model.n1_5 import fast
+from ..model.architecture import Model
 from ..model.n1_5.inputs import EMBODIMENT
 from ..record.environment import usable_cores
+from ..record.schema import Candidate, Workload
 from .roofline import Trace, trace
-from .rows import Candidate, Workload
 
-STEP = ("action_encoder", "dit_model", "action_decoder")
 MOST_WORKERS = 8
 """Processes that count, at most; half the cores at most, since weights are loaded meanwhile."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class Counted:
     """What decides how much work a call is; how it is compiled does not."""
 
-    optimisations: tuple[str, ...]
+    optimizations: tuple[str, ...]
     work: Workload
 
     @staticmethod
-    def of(candidate: Candidate, work: Workload) -> Subject:
-        return Subject(candidate.optimisations, work)
+    def of(candidate: Candidate, work: Workload) -> Counted:
+        return Counted(candidate.optimizations, work)
 
 
 class Counter:
@@ -43,16 +41,16 @@ class Counter:
 
     Args:
         precision: The dtype of all weights.
-        inputs: Host inputs of a workload, as `Requests.inputs` gives them.
+        inputs: Host inputs of a workload, as `workloads.Requests.inputs` gives them.
     """
 
     def __init__(self, config: Gr00tConfig, precision: str, inputs: Callable[[Workload], dict[str, Tensor]]):
-        self._config, self._dtype, self._inputs = config, DTYPES[precision], inputs
-        self._traces: dict[Subject, Trace] = {}
+        self._config, self._dtype, self._inputs = config, torch_dtype(precision), inputs
+        self._traces: dict[Counted, Trace] = {}
         self._steps: dict[tuple[str, ...], int] = {}
 
     @contextmanager
-    def ahead(self, subjects: Iterable[Subject], optimisations: Iterable[tuple[str, ...]]) -> Iterator[None]:
+    def ahead(self, questions: Iterable[Counted], optimizations: Iterable[tuple[str, ...]]) -> Iterator[None]:
         """Count in other processes while the block runs, and wait for them at its end, before anything is timed.
 
         Each count takes seconds on one core, in which a GPU would have nothing to do. Where cores are few nothing is
@@ -65,36 +63,36 @@ class Counter:
         # Spawned: a process that has used CUDA cannot be forked.
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
         try:
-            traces: dict[Subject, Future[Trace]] = {
-                subject: pool.submit(_traced, self._config, self._dtype, subject, self._inputs(subject.work))
-                for subject in subjects
+            traces: dict[Counted, Future[Trace]] = {
+                question: pool.submit(_traced, self._config, self._dtype, question, self._inputs(question.work))
+                for question in questions
             }
             steps: dict[tuple[str, ...], Future[int]] = {
                 names: pool.submit(_operators_per_step, self._config, names, self._inputs(Workload()))
-                for names in optimisations
+                for names in optimizations
             }
             yield
-            self._traces.update((subject, future.result()) for subject, future in traces.items())
+            self._traces.update((question, future.result()) for question, future in traces.items())
             self._steps.update((names, future.result()) for names, future in steps.items())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def trace(self, subject: Subject) -> Trace:
+    def trace(self, question: Counted) -> Trace:
         """Everything that one call computes; what the restructured model keeps between calls is kept before."""
-        if subject not in self._traces:
-            self._traces[subject] = _traced(self._config, self._dtype, subject, self._inputs(subject.work))
-        return self._traces[subject]
+        if question not in self._traces:
+            self._traces[question] = _traced(self._config, self._dtype, question, self._inputs(question.work))
+        return self._traces[question]
 
-    def operators_per_step(self, optimisations: tuple[str, ...]) -> int:
+    def operators_per_step(self, optimizations: tuple[str, ...]) -> int:
         """ATen operators of the exported graph of one denoising step; of its three stages for the plain model.
 
         Views count, as they are nodes of the graph; picking one of several results does not. The plain model's
         stages leave token assembly and the Euler step to PyTorch, which are not counted; in the restructured one's
         graph they are.
         """
-        if optimisations not in self._steps:
-            self._steps[optimisations] = _operators_per_step(self._config, optimisations, self._inputs(Workload()))
-        return self._steps[optimisations]
+        if optimizations not in self._steps:
+            self._steps[optimizations] = _operators_per_step(self._config, optimizations, self._inputs(Workload()))
+        return self._steps[optimizations]
 
 
 def _without_weights(config: Gr00tConfig, dtype: torch.dtype) -> Gr00tN1d5:
@@ -106,14 +104,14 @@ def _noise(model: Model, batch: int) -> Tensor:
     return torch.zeros(batch, model.action_horizon, model.config.action_head.action_dim, device="meta")
 
 
-def _traced(config: Gr00tConfig, dtype: torch.dtype, subject: Subject, inputs: dict[str, Tensor]) -> Trace:
+def _traced(config: Gr00tConfig, dtype: torch.dtype, question: Counted, inputs: dict[str, Tensor]) -> Trace:
     plain = _without_weights(config, dtype)
-    plain.denoising_steps = subject.work.steps
+    plain.denoising_steps = question.work.steps
     noise = _noise(plain, len(inputs[EMBODIMENT]))
-    if not subject.optimisations:
+    if not question.optimizations:
         resident = {name: value.to("meta") for name, value in inputs.items()}
         return trace(lambda: plain.get_action(resident, noise=noise), (*resident.values(), noise))
-    model = fast.restructure(plain, optimisations=subject.optimisations)
+    model = plain.architecture.restructured(plain, question.optimizations)
     prepared = model.prepare(inputs)
     model.get_action(prepared, noise=noise)
     return trace(
@@ -122,7 +120,7 @@ def _traced(config: Gr00tConfig, dtype: torch.dtype, subject: Subject, inputs: d
     )
 
 
-def _operators_per_step(config: Gr00tConfig, optimisations: tuple[str, ...], inputs: dict[str, Tensor]) -> int:
+def _operators_per_step(config: Gr00tConfig, optimizations: tuple[str, ...], inputs: dict[str, Tensor]) -> int:
     # The towers take no part in a step, so one layer of each does.
     eagle = config.eagle
     shallow = replace(
@@ -132,11 +130,11 @@ def _operators_per_step(config: Gr00tConfig, optimisations: tuple[str, ...], inp
     )
     plain = _without_weights(shallow, torch.float32)
     noise = _noise(plain, 1)
-    if not optimisations:
-        recording = submodules.record(plain, inputs, noise)[0]
-        return sum(_nodes(plain.eager_stage(name), recording[name][0].inputs) for name in STEP)
-    model = fast.restructure(plain, optimisations=optimisations)
-    recording = fast.record(model, inputs, noise)[0]
+    if not optimizations:
+        recording = plain.record(inputs, noise)[0]
+        return sum(_nodes(plain.eager_stage(name), recording[name][0].inputs) for name in plain.architecture.step)
+    model = plain.architecture.restructured(plain, optimizations)
+    recording = model.record(inputs, noise)[0]
     return _nodes(model.eager_stage("denoise_step"), recording["denoise_step"][0].inputs)
 
 

@@ -1,31 +1,97 @@
-"""The requests that rows are measured on: one recorded observation, made larger where a row asks for it."""
+"""The requests that candidates are measured on: one recorded observation, made larger where a row asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.architecture import Model
 from ..model.n1_5.inputs import IDS, LOOKED_UP, MASK, PIXELS
-from ..policy.policy import Gr00tPolicy
-from .rows import Workload
+from ..policy.policy import ModelPolicy
+from ..record.schema import Inputs, Workload
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One request, from the observation to what the model is given.
+
+    Attributes:
+        observation: What a dataset or a robot sent.
+        inputs: Model inputs, as the policy prepared them.
+        noise: [B, T, action_dim] fp32 on the model's device.
+        batched: The observation came as a batch.
+    """
+
+    workload: Workload
+    observation: Mapping[str, Any]
+    inputs: Mapping[str, Tensor]
+    noise: Tensor
+    batched: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of its prompts."""
+        return int(self.inputs[IDS].shape[1])
+
+    @property
+    def images(self) -> int:
+        return int(self.inputs[PIXELS].shape[0])
+
+    @property
+    def instruction(self) -> str | None:
+        texts = next((value for key, value in self.observation.items() if key.startswith("annotation.")), None)
+        return None if texts is None else _text(texts)
+
+    def described(self, seed: int) -> Inputs:
+        """For the record."""
+        work = self.workload
+        return Inputs(work.views, work.batch, self.length, work.steps, seed, None, self.instruction)
+
+    def resident(self, model: Model) -> dict[str, Tensor]:
+        """The inputs on a model's device; what the model looks up in host memory stays there."""
+        return {
+            name: value if model.lookups_on_host and name in LOOKED_UP else value.to(model.device)
+            for name, value in self.inputs.items()
+        }
+
+
+def one_request(policy: ModelPolicy, observation: Mapping[str, Any], seed: int) -> Request:
+    """The request that an observation is. Raises: ObservationError, as `ModelPolicy.preprocess`."""
+    inputs, batched = policy.preprocess(observation)
+    batch = inputs[IDS].shape[0]
+    work = Workload(inputs[PIXELS].shape[0] // batch, batch, policy.denoising_steps)
+    return Request(work, observation, inputs, noise_of(policy.model, batch, seed), batched)
+
+
+def noise_of(model: Model, batch: int, seed: int) -> Tensor:
+    """[batch, T, action_dim] fp32 on the model's device, always the same numbers for a seed."""
+    shape = (batch, model.action_horizon, model.config.action_head.action_dim)
+    # Drawn on the host: a GPU's generator would give other numbers for the same seed.
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
 class Requests:
-    """Observations, model inputs and noise by workload, each made once.
+    """Requests by workload, each made once.
 
     Args:
         policy: Prepares the inputs, and knows the action horizon.
         observations: Rows of one episode; the elements of a batch are taken in order, from the start again if needed.
-        seed: Of the noise, which is drawn on the host: a GPU's generator would give other numbers.
+        seed: Of the noise.
     """
 
-    def __init__(self, policy: Gr00tPolicy, observations: Sequence[Mapping[str, Any]], seed: int):
+    def __init__(self, policy: ModelPolicy, observations: Sequence[Mapping[str, Any]], seed: int):
         self._policy, self._observations, self._seed = policy, observations, seed
         self._inputs: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def get(self, work: Workload) -> Request:
+        """The request of a workload."""
+        noise = noise_of(self._policy.model, work.batch, self._seed)
+        return Request(work, self.observation(work), self.inputs(work), noise, work.batch > 1)
 
     def observation(self, work: Workload) -> dict[str, Any]:
         """What a robot would send: unbatched for batch 1, else everything stacked."""
@@ -49,24 +115,6 @@ class Requests:
             config = self._policy.model.config
             self._inputs[key] = with_views(one, work.views, config.image_token_index)
         return self._inputs[key]
-
-    def resident(self, work: Workload, *, lookups_on_host: bool) -> dict[str, Tensor]:
-        """Model inputs on the model's device.
-
-        Args:
-            lookups_on_host: Leave token ids, mask and embodiments in host memory, as the restructured model wants.
-        """
-        device = self._policy.model.device
-        return {
-            name: value if lookups_on_host and name in LOOKED_UP else value.to(device)
-            for name, value in self.inputs(work).items()
-        }
-
-    def noise(self, work: Workload) -> Tensor:
-        """[B, T, action_dim] fp32 on the model's device."""
-        model = self._policy.model
-        shape = (work.batch, model.action_horizon, model.config.action_head.action_dim)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(self._seed)).to(model.device)
 
 
 def _text(value: Any) -> str:

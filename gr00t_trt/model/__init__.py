@@ -8,6 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .architecture import Architecture
+from .n1_5.architecture import N1_5
+
 if TYPE_CHECKING:
     from .checkpoint import load_config as load_config
     from .checkpoint import load_model as load_model
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from .n1_5.config import Gr00tConfig as Gr00tConfig
     from .n1_5.gr00t import Gr00tN1d5 as Gr00tN1d5
     from .n1_5.inputs import example_inputs as example_inputs
+
+ARCHITECTURES: dict[str, Architecture] = {N1_5.name: N1_5}
+"""Generation -> what the package knows of it. The checkpoints that can be loaded are of the first."""
 
 _HOMES = {
     "Gr00tConfig": "n1_5.config",
@@ -28,6 +34,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ARCHITECTURES",
     "Gr00tConfig",
     "Gr00tN1d5",
     "example_inputs",

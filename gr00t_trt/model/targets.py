@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import BackendError, PlanError, ShapeError
+from .architecture import Arguments
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,6 @@ class Target:
     ranges: tuple[ArgumentRange, ...]
 
 
-BATCH, IMAGES, LENGTH = "batch", "images", "length"
-
-
 @dataclass(frozen=True)
 class Submodule:
     """One compile target: the stage of the model that it replaces, and what varies in its inputs.
@@ -131,7 +129,7 @@ class Submodule:
     """
 
     name: str
-    arguments: Mapping[str, Mapping[int, str]]
+    arguments: Arguments
 
 
 @dataclass(frozen=True)

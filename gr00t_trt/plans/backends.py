@@ -1,7 +1,7 @@
 """The backends, a row each: all that the rest of the package knows of them. Never imports torch.
 
-A backend is one class in `gr00t_trt.backends` (see `backends.base.Backend`) and one row here; whoever offers, ranks, draws
-or describes backends reads `BACKENDS`.
+A backend is one class in `gr00t_trt.backends` (see `backends.base.Backend`) and one row here; whoever offers, ranks,
+draws or describes backends reads `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class BackendRow:
     Attributes:
         name: On the command line, in plans and in records.
         title: What people call it, in labels.
-        source: ``module:Class`` below `gr00t_trt.backends`, imported when the backend is used.
+        source: ``module:Class``, imported when the backend is used; one that starts with a dot is below
+            `gr00t_trt.backends`.
         color: In charts, as ``#rrggbb``; readers of all kinds of colour vision should tell the rows apart.
         moving_parts: What it needs besides PyTorch, counted: where latencies leave it open, the row with fewer wins.
         writes: What it leaves in `--engine_dir`.
@@ -61,8 +62,7 @@ class BackendRow:
     def backend(self) -> Any:
         """The one instance of the backend, a `backends.base.Backend`."""
         module, _, name = self.source.partition(":")
-        found = module if module.startswith("gr00t_trt.") or "." not in module[:1] else f"gr00t_trt.backends{module}"
-        return getattr(importlib.import_module(found), name)()
+        return getattr(importlib.import_module(module, "gr00t_trt.backends"), name)()
 
     @property
     def makes_engines(self) -> bool:
@@ -121,8 +121,8 @@ BACKENDS: dict[str, BackendRow] = {
         ),
     )
 }
-"""Name -> row, in the order in which they are tried. Exported to ONNX, attention is always decomposed, and a file becomes
-one engine or none: hence what `tensorrt` and `onnxruntime` do not honour."""
+"""Name -> row, in the order in which they are tried. Exported to ONNX, attention is always decomposed, and a file
+becomes one engine or none: hence the options that `tensorrt` and `onnxruntime` lack."""
 
 AUTO = "auto"
 """In a backend's place: whichever of them is measured to be the fastest."""

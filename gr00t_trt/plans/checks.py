@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import PlanError, nearest, unknown
+from .backends import AUTO, BACKENDS
+from .precisions import find_precision, precision_names
 from .schema import (
-    AUTO,
-    BACKENDS,
+    ARCHITECTURE,
     CUDA_GRAPH,
     GROUPS,
     LOOPS,
-    OPTIMISATIONS,
-    PRECISIONS,
-    QUANTISED,
+    OPTIMIZATIONS,
     SUBMODULES,
     TIMERS,
     BenchmarkOptions,
@@ -28,23 +27,8 @@ from .schema import (
 Check = Callable[[object, str], Any]
 """(raw value, where it stands) -> the checked value. Raises: PlanError."""
 
-PRECISION_SPELLINGS: Mapping[str, str] = {
-    "float32": "fp32",
-    "float": "fp32",
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-}
-"""Other spellings of a precision, in lower case -> the name used everywhere else."""
-
-QUANTISED_SPELLINGS = frozenset((*QUANTISED, "float8", "fp4"))
-
 COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX can build engines for ahead of time. Hopper (9.0), Orin (8.7) and Thor are not among them."""
-
-
-LONGEST = 40960
-"""Tokens of the longest prompt that the language model has positions for."""
 
 
 def shown(value: object) -> str:
@@ -120,18 +104,22 @@ def path(value: object, at: str) -> str:
     return value
 
 
+def backend(value: object, at: str) -> str:
+    """A backend, or `auto`."""
+    return str(name((*BACKENDS, AUTO))(value, at))
+
+
 def precision(value: object, at: str) -> str:
-    """fp32, fp16 or bf16, from any of the usual spellings. Raises: PlanError, in words of its own for fp8."""
-    if isinstance(value, str):
-        folded = value.strip().lower()
-        if folded in QUANTISED_SPELLINGS:
-            raise PlanError(
-                f"{at}: {value!r} is a quantised type, and quantisation is not available yet",
-                known=PRECISIONS,
-                fix="use fp16 or bf16",
-            )
-        value = PRECISION_SPELLINGS.get(folded, value)
-    return str(name(PRECISIONS)(value, at))
+    """One that can be used, from any of its spellings. Raises: PlanError, in words of its own for quantised ones."""
+    row = find_precision(value) if isinstance(value, str) else None
+    if row is None:
+        return str(name(precision_names())(value, at))
+    if row.unavailable is not None:
+        what = "a quantised type" if row.quantized else "not available"
+        raise PlanError(
+            f"{at}: {value!r} is {what}, and {row.unavailable}", known=precision_names(), fix="use fp16 or bf16"
+        )
+    return row.name
 
 
 def size_range(lowest: int, highest: int) -> Check:
@@ -175,26 +163,37 @@ def lengths(value: object, at: str) -> tuple[int, ...]:
     """Prompt lengths in tokens, each once, in rising order."""
     if not isinstance(value, (list, tuple)):
         raise PlanError(f"{at}: {shown(value)} is not a list", known="a list of prompt lengths, such as [294, 300]")
-    one = integer(1, LONGEST)
+    one = integer(1, ARCHITECTURE.longest_prompt)
     return tuple(sorted({one(item, f"{at}[{i}]") for i, item in enumerate(value)}))
 
 
-def optimisations(value: object, at: str) -> tuple[str, ...]:
+def optimizations(value: object, at: str) -> tuple[str, ...]:
     """``all``, ``none``, a list of names, or a mapping that switches some off: names in the order of the waterfall."""
     if isinstance(value, str) and value.strip().lower() in ("all", "none"):
-        return tuple(OPTIMISATIONS) if value.strip().lower() == "all" else ()
+        return tuple(OPTIMIZATIONS) if value.strip().lower() == "all" else ()
     if isinstance(value, Mapping):
-        switches = section(value, at, dict.fromkeys(OPTIMISATIONS, boolean))
-        return tuple(key for key in OPTIMISATIONS if switches.get(key, True))
+        former = {key: item for key, item in value.items() if key in ARCHITECTURE.renamed}
+        switches = {
+            **section({k: v for k, v in value.items() if k not in former}, at, dict.fromkeys(OPTIMIZATIONS, boolean)),
+            **section(former, at, dict.fromkeys(ARCHITECTURE.renamed, boolean)),
+        }
+        off = {ARCHITECTURE.renamed.get(key, key) for key, on in switches.items() if not on}
+        return tuple(key for key in OPTIMIZATIONS if key not in off)
     given = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
     if not isinstance(given, (list, tuple)):
         raise PlanError(
-            f"{at}: {shown(value)} is not a choice of optimisations",
+            f"{at}: {shown(value)} is not a choice of optimizations",
             known="all, none, a list of names, or a mapping such as {prompt_cache: false}",
         )
-    one = name(OPTIMISATIONS)
-    chosen = {one(item, f"{at}[{i}]") for i, item in enumerate(given)}
-    return tuple(key for key in OPTIMISATIONS if key in chosen)
+    chosen = {_optimization(item, f"{at}[{i}]") for i, item in enumerate(given)}
+    return tuple(key for key in OPTIMIZATIONS if key in chosen)
+
+
+def _optimization(value: object, at: str) -> str:
+    """Its name; one of an earlier release means the one that it is part of."""
+    folded = value.strip().lower() if isinstance(value, str) else value
+    former = ARCHITECTURE.renamed.get(folded) if isinstance(folded, str) else None
+    return former or str(name(OPTIMIZATIONS)(value, at))
 
 
 def section(value: object, at: str, schema: Mapping[str, Check]) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def gate(value: object, at: str) -> Gate:
 
 
 SUBMODULE: Mapping[str, Check] = {
-    "backend": optional(name((*BACKENDS, AUTO))),
+    "backend": optional(backend),
     "precision": optional(precision),
     "decompose_attention": optional(boolean),
     "gate": optional(gate),
@@ -278,18 +277,18 @@ BUILD: Mapping[str, Check] = {
 RANGES: Mapping[str, Check] = {
     "batch": size_range(1, 1024),
     "views": size_range(1, 64),
-    "length": optional(size_range(1, LONGEST)),
+    "length": optional(size_range(1, ARCHITECTURE.longest_prompt)),
 }
 
 BENCHMARK: Mapping[str, Check] = {
     "timer": name(TIMERS),
-    "iterations": integer(1, 1_000_000),
+    "iterations": optional(integer(1, 1_000_000)),
     "warmup": integer(0, 1_000_000),
     "max_seconds": number(0.0, 1e6),
 }
 
 PLAN: Mapping[str, Check] = {
-    "backend": name((*BACKENDS, AUTO)),
+    "backend": backend,
     "precision": precision,
     "submodules": submodules,
     "build": lambda value, at: BuildOptions(**section(value, at, BUILD)),
@@ -298,7 +297,7 @@ PLAN: Mapping[str, Check] = {
     "action_gate": gate,
     "benchmark": lambda value, at: BenchmarkOptions(**section(value, at, BENCHMARK)),
     "joint_backbone": boolean,
-    "optimisations": optimisations,
+    "optimizations": optimizations,
     "loop": name(LOOPS),
     "cuda_graph": name(CUDA_GRAPH),
     "cuda_graph_lengths": lengths,

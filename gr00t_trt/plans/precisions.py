@@ -27,7 +27,7 @@ class PrecisionRow:
 
     Attributes:
         name: On the command line, in plans and in records.
-        dtype: PyTorch's name of the dtype of weights and activations; of a quantised format, of what it leaves unquantised.
+        dtype: PyTorch's name of the dtype of weights and activations; of a quantised format, of what is not quantised.
         exactness: Higher is more exact; a plan's least exact precision decides the gate of its actions.
         gate: What one submodule must reach against eager fp32 on the same inputs.
         action_gate: What the normalised actions of a whole request must reach, with the same noise on both sides.

@@ -5,59 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SUBMODULES = (
-    "vision_model",
-    "language_model",
-    "vl_components",
-    "state_encoder",
-    "action_encoder",
-    "dit_model",
-    "action_decoder",
-)
-"""The compile targets, in the order in which a request passes through them."""
+from ..model.n1_5.architecture import N1_5
+from .precisions import Gate
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "eagle_backbone": ("vision_model", "language_model"),
-    "action_head": ("vl_components", "state_encoder", "action_encoder", "dit_model", "action_decoder"),
-    "all": SUBMODULES,
-}
+ARCHITECTURE = N1_5
+"""The generation that plans are about."""
 
-LOOPS = ("submodules", "denoise_step", "denoise_loop")
-"""How the denoising loop is cut: three submodules and Euler in PyTorch, one graph per step, or one for all steps.
-The last two exist in the restructured model only, and are compile targets of their own."""
+SUBMODULES, GROUPS, LOOPS = ARCHITECTURE.submodules, ARCHITECTURE.groups, ARCHITECTURE.loops
+OPTIMIZATIONS = ARCHITECTURE.optimizations
 
 CUDA_GRAPH = ("none", "startup", "on_demand")
 """Whether whole requests are captured as CUDA graphs: never; for the shapes known at the start; or for every new shape
 at its first request as well."""
 
-BACKENDS = ("eager", "inductor", "onnxruntime", "torch_tensorrt", "tensorrt")
-AUTO = "auto"
-"""In a backend's place: whichever of them is measured to be the fastest."""
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-QUANTISED = ("fp8", "int8", "nvfp4")
-"""Names that users know from elsewhere and that are refused with a message of their own."""
-
 TIMERS = ("cuda_event", "python_timer")
-
-OPTIMISATIONS: Mapping[str, str] = {
-    "embodiment_weights": "weights of the embodiments in a batch are taken out of the 32 slots once, not every step",
-    "cross_attention_kv": "keys and values of the cross-attention blocks are computed once per observation",
-    "future_tokens": "state and future tokens are joined once; position rows go into the action encoder's last bias",
-    "timestep_tables": "everything that follows from the timestep alone is tabulated for the steps in use",
-    "action_rows": "past the last self-attention, only the rows of the actions are computed",
-    "fused_projections": "query, key and value are one matrix product, and so are gate and up",
-    "patch_product": "patches become vectors by one matrix product instead of a convolution",
-    "action_encoder_fold": "the action encoder's first layer is multiplied into its second",
-    "prompt_cache": "prompt embeddings, image positions, rotations and masks are kept per prompt",
-    "unpadded_mask": "a prompt without padding uses causal attention without a mask tensor",
-}
-"""Steps from the plain model to the restructured one: name -> what it does, in the order of the waterfall.
-
-Three more steps of the same kind are missing because the plain model already takes them: the state token is computed
-once per observation, all views go through the vision tower in one call, and neither pooling head nor vocabulary head
-exists.
-"""
 
 
 @dataclass(frozen=True)
@@ -94,21 +55,6 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Gate:
-    """The least agreement with eager fp32 that a compiled submodule must show.
-
-    Attributes:
-        cosine: Lowest cosine similarity of the flattened outputs; None means the precision's default.
-        max_abs: Highest absolute difference; None means no bound.
-        sqnr_db: Lowest signal-to-quantisation-noise ratio in decibels; None means the precision's default.
-    """
-
-    cosine: float | None = None
-    max_abs: float | None = None
-    sqnr_db: float | None = None
-
-
-@dataclass(frozen=True)
 class SubmodulePlan:
     """What one submodule does differently from the rest of the plan; None inherits."""
 
@@ -138,13 +84,14 @@ class BenchmarkOptions:
     """How latencies are taken.
 
     Attributes:
-        iterations: Timed calls of each rival.
+        iterations: Timed calls of each candidate; None goes on until their medians are known to 2 %, for 10 to 100
+            calls.
         warmup: Untimed calls before them.
         max_seconds: No further round of calls, timed or not, starts after this long; one timed round always runs.
     """
 
     timer: str = "cuda_event"
-    iterations: int = 10
+    iterations: int | None = None
     warmup: int = 5
     max_seconds: float = 60.0
 
@@ -154,7 +101,7 @@ class Plan:
     """A compile plan: which backend and precision each submodule gets, and what must hold afterwards.
 
     Attributes:
-        optimisations: Names from `OPTIMISATIONS`; with none, the plain model is compiled instead of the restructured
+        optimizations: Names from `OPTIMIZATIONS`; with none, the plain model is compiled instead of the restructured
             one. A file or a command line that asks for what only the plain model has gets none by default.
         loop: One of `LOOPS`.
         cuda_graph: One of `CUDA_GRAPH`.
@@ -170,7 +117,7 @@ class Plan:
     action_gate: Gate = field(default_factory=Gate)
     benchmark: BenchmarkOptions = field(default_factory=BenchmarkOptions)
     joint_backbone: bool = False
-    optimisations: tuple[str, ...] = tuple(OPTIMISATIONS)
+    optimizations: tuple[str, ...] = tuple(OPTIMIZATIONS)
     loop: str = "submodules"
     cuda_graph: str = "none"
     cuda_graph_lengths: tuple[int, ...] = ()

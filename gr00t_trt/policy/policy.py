@@ -23,9 +23,10 @@ from ..data import (
     validate_observation,
 )
 from ..data import data_config as data_config_from_name
-from ..data.device import Courier
+from ..data.device import DeviceTransfer
 from ..errors import PlanError
-from ..model import Gr00tConfig, Gr00tN1d5, load_config, load_model, resolve_checkpoint
+from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
+from ..model.architecture import Model
 from ..model.n1_5.inputs import LOOKED_UP
 
 Observation = Mapping[str, Any]
@@ -36,11 +37,11 @@ class ModelPolicy:
     """A model between a step that makes its inputs and one that reads its output.
 
     Attributes:
-        model: The network.
+        model: The network, plain or restructured.
         stages: ``preprocess`` and ``postprocess``, in a table like the model's, so that they can be timed alike.
     """
 
-    def __init__(self, model: Gr00tN1d5):
+    def __init__(self, model: Model):
         self.model = model
         self.stages: dict[str, Callable[..., Any]] = {
             "preprocess": self._preprocess,
@@ -94,7 +95,7 @@ class TensorPolicy(ModelPolicy):
         inputs: Model inputs with a batch axis: the example.
     """
 
-    def __init__(self, model: Gr00tN1d5, inputs: Mapping[str, Any]):
+    def __init__(self, model: Model, inputs: Mapping[str, Any]):
         super().__init__(model)
         self._inputs = dict(inputs)
 
@@ -130,7 +131,7 @@ class Gr00tPolicy(ModelPolicy):
 
     def __init__(
         self,
-        model: Gr00tN1d5,
+        model: Model,
         config: Any,
         metadata: DatasetMetadata,
         prompter: Prompter,
@@ -145,7 +146,7 @@ class Gr00tPolicy(ModelPolicy):
         self.modality_transform.set_prompter(prompter)
         self.prompter = prompter
         self.bracketed_instruction = bracketed_instruction
-        self._courier: Courier | None = None
+        self._transfer: DeviceTransfer | None = None
         self._fit_model()
 
     def _fit_model(self) -> None:
@@ -186,26 +187,26 @@ class Gr00tPolicy(ModelPolicy):
         check = getattr(self.modality_transform, "check", None)
         if check is not None:
             check(checked)
-        courier = self._device_courier()
-        return self.modality_transform.apply(courier.send(checked) if courier else checked), batched
+        transfer = self._device_transfer()
+        return self.modality_transform.apply(transfer.send(checked) if transfer else checked), batched
 
     def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
-        courier = self._device_courier()
+        transfer = self._device_transfer()
         parts = self.modality_transform.unapply(
-            {"action": action_pred.float().to(courier.device if courier else "cpu")}
+            {"action": action_pred.float().to(transfer.device if transfer else "cpu")}
         )
         action = {key: value if batched else value[0] for key, value in parts.items() if key.startswith("action.")}
         # Copies: a part that passes unchanged is a view of the model's output.
-        return courier.fetch(action) if courier else {key: np.array(value) for key, value in action.items()}
+        return transfer.fetch(action) if transfer else {key: np.array(value) for key, value in action.items()}
 
-    def _device_courier(self) -> Courier | None:
+    def _device_transfer(self) -> DeviceTransfer | None:
         """The way to the model's GPU and back; None where the transforms run on the host."""
         device = self.model.device
         if device.type != "cuda" or not getattr(self.modality_transform, "device_generic", False):
             return None
-        if self._courier is None or self._courier.device != device:
-            self._courier = Courier(device)
-        return self._courier
+        if self._transfer is None or self._transfer.device != device:
+            self._transfer = DeviceTransfer(device)
+        return self._transfer
 
 
 def load_policy(

@@ -4,31 +4,56 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..plans.backends import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this is one: what a record takes its commit from."""
 
-DISTRIBUTIONS = (
-    "torch",
-    "torch-tensorrt",
-    "torch-tensorrt-rtx",
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-rtx",
-    "transformers",
-    "numpy",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-)
+
+@dataclass(frozen=True)
+class Git:
+    """`dirty`: uncommitted or untracked files; both are None outside a checkout."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything about a machine that a latency depends on; None where it is absent or unknown.
+
+    Attributes:
+        cpu_cores: That the process may use.
+        sm: Compute capability times ten.
+        sm_clock_mhz: When the record was started.
+        distributions: Python distribution -> version, None for one that is not installed.
+    """
+
+    python: str | None = None
+    platform: str | None = None
+    board: str | None = None
+    cpu: str | None = None
+    cpu_cores: int | None = None
+    memory_bytes: int | None = None
+    gpu: str | None = None
+    sm: int | None = None
+    driver: str | None = None
+    gpu_memory_bytes: int | None = None
+    sm_clock_mhz: float | None = None
+    max_sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_limit_w: float | None = None
+    distributions: Mapping[str, str | None] = field(default_factory=dict)
+
 
 _GPU_QUERY = {
     "gpu": "name",
@@ -42,40 +67,46 @@ _GPU_QUERY = {
 }
 
 
-def environment(device_index: int = 0) -> dict[str, Any]:
-    """Everything about the machine that a latency depends on; null where it is absent or unknown.
+def distributions() -> tuple[str, ...]:
+    """The Python distributions whose versions a record names: ours, and those of the backends."""
+    own = [name for row in BACKENDS.values() for name in row.distributions]
+    return tuple(dict.fromkeys(("torch", "transformers", "numpy", *own)))
+
+
+def environment(device: str | None = None) -> Environment:
+    """This machine.
 
     Args:
-        device_index: The CUDA device used, as PyTorch counts them.
+        device: ``cuda:1`` for the second CUDA device, as PyTorch counts them; anything else means the first.
     """
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "board": _read("/proc/device-tree/model"),
-        "cpu": _cpu_model(),
-        "cpu_cores": usable_cores(),
-        "memory_bytes": _memory_bytes(),
-        **_gpu(device_index),
-        "distributions": {name: _version(name) for name in DISTRIBUTIONS},
-    }
+    match = re.fullmatch(r"cuda:(\d+)", device or "")
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        board=_read("/proc/device-tree/model"),
+        cpu=_cpu_model(),
+        cpu_cores=usable_cores(),
+        memory_bytes=_memory_bytes(),
+        distributions={name: _version(name) for name in distributions()},
+        **_gpu(int(match[1]) if match else 0),
+    )
 
 
-def git_state(root: str | Path) -> dict[str, Any]:
-    """`commit` and `dirty` (uncommitted or untracked files) of the checkout that `root` is a tracked folder of.
+def git_state(root: str | Path) -> Git:
+    """The checkout that `root` is a tracked folder of.
 
-    Both are null outside a checkout, in a folder that the checkout ignores, such as site-packages, and without git.
+    Nothing is known outside a checkout, in a folder that the checkout ignores, such as site-packages, and without git.
     """
-    nothing: dict[str, Any] = {"commit": None, "dirty": None}
     # A hook or an alias may have set GIT_DIR, which would answer for another checkout than root's.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     git = ("git", "--no-optional-locks", "-C", str(root))
     if not _output((*git, "ls-files", "--", "."), clean):
-        return nothing
+        return Git()
     commit = _output((*git, "rev-parse", "HEAD"), clean)
     status = _output((*git, "status", "--porcelain"), clean)
     if not commit or status is None:
-        return nothing
-    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+        return Git()
+    return Git(commit.strip(), bool(status.strip()))
 
 
 def _output(command: Sequence[str], env: dict[str, str] | None = None) -> str | None:

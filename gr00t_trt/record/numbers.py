@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -19,8 +18,9 @@ def digits(value: float | None) -> str:
     return f"{value:.{min(decimals, 3)}f}"
 
 
-def p50(latency: Mapping[str, Any] | None) -> str:
-    return digits((latency or {}).get("p50"))
+def p50(latency: Any) -> str:
+    """The median of `samples.Samples`, or a dash for None."""
+    return digits(None if latency is None else latency.p50)
 
 
 def megabytes(size: float | None) -> str:
@@ -34,11 +34,11 @@ def percent(value: float | None) -> str:
     return "100 %" if value >= 100 else f"{math.floor(value * 10) / 10:.1f} %"
 
 
-def cosine(accuracy: Mapping[str, Any]) -> str:
-    value = accuracy.get("cosine")
-    if value is None:
+def cosine(agreement: Any) -> str:
+    """Of a `schema.Agreement`, cut off after six decimals, not rounded: only equal results may read 1."""
+    if agreement is None or agreement.cosine is None:
         return "-"
-    return "1" if accuracy.get("exact") else f"{math.floor(value * 1e6) / 1e6:.6f}"
+    return "1" if agreement.exact else f"{math.floor(agreement.cosine * 1e6) / 1e6:.6f}"
 
 
 def small(value: float | None) -> str:

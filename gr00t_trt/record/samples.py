@@ -1,4 +1,4 @@
-"""Latencies of one thing, every sample kept, and their percentiles. Never imports torch."""
+"""Latencies of one thing, every sample kept, their percentiles, and which of two is faster. Never imports torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
+
+from .numbers import digits
+
+MINIMUM_FOR_VERDICT = 5
 
 
 def percentile(samples: tuple[float, ...], percent: float) -> float:
@@ -84,6 +88,18 @@ class Samples:
         """p10 and p90: where the middle four fifths of the samples lie."""
         return percentile(self.samples, 10), self.p90
 
+    @property
+    def median_uncertainty(self) -> float | None:
+        """Half the 95 % confidence interval of the median over the median, from the order of the samples alone; None
+        for too few samples to say.
+        """
+        count, ordered = len(self.samples), sorted(self.samples)
+        half = 0.98 * math.sqrt(count)
+        low, high = math.floor(count / 2 - half), math.ceil(count / 2 + half)
+        if low < 0 or high >= count or self.p50 <= 0:
+            return None
+        return (ordered[high] - ordered[low]) / 2 / self.p50
+
     def to_dict(self) -> dict[str, Any]:
         """For the record; all times in milliseconds, `hz` in calls per second."""
         return {
@@ -104,3 +120,59 @@ class Samples:
             "note": self.note,
             "samples": list(self.samples),
         }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which of two candidates is faster, if the samples allow to say.
+
+    Attributes:
+        winner: Its name, or None.
+        ratio: Median of the first over median of the second: above 1, the second is faster. None when the second's
+            median cannot be told from zero.
+        text: One sentence with both medians or the reason for having no winner.
+    """
+
+    winner: str | None
+    ratio: float | None
+    text: str
+
+
+def verdict(a: Samples, b: Samples, *, names: tuple[str, str] = ("eager", "compiled")) -> Verdict:
+    """Compare two sets of samples of the same work.
+
+    A winner is named only where the spreads, p10 to p90, do not touch: then at least nine in ten calls of the
+    winner beat nine in ten of the other, which neither noise nor a drifting clock explains away.
+    """
+    first, second = names
+    for name, own in zip(names, (a, b), strict=True):
+        if len(own.samples) < MINIMUM_FOR_VERDICT:
+            return Verdict(
+                None,
+                _ratio(a, b),
+                f"no verdict: {len(own.samples)} samples of {name}, {MINIMUM_FOR_VERDICT} are needed",
+            )
+    if (a.timer, a.device) != (b.timer, b.device):
+        return Verdict(
+            None,
+            None,
+            f"no verdict: {first} was timed with {a.timer} on {a.device}, {second} with {b.timer} on {b.device}",
+        )
+    (a_low, a_high), (b_low, b_high) = a.spread, b.spread
+    ratio = _ratio(a, b)
+    if a_low <= b_high and b_low <= a_high:
+        return Verdict(
+            None,
+            ratio,
+            f"no winner: the spreads overlap ({first} {digits(a_low)} to {digits(a_high)} ms, "
+            f"{second} {digits(b_low)} to {digits(b_high)} ms)",
+        )
+    fast, slow, quick, lame = (second, first, b, a) if b_high < a_low else (first, second, a, b)
+    times = f"{lame.p50 / quick.p50:.2f}x" if quick.p50 > 0 else "much"
+    return Verdict(
+        fast, ratio, f"{fast} is {times} faster than {slow} (p50 {digits(quick.p50)} ms against {digits(lame.p50)} ms)"
+    )
+
+
+def _ratio(a: Samples, b: Samples) -> float | None:
+    return a.p50 / b.p50 if b.p50 > 0 else None

@@ -1,15 +1,9 @@
-"""Records as one HTML page that needs nothing else, and as pictures: `gr00t-trt report RECORD...`. Never imports torch.
+"""Records shown: in a terminal, in Markdown, as one HTML page that needs nothing else, and as pictures. No torch.
 
+views.py         what a result is called and what it is held against
+tables.py        every figure a column; terminal.py, markdown.py and page.py write the tables
+charts.py        bars, stacks and points; svg.py and png.py draw them
+findings.py      the sentences of a page: answers, warnings, what was not measured
 published.json   NVIDIA's own figures, each with its source; published.py shows them
-intake.py        files -> records whose every known field is of the right kind
-timings.py       latencies, and the parts that a request's is made of
-readings.py      what was tried, how fast it was and how exact
-markup.py        elements whose text is always escaped; figures.py writes numbers
-charts.py        bars, stacks and points, drawn in percent so that they fit every width
-tables.py        the same figures to the last digit, and the environment
-findings.py      the sentences: answers, warnings, what was not measured
-sections.py      the sections that are charts
-page.py          everything in its order; style.css and script.js go into the page
-pictures.py      the same as PNG
-__main__.py      the command
+markup.py        elements whose text is always escaped; style.css and script.js go into the page
 """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .figures import cosine, megabytes, share, short, speedup
-from .intake import Loaded
-from .readings import WHOLE, Reading, is_gpu, is_measuring_run, machine, outside_gate, ran_restructured, rivals
-from .timings import Timing
+from ..record.numbers import cosine, digits
+from ..record.samples import Samples
+from ..record.schema import REQUEST, Status
+from .terminal import drift_text
+from .views import Loaded, View, counted, is_measuring_run, listed, rivals, rows_of, several
 
 Note = tuple[str, str]
 """What it is about, and the sentence."""
@@ -15,59 +16,65 @@ Note = tuple[str, str]
 Figure = tuple[str, str, str]
 """Name, value, and what it is of."""
 
+NONE = "–"
 
-def answer(one: Loaded, rows: Sequence[Reading], measured: Sequence[Reading]) -> str:
-    """Which backend serves a request fastest here, or that no engine has run, and whether the gates hold.
 
-    Args:
-        rows, measured: The readings of this record alone.
-    """
-    tried = rivals(rows, measured)
-    engines = sum(1 for row in rows if row.engine_bytes is not None and row.subject != WHOLE)
-    ran = any(row.timing and row.engine_bytes is not None for row in rows)
+def ms(value: float | None, unit: str = "ms") -> str:
+    return NONE if value is None else f"{digits(value)}\u00a0{unit}"
+
+
+def answer(one: Loaded) -> str:
+    """Which backend serves a request fastest here, or that no engine has run, and whether the gates hold."""
+    tried = rivals(one)
+    built = [v for v in listed([one]) if not v.whole and v.result.build and v.result.build.engine_bytes is not None]
     sentences = []
-    if engines and not ran:
-        many = "engines were" if engines > 1 else "engine was"
-        sentences.append(f"No engine has run on this machine: {engines} {many} built and not timed.")
+    if built and not any(view.result.latency_ms for view in built):
+        many = "engines were" if len(built) > 1 else "engine was"
+        sentences.append(f"No engine has run on this machine: {len(built)} {many} built and not timed.")
     if len(tried) > 1:
         sentences.append(_fastest(tried))
     elif tried:
-        only = tried[0]
-        sentences.append(f"Only {only.label} was timed: p50 {short(only.timing.p50 if only.timing else None, 'ms')}.")
+        latency = tried[0].result.latency_ms
+        sentences.append(f"Only {tried[0].label} was timed: p50 {ms(latency.p50 if latency else None)}.")
     else:
         sentences.append("No request was timed.")
-    return " ".join([*sentences, _gates(one, measured)])
+    return " ".join([*sentences, _gates(one)])
 
 
-def _fastest(tried: Sequence[Reading]) -> str:
+def _ranked(tried: Sequence[View]) -> list[View]:
+    """Those within their gate, the fastest first."""
+    fit = [view for view in tried if view.result.passed is not False]
+    return sorted(fit, key=lambda view: view.result.latency_ms.p50 if view.result.latency_ms else 0.0)
+
+
+def _fastest(tried: Sequence[View]) -> str:
     ranked = _ranked(tried)
-    if not ranked or ranked[0].timing is None:
+    latency = ranked[0].result.latency_ms if ranked else None
+    if latency is None:
         return "Nothing that was timed is within its accuracy gate."
-    best, taken = ranked[0], ranked[0].timing
-    rate = f", {short(taken.hz)} requests a second" if taken.hz else ""
-    text = f"Fastest here: {best.label}, p50 {short(taken.p50, 'ms')}{rate}{'; ' if best.verdict else ''}"
-    text += f"{best.verdict or ''}."
-    level = [row.label for row in ranked[1:] if row.timing and _level(taken, row.timing)]
-    if best.roofline_percent is not None:
-        text += f" That is {share(best.roofline_percent)} of the roofline: of what the hardware allows."
+    best = ranked[0]
+    rate = f", {digits(latency.hz)} requests a second" if latency.hz else ""
+    text = f"Fastest here: {best.label}, p50 {ms(latency.p50)}{rate}"
+    against = best.result.against.text if best.result.against else None
+    text += f"; {against}." if against else "."
+    roof = best.result.roofline.percent if best.result.roofline else None
+    if roof is not None:
+        text += f" That is {roof:.1f}\u00a0% of the roofline: of what the hardware allows."
+    level = [v.label for v in ranked[1:] if v.result.latency_ms and _level(latency, v.result.latency_ms)]
     if level:
         text += f" Level with it, as the spreads overlap or are not known: {several(level)}."
     return text
 
 
-def _ranked(tried: Sequence[Reading]) -> list[Reading]:
-    """Those within their gate, the fastest first."""
-    fit = [row for row in tried if row.passed is not False]
-    return sorted(fit, key=lambda row: row.timing.p50 if row.timing else 0.0)
+def _level(a: Samples, b: Samples) -> bool:
+    """Whether two spreads, p10 to p90, touch; unknown spreads do."""
+    if len(a.samples) < 2 or len(b.samples) < 2:
+        return True
+    return a.spread[0] <= b.spread[1] and b.spread[0] <= a.spread[1]
 
 
-def _gates(one: Loaded, measured: Sequence[Reading]) -> str:
-    record = one.record
-    judged = [(entry["name"], entry["passed"]) for entry in record["submodules"]]
-    judged += [(f"{row['subject']} on {row['backend'] or 'unnamed'}", row["passed"]) for row in record["comparison"]]
-    judged += [(row.label, row.passed) for row in measured]
-    judged += [("the actions", record["accuracy"]["passed"])]
-    known = [(name, passed) for name, passed in judged if passed is not None]
+def _gates(one: Loaded) -> str:
+    known = [(_judged(view), view.result.passed) for view in one.views if view.result.passed is not None]
     failed = [name for name, passed in known if not passed]
     if not known:
         return "Nothing was held against an accuracy gate."
@@ -76,69 +83,79 @@ def _gates(one: Loaded, measured: Sequence[Reading]) -> str:
     return f"All {len(known)} accuracy checks pass." if len(known) > 1 else "The accuracy check passes."
 
 
-def _level(a: Timing, b: Timing) -> bool:
-    """Whether two spreads, p10 to p90, touch; unknown spreads do."""
-    if a.p10 is None or a.p90 is None or b.p10 is None or b.p90 is None:
-        return True
-    return a.p10 <= b.p90 and b.p10 <= a.p90
+def _judged(view: View) -> str:
+    if view.measured:
+        return view.label
+    if view.result.group == "comparison":
+        return f"{view.what} on {view.result.name}"
+    return "the actions" if view.whole else view.what
 
 
-def key_figures(one: Loaded, rows: Sequence[Reading], measured: Sequence[Reading]) -> list[Figure]:
+def key_figures(one: Loaded) -> list[Figure]:
     """The figures to look at first."""
-    ranked = _ranked(rivals(rows, measured))
+    ranked = _ranked(rivals(one))
     best = ranked[0] if ranked else None
-    taken = best.timing if best else None
-    requests = [*([best] if best else []), *(row for row in rows if row.subject == WHOLE)]
-    checked = next((row for row in requests if row.cosine is not None), None)
-    same_work = [row for row in rivals((), measured) if row.roofline_percent is not None]
-    roof = best if best in same_work else max(same_work, key=lambda row: row.roofline_percent or 0.0, default=None)
+    latency = best.result.latency_ms if best else None
+    requests = [*([best] if best else []), *(view for view in listed([one]) if view.whole)]
+    checked = next((v for v in requests if v.result.accuracy and v.result.accuracy.cosine is not None), None)
+    same_work = [v for v in rivals(one) if v.measured and _share(v) is not None]
+    roofed = best if best in same_work else max(same_work, key=lambda v: _share(v) or 0.0, default=None)
     ratio = best.ratio if best else None
-    doubt = "" if best is None or best.winner else ", no clear winner"
-    peak = one.record["peak_memory"]
+    doubt = ", no clear winner" if best and best.doubtful else ""
+    peak = one.record.peak_memory
+    used = peak.peak_bytes if peak else None
+    share = _share(roofed) if roofed else None
     return [
-        ("one request, p50", short(taken.p50 if taken else None, "ms"), best.label if best else "nothing was timed"),
-        ("requests a second", short(taken.hz if taken else None), best.label if best else "nothing was timed"),
-        _slowest(best, measured),
-        ("against eager", speedup(ratio), "nothing to compare" if ratio is None else f"median over median{doubt}"),
-        ("cosine of the actions", cosine(checked.cosine, checked.exact) if checked else cosine(None, None),
+        ("one request, p50", ms(latency.p50 if latency else None), best.label if best else "nothing was timed"),
+        ("requests a second", digits(latency.hz) if latency else NONE, best.label if best else "nothing was timed"),
+        _slowest(best, one),
+        ("against the original", f"{ratio:.2f}×" if ratio else NONE,
+         f"median over median{doubt}" if ratio else "nothing to compare"),
+        ("cosine of the actions", cosine(checked.result.accuracy) if checked else NONE,
          f"{checked.label}, to eager fp32" if checked else "not compared"),
-        ("share of the roofline", share(roof.roofline_percent if roof else None),
-         roof.label if roof else "not computed"),
-        *(_of_whole_calls(measured) if is_measuring_run(one.record) else _of_building(requests)),
-        ("peak memory", short(None if peak["peak_bytes"] is None else peak["peak_bytes"] / 1e9, "GB"),
-         peak["kind"] or "not measured"),
+        ("share of the roofline", NONE if share is None else f"{share:.1f}\u00a0%",
+         roofed.label if roofed else "not computed"),
+        *(_of_whole_calls(one) if is_measuring_run(one.record) else _of_building(requests)),
+        ("peak memory", ms(None if used is None else used / 1e9, "GB"),
+         (peak.kind if peak else None) or "not measured"),
     ]  # fmt: skip
 
 
-def _slowest(best: Reading | None, measured: Sequence[Reading]) -> Figure:
+def _share(view: View) -> float | None:
+    return view.result.roofline.percent if view.result.roofline else None
+
+
+def _slowest(best: View | None, one: Loaded) -> Figure:
     """The p99 of the fastest: of the thousand calls where they were of the same form, else of its own."""
-    many = [row for row in measured if row.subject == "percentiles" and row.timing]
-    row = next((row for row in many if best and row.form and row.form == best.form), best)
-    if row is None or row.timing is None:
-        return "slowest seen", short(None, "ms"), "nothing was timed"
-    name = "slowest seen" if row.timing.p99_is_max else "slowest in a hundred"
-    return name, short(row.timing.p99, "ms"), _count(row.timing.count)
+    many = [view for view in rows_of([one], "percentiles") if view.result.latency_ms]
+    row = next((view for view in many if best and view.form and view.form == best.form), best)
+    latency = row.result.latency_ms if row else None
+    if latency is None:
+        return "slowest seen", NONE, "nothing was timed"
+    name = "slowest seen" if latency.p99_is_max else "slowest in a hundred"
+    return name, ms(latency.p99), counted(len(latency.samples), "sample")
 
 
-def _of_whole_calls(measured: Sequence[Reading]) -> list[Figure]:
+def _of_whole_calls(one: Loaded) -> list[Figure]:
     """A measuring run writes no engines; what it tells besides is the way from the robot and back, where that is no
     part of every call.
     """
-    if any(row.of == "request" for row in rivals((), measured)):
+    if any(view.result.subject == REQUEST for view in rivals(one)):
         return []
-    row = next((row for row in measured if row.subject == "request" and row.timing), None)
-    taken = row.timing if row else None
-    return [("from numpy to numpy", short(taken.p50 if taken else None, "ms"), row.label if row else "not measured")]
+    row = next((view for view in rows_of([one], "request") if view.result.latency_ms), None)
+    latency = row.result.latency_ms if row else None
+    return [("from numpy to numpy", ms(latency.p50 if latency else None), row.label if row else "not measured")]
 
 
-def _of_building(requests: Sequence[Reading]) -> list[Figure]:
-    sized = next((row for row in requests if row.engine_bytes is not None), None)
-    built = next((row for row in requests if row.build_s is not None and row.backend != "eager"), None)
+def _of_building(requests: Sequence[View]) -> list[Figure]:
+    sized = next((v for v in requests if v.result.build and v.result.build.engine_bytes is not None), None)
+    built = next((v for v in requests if v.result.build and v.result.build.seconds is not None), None)
+    size = sized.result.build.engine_bytes if sized and sized.result.build else None
+    seconds = built.result.build.seconds if built and built.result.build else None
     return [
-        ("engines", megabytes(sized.engine_bytes if sized else None) + ("\u00a0MB" if sized else ""),
-         sized.label if sized else "none was built"),
-        ("build time", short(built.build_s if built else None, "s"), built.label if built else "nothing was built"),
-    ]  # fmt: skip
+        ("engines", ms(None if size is None else size / 1e6, "MB"), sized.label if sized else "none was built"),
+        ("build time", ms(seconds, "s"), built.label if built else "nothing was built"),
+    ]
 
 
 def warnings(loaded: Sequence[Loaded]) -> list[Note]:
@@ -146,28 +163,29 @@ def warnings(loaded: Sequence[Loaded]) -> list[Note]:
     out = []
     for one in loaded:
         record = one.record
-        if record["git"]["dirty"]:
+        if record.git.dirty:
             out.append((one.name, "taken with uncommitted changes: its commit does not reproduce it"))
-        elif record["git"]["commit"] is None:
+        elif record.git.commit is None:
             out.append((one.name, "taken outside a checkout: there is no commit to reproduce it with"))
-        if record["exit_reason"] is None:
+        if record.exit_reason is None:
             out.append((one.name, "the run has not ended, or was killed: figures are missing"))
-        elif record["exit_reason"] not in ("done", "gate failed", "a row failed"):
-            out.append((one.name, f"the run ended early: {record['exit_reason']}"))
-        failures = [text for entry in record["submodules"] for text in entry["failures"]]
-        failures += record["accuracy"]["failures"]
-        failures += [
-            f"{row['subject']} on {row['backend'] or 'unnamed'}: {'; '.join(row['failures']) or 'no reason is given'}"
-            for row in record["comparison"]
-            if row["passed"] is False
-        ]
-        out += [(one.name, note) for row in record["measurements"] for note in outside_gate(row)]
-        out += [(one.name, f"outside its accuracy gate: {text}") for text in failures]
+        elif record.exit_reason not in ("done", "gate failed", "a row failed"):
+            out.append((one.name, f"the run ended early: {record.exit_reason}"))
+        if record.drift and record.drift.drifted:
+            out.append((one.name, drift_text(record)))
+        if record.telemetry and record.telemetry.throttle_reasons:
+            out.append((one.name, f"the GPU's clocks were held down: {', '.join(record.telemetry.throttle_reasons)}"))
+        for view in one.views:
+            result = view.result
+            if result.passed is False:
+                why = "; ".join(result.failures) or "no reason is given"
+                about = f"{_judged(view)}: " if result.group == "comparison" else ""
+                out.append((one.name, f"outside its accuracy gate: {about}{why}"))
     for what, values in (
-        ("models", {one.record["model"]["path"] for one in loaded}),
-        ("machines", {machine(one) for one in loaded}),
+        ("models", {one.record.model.path for one in loaded}),
+        ("machines", {one.machine for one in loaded}),
         ("work", {_work(one) for one in loaded}),
-        ("torch versions", {(one.record["environment"]["distributions"] or {}).get("torch") for one in loaded}),
+        ("torch versions", {one.record.environment.distributions.get("torch") for one in loaded}),
     ):
         if len(values) > 1:
             out.append(("these records", f"are of different {what}: their latencies are not one comparison"))
@@ -175,52 +193,45 @@ def warnings(loaded: Sequence[Loaded]) -> list[Note]:
 
 
 def _work(one: Loaded) -> tuple[object, ...]:
-    known = one.record["workload"]
-    return tuple(known[key] for key in ("views", "batch_size", "denoising_steps", "sequence_length"))
+    given = one.record.inputs
+    return (given.views, given.batch_size, given.denoising_steps, given.sequence_length)
 
 
-def not_measured(one: Loaded, rows: Iterable[Reading], measured: Iterable[Reading]) -> list[Note]:
+def not_measured(one: Loaded) -> list[Note]:
     """What this record does not answer, and why; the same reason is told once for all it holds for."""
+    record = one.record
     reasons: dict[str, list[str]] = {}
-    for row in (*rows, *measured):
-        if row.timing is None and row.why_not:
+    for view in (*listed([one]), *rows_of([one])):
+        if view.why is not None:
             # How much time was left differs from row to row, and stands in the table.
-            why = "there was no time left for it" if row.why_not.startswith("no time") else row.why_not
-            reasons.setdefault(why, []).append(f"{row.subject}: {row.step or row.label}")
+            late = view.result.status is Status.NO_TIME
+            why = "there was no time left for it" if late else view.why
+            reasons.setdefault(why, []).append(f"{view.what}: {view.step if view.measured else view.label}")
     out = [(several(what), f"no latency: {why}") for why, what in reasons.items()]
-    out += [(entry["what"] or "", entry["why"] or "") for entry in one.record["skipped"]]
-    lost = [f"{entry['at']} was {entry['value']}" for entry in one.record["non_finite"]]
+    out += [(note.what, note.why or "") for note in record.skipped]
+    lost = [f"{entry.at} was {entry.value}" for entry in record.non_finite]
     if lost:
         out.append(("not a number", f"{several(lost)}, and is shown as –"))
-    if not one.record["measurements"]:
+    if not record.measured:
         out.append(("waterfall, share of the roofline", "this record is not of a measuring run"))
-    if not one.record["comparison"]:
+    if not record.of("comparison"):
         out.append(("other backends on the same inputs", "this record is not of a run with --compare"))
-    if not is_gpu(one):
+    if not record.on_gpu:
         out.append(("anything on a GPU", "the model ran on the CPU"))
     return out
 
 
-def _count(samples: int) -> str:
-    return "1 sample" if samples == 1 else f"{samples} samples"
-
-
-def several(texts: Sequence[str], most: int = 8) -> str:
-    rest = len(texts) - most
-    return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def subtitle(one: Loaded) -> str:
     """What ran on what, in one line."""
-    record = one.record
-    work = record["workload"]
-    named = (
-        ("views", "{} view", "{} views"),
-        ("batch_size", "batch {}", "batch {}"),
-        ("denoising_steps", "{} step", "{} steps"),
+    record, given = one.record, one.record.inputs
+    names = record.setting("optimizations") or record.setting("optimisations")
+    parts: Iterable[str | None] = (
+        record.model.path,
+        "restructured model" if names and not record.measured else None,
+        record.setting("precision"),
+        one.machine,
+        counted(given.views, "view") if given.views is not None else None,
+        f"batch {given.batch_size}" if given.batch_size is not None else None,
+        counted(given.denoising_steps, "step") if given.denoising_steps is not None else None,
     )
-    restructured = ran_restructured(one) and not is_measuring_run(record)
-    parts = [record["model"]["path"], "restructured model" if restructured else None]
-    parts += [record["plan"]["precision"], machine(one)]
-    parts += [(a if work[key] == 1 else b).format(work[key]) for key, a, b in named if work[key] is not None]
-    return " · ".join(part for part in parts if part)
+    return " · ".join(str(part) for part in parts if part)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable
+
+from ..record.files import visible
 
 VOID = frozenset({"meta", "rect", "line"})
 """Elements without children: HTML's own, and SVG's shapes when they carry no title."""
-
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
-)
-"""Control characters, halves of characters, and the marks that turn the direction of the text around them."""
 
 
 class Html(str):
@@ -23,11 +19,6 @@ class Html(str):
 
 Child = str | int | None | Iterable["Child"]
 """What an element may hold: text, markup, nothing, or any of these in sequence."""
-
-
-def visible(text: str) -> str:
-    """Text without what no reader could see, and no file could hold: each such character becomes U+FFFD."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def escape(text: str) -> Html:

@@ -1,24 +1,26 @@
-"""The page: everything in the order in which a team would ask for it, in one file that loads nothing."""
+"""Records as one HTML page: everything in the order in which a team would ask for it, in one file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from . import findings, published, sections, tables
-from .figures import DASH, short
-from .intake import Loaded
+from ..record.schema import Record
+from . import charts, findings, published
+from .charts import Bars
 from .markup import Child, Html, element, join
-from .readings import Reading, measurements, readings
-from .sections import section
+from .svg import MOST_ROWS, draw, legend, palette
+from .tables import Cell, Table, action_table, facts_table, kernel_table, table
+from .views import GROUPS, SAME_WORK, Loaded, View, color, in_short, listed, rivals, rows_of, several
 
-STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
+_STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 METHOD = (
-    "Latencies are medians (p50) of timed calls after untimed ones. Rivals of one run are called in turn on the same "
+    "Latencies are medians (p50) of timed calls after untimed ones. Candidates of one run are interleaved on the same "
     "recorded inputs, so that clocks and heat treat them alike. cuda_event reads the GPU's clock around each call; "
     "python_timer reads the host's, with the GPU drained before and after. Whiskers span p10 to p90, by linear "
     "interpolation. A winner is named only where those spreads do not touch. Accuracy compares with eager fp32 of the "
@@ -27,29 +29,40 @@ METHOD = (
     "measured; nothing is filled in."
 )
 
+RESULTS = ("what", "on", "record", "p50", "p90", "p99", "speed_up", "build", "mb", "layers", "coverage", "peak",
+           "cosine", "max_abs", "gate", "notes")  # fmt: skip
+MEASURED = ("group", "step", "record", "p50", "p90", "p99", "baseline", "speed_up", "cosine", "max_abs", "roofline",
+            "roofline_ms", "gflop", "per_step", "kernels", "kernel_ms", "notes")  # fmt: skip
+
+
+def style() -> str:
+    """All of the page's style, with a class for every colour of its charts."""
+    return f"{_STYLE}\n{palette()}\n"
+
 
 def page(loaded: Sequence[Loaded], title: str) -> str:
     """The whole document. Pointing at a mark or a cell, or moving the focus to it, shows the exact figures."""
-    tag = {one.name: one.name if len(loaded) == 1 else f"#{place}" for place, one in enumerate(loaded, 1)}
-    rows, measured = readings(loaded), measurements(loaded)
+    own = style()
     shown = (
-        _head(loaded, title, tag),
-        _figures(loaded, rows, measured, tag),
-        sections.latency(loaded, rows, measured, tag),
-        sections.submodules(loaded, rows, tag),
-        sections.speed_accuracy(loaded, rows, measured, tag),
-        sections.waterfall(loaded, tag),
-        sections.variations(loaded, measured, tag),
-        sections.stages(loaded, measured, tag),
-        sections.roofline(measured, tag),
-        _tables(loaded, rows, measured, tag),
-        _published(loaded, rows, measured, tag),
-        _open(loaded, rows, measured, tag),
-        _facts(loaded, tag),
-        _method(loaded, tag),
+        _head(loaded, title),
+        _figures(loaded),
+        _latency(loaded),
+        _submodules(loaded),
+        _speed_accuracy(loaded),
+        _waterfall(loaded),
+        _variations(loaded),
+        _stages(loaded),
+        _roofline(loaded),
+        _tables(loaded),
+        _published(loaded),
+        _open(loaded),
+        section(
+            "Machine, versions and work", "Latencies hold for these only.", written(facts_table(loaded), kind="facts")
+        ),
+        _method(loaded),
     )
     policy = (
-        f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src {_hash(own)}; script-src {_hash(SCRIPT)}; base-uri 'none'; form-action 'none'"
     )
     head = element(
         "head",
@@ -58,7 +71,7 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        element("style", Html(STYLE)),
+        element("style", Html(own)),
     )
     hatch = Html(
         '<svg class="defs" aria-hidden="true"><defs><pattern id="hatch" width="6" height="6" '
@@ -75,100 +88,306 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _head(loaded: Sequence[Loaded], title: str, tag: Mapping[str, str]) -> Html:
+def section(title: str, lead: str, *children: Child, name: str | None = None) -> Html:
+    return element("section", element("h2", title), element("p", lead, class_="lead"), *children, id=name)
+
+
+def _named(one: Loaded, loaded: Sequence[Loaded]) -> Html | None:
+    """The heading of a record's part of a section; none for a record alone."""
+    return element("h3", one.tag, " ", one.name) if len(loaded) > 1 else None
+
+
+def _head(loaded: Sequence[Loaded], title: str) -> Html:
+    tags = {one.name: one.tag for one in loaded}
     loud = findings.warnings(loaded)
-    shown = [element("li", element("b", tag.get(what, what)), " ", text) for what, text in loud]
-    return element(
-        "header",
-        element("h1", title),
-        element("ul", shown, class_="warnings", aria_label="warnings") if shown else None,
-    )
+    shown = [element("li", element("b", tags.get(what, what)), " ", text) for what, text in loud]
+    listing = element("ul", shown, class_="warnings", aria_label="warnings") if shown else None
+    return element("header", element("h1", title), listing)
 
 
-def _figures(
-    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
-) -> Html:
+def _figures(loaded: Sequence[Loaded]) -> Html:
     cards = []
-    for place, one in enumerate(loaded):
-        own = [row for row in rows if row.place == place]
-        runs = [row for row in measured if row.place == place]
-        name = [element("b", tag[one.name]), " ", one.name] if len(loaded) > 1 else [one.name]
+    for one in loaded:
+        name = [element("b", one.tag), " ", one.name] if len(loaded) > 1 else [one.name]
         figures = [
             element("div", element("dt", what), element("dd", value), element("dd", of, class_="of"))
-            for what, value, of in findings.key_figures(one, own, runs)
+            for what, value, of in findings.key_figures(one)
         ]
         cards.append(
             element(
                 "article",
                 element("h2", name),
                 element("p", findings.subtitle(one), class_="subtitle"),
-                element("p", findings.answer(one, own, runs), class_="answer"),
+                element("p", findings.answer(one), class_="answer"),
                 element("dl", figures, class_="figures"),
             )
         )
     return join(cards)
 
 
-def _tables(
-    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
-) -> Html:
+def _bars(loaded: Sequence[Loaded], views: Sequence[View]) -> Html:
+    """Latencies on one axis for each machine: beside a CPU's, a GPU's bars could not be seen.
+
+    Of a machine that timed none of them there is a sentence.
+    """
+    groups: dict[str, list[View]] = {}
+    for view in views:
+        groups.setdefault(view.one.machine, []).append(view)
+    many = len({one.machine for one in loaded}) > 1
+    drawn: list[Child] = []
+    reasons: dict[str, list[str]] = {}
+    for name, own in groups.items():
+        if any(view.result.latency_ms for view in own):
+            drawn.append(element("p", name, class_="machine") if many else None)
+            drawn.append(draw(Bars("", "ms", tuple(charts.latency_bar(view, view.tagged) for view in own))))
+        else:
+            for view in own:
+                reasons.setdefault(view.why or "", []).append(view.tagged)
+    absent = [element("p", f"{several(labels)}: {why}.", class_="more absent") for why, labels in reasons.items()]
+    return join(drawn, absent)
+
+
+def _latency(loaded: Sequence[Loaded]) -> Html:
+    whole = [view for view in listed(loaded) if view.whole]
+    run = in_short(loaded)
+    title = "How long one request takes"
+    if not whole and not run:
+        return section(title, "No request was timed.")
+    resident = "Inputs lie on the device already, but for the row from numpy to numpy. "
+    on_device = any(view.result.subject == "model" for view in run)
+    about = (
+        "Measuring runs, with how many times as fast as the original model in eager PyTorch. "
+        f"{resident if on_device else ''}All steps and forms are below."
+    )
+    used = dict.fromkeys(view.result.name for view in whole if view.result.latency_ms)
+    return section(
+        title,
+        "From observation to action chunk. Bar and thick mark: p50. Whisker: p10 to p90. Thin mark: p99, or the "
+        "slowest call below 100 samples. Shorter is better.",
+        join([legend([(color(name), name or "unnamed") for name in used]), _bars(loaded, whole)]) if whole else None,
+        element("p", about, class_="more") if run else None,
+        _bars(loaded, run) if run else None,
+    )
+
+
+def _submodules(loaded: Sequence[Loaded]) -> Html | None:
+    parts = [view for view in listed(loaded) if not view.whole]
+    subjects = list(dict.fromkeys(view.what for view in parts))
+    if not subjects:
+        return None
+    title = "How long each submodule takes"
+    if not any(view.result.latency_ms for view in parts):
+        return section(title, "None was timed; why stands under what was not measured.")
+    panels = [
+        element(
+            "div",
+            element("h3", subject),
+            _bars(loaded, [view for view in parts if view.what == subject]),
+            class_="panel",
+        )
+        for subject in subjects[:MOST_ROWS]
+    ]
+    more = len(subjects) - MOST_ROWS
+    return section(
+        title,
+        "One call on the inputs of a real request. Every panel has its own axis, which begins at zero.",
+        element("div", panels, class_="panels"),
+        element("p", f"{more} more in the table below.", class_="more") if more > 0 else None,
+    )
+
+
+def _speed_accuracy(loaded: Sequence[Loaded]) -> Html:
+    chart = charts.accuracy_chart(loaded)
+    if not chart.points:
+        return section("Speed against accuracy", "Not drawn: no request has both a latency and a cosine.")
+    return section(
+        "Speed against accuracy",
+        "Whole requests, both axes logarithmic: the lower left corner is fast and exact. Above a dashed line, the "
+        "actions are further from eager fp32 than the gate allows.",
+        draw(chart),
+    )
+
+
+def _waterfall(loaded: Sequence[Loaded]) -> Html | None:
+    panels: list[Child] = []
+    for one in loaded:
+        chart = charts.waterfall_chart(one)
+        if chart.bars:
+            panels += [_named(one, loaded), draw(chart)]
+    if not panels:
+        return None
+    return section(
+        "What each step brings",
+        "One step added after another, p50 of one request, and how many times as fast as the original model in eager "
+        "PyTorch. Light: what the step saved. Red: what it cost. Grey: less than the spreads of both.",
+        panels,
+    )
+
+
+def _variations(loaded: Sequence[Loaded]) -> Html | None:
+    measured = rows_of(loaded)
+    shown = ("waterfall", "request", "percentiles")  # further up
+    timed = [view.result.group for view in measured if view.result.latency_ms]
+    groups = [group for group in dict.fromkeys(timed) if group not in shown]
+    panels = [
+        element(
+            "div",
+            element("h3", GROUPS.get(group, group)),
+            _bars(loaded, [view for view in measured if view.result.group == group]),
+            class_="panel",
+        )
+        for group in groups[:MOST_ROWS]
+    ]
+    if not panels:
+        return None
+    lead = "Each with how many times as fast as its baseline it is. Every panel has its own axis, from zero."
+    return section("What else was varied", lead, element("div", panels, class_="panels"))
+
+
+def _stages(loaded: Sequence[Loaded]) -> Html:
+    charted: list[Child] = []
+    for one in loaded:
+        chart = charts.stage_chart(one, *SAME_WORK)
+        if chart.rows:
+            charted += [_named(one, loaded), draw(chart)]
+    if not charted:
+        return section("Where a request spends its time", "No stage was timed.")
+    return section(
+        "Where a request spends its time",
+        "Medians of each stage, all its calls in one request added up. Timed in requests of their own, so that a sum "
+        "may differ a little from the latency above.",
+        charted,
+    )
+
+
+def _roofline(loaded: Sequence[Loaded]) -> Html:
+    # What lies between eager and all optimizations, and the thousand calls, would say the same over and over.
+    known = [view for view in rows_of(loaded) if not view.between and view.result.group != "percentiles"]
+    chart = charts.roofline_chart(known, tagged=True)
+    title = "How close to the hardware's limit"
+    if not chart.bars:
+        why = "Not computed: no record has a roofline, which needs a measuring run on a GPU whose ceilings are known."
+        return section(title, why)
+    return section(
+        title,
+        "The time that memory bandwidth and arithmetic allow, as a share of the measured p50. 100 % cannot be beaten; "
+        "what the fastest form lacks of it is the most that could still be won.",
+        draw(chart),
+    )
+
+
+def _tables(loaded: Sequence[Loaded]) -> Html:
+    run, measured, actions = listed(loaded), rows_of(loaded), action_table(loaded)
+    many = len(loaded) > 1
+    whole = table("Every submodule and the whole request, on every backend", run, _of(RESULTS, many), texts=2 + many)
+    rows = table("Every configuration of the measuring runs", measured, _of(MEASURED, many), texts=2 + many)
     return section(
         "All figures",
         "A heading sorts its column. Pointing at a cell shows all digits.",
-        tables.results(rows, tag),
-        tables.measured(measured, tag) if measured else None,
-        *tables.busiest(measured, tag),
-        tables.actions(loaded, tag),
+        written(whole) if run else None,
+        written(rows) if measured else None,
+        *_busiest(loaded),
+        written(actions) if actions else None,
         name="tables",
     )
 
 
-def _published(
-    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
-) -> Html:
+def _of(keys: Sequence[str], many: bool) -> list[str]:
+    return [key for key in keys if many or key != "record"]
+
+
+def _busiest(loaded: Sequence[Loaded]) -> list[Html]:
+    """Of each measuring run the kernels of its fastest form; none where no record names them."""
+    out = []
+    for one in loaded:
+        known = [view for view in rivals(one) if view.result.work and view.result.work.busiest_kernels]
+        timed = [view for view in known if view.result.latency_ms]
+        if timed:
+            view = min(timed, key=lambda view: view.result.latency_ms.p50 if view.result.latency_ms else 0.0)
+            made = kernel_table(view)
+            if made is not None:
+                title = f"The kernels that take the most of one call: {view.tagged}"
+                out.append(written(replace(made, title=title)))
+    return out
+
+
+def _published(loaded: Sequence[Loaded]) -> Html:
     return section(
         "Beside the published figures",
         published.PUBLISHED["note"],
         element("p", "Hatched: published by others, not measured here.", class_="loud"),
-        published.chart(loaded, rows, measured, tag),
-        published.side_by_side(loaded, rows, measured, tag),
+        *published.shown(loaded),
     )
 
 
-def _open(
-    loaded: Sequence[Loaded], rows: Sequence[Reading], measured: Sequence[Reading], tag: Mapping[str, str]
-) -> Html:
+def _open(loaded: Sequence[Loaded]) -> Html:
     lists: list[Child] = []
-    for place, one in enumerate(loaded):
-        own = [row for row in rows if row.place == place]
-        runs = [row for row in measured if row.place == place]
-        notes = findings.not_measured(one, own, runs)
-        lists += [
-            element("h3", tag[one.name], " ", one.name) if len(loaded) > 1 else None,
-            element("ul", [element("li", element("b", what), ": ", why) for what, why in notes], class_="open"),
-        ]
+    for one in loaded:
+        notes = [element("li", element("b", what), ": ", why) for what, why in findings.not_measured(one)]
+        lists += [_named(one, loaded), element("ul", notes, class_="open")]
     return section("What was not measured", "And why.", lists)
 
 
-def _facts(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html:
-    return section("Machine, versions and work", "Latencies hold for these only.", tables.facts(loaded, tag))
-
-
-def _method(loaded: Sequence[Loaded], tag: Mapping[str, str]) -> Html:
+def _method(loaded: Sequence[Loaded]) -> Html:
     commands = [
         [
-            element("h3", tag[one.name], " " if len(loaded) > 1 else None, one.name if len(loaded) > 1 else None),
-            element("pre", element("code", one.record["command"] or DASH), tabindex=0),
-            element("p", f"{one.path}: {_kept(one)} raw samples", class_="more"),
+            element("h3", one.tag, " " if len(loaded) > 1 else None, one.name if len(loaded) > 1 else None),
+            element("pre", element("code", one.record.command or "–"), tabindex=0),
+            element("p", f"{one.path}: {_kept(one.record):,} raw samples".replace(",", "\u00a0"), class_="more"),
         ]
         for one in loaded
     ]
     return section("How it was measured, and how to repeat it", METHOD, commands)
 
 
-def _kept(one: Loaded) -> str:
-    record = one.record
-    latencies = [record["end_to_end"][name] for name in ("latency_ms", "eager_latency_ms")]
-    for field in ("submodules", "stages", "measurements", "comparison"):
-        latencies += [row.get(name) for row in record[field] for name in ("latency_ms", "eager_latency_ms")]
-    return short(sum(len(latency["samples"]) for latency in latencies if latency))
+def _kept(record: Record) -> int:
+    latencies = [result.latency_ms for result in record.results]
+    latencies += [result.against.latency_ms for result in record.results if result.against]
+    latencies += [latency for row in record.stages for latency in (row.latency_ms, row.baseline_ms)]
+    return sum(len(latency.samples) for latency in latencies if latency)
+
+
+def written(made: Table, kind: str = "") -> Html:
+    """A table that scrolls sideways on its own and whose columns sort; columns of dashes are left out, and named.
+
+    Args:
+        kind: A class of style.css.
+    """
+    absent, filled = made.absent(), made.filled()
+    caption = f"{made.title}. In no record: {', '.join(absent)}." if absent else made.title
+    heads = [
+        element("th", element("button", head, type="button"), scope="col", class_="num" if i >= made.texts else None)
+        for i, head in enumerate(filled.heads)
+    ]
+    lines = [element("tr", [_cell(cell, i, i >= made.texts) for i, cell in enumerate(row)]) for row in filled.rows]
+    inside = element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", heads)),
+        element("tbody", lines),
+    )
+    return element("div", inside, class_=f"scroll {kind}".strip(), role="region", tabindex=0, aria_label=caption)
+
+
+def _cell(cell: Cell, place: int, number: bool) -> Html:
+    text = "–" if cell.text == "-" else cell.text.replace(" > ", " → ").replace(" - ", " – ")
+    shown: Child = text.replace(" %", "\u00a0%") if number else text
+    if cell.mark in ("pass", "FAIL"):
+        shown = element("span", cell.text, class_=f"gate-{cell.mark}")
+    elif cell.mark == "dirty":
+        shown = element("strong", cell.text, class_="dirty")
+    elif cell.mark == "max":
+        shown = [text, element("abbr", "max", title="fewer than 100 samples: the largest one")]
+    elif cell.mark == "doubtful":
+        shown = [text, element("abbr", "?", title="; ".join(cell.notes) or "no winner")]
+    elif number and cell.value is None and cell.text not in ("-", "cached"):
+        shown = element("span", cell.text, class_="notes")
+    known = {"title": exact_title(cell.value), "data_value": repr(float(cell.value))} if cell.value is not None else {}
+    if place == 0:
+        return element("th", element("b", shown) if cell.mark == "strong" else shown, scope="row", **known)
+    return element("td", shown, class_="num" if number and cell.value is not None else None, **known)
+
+
+def exact_title(value: float) -> str:
+    """The number behind a cell: to the nanosecond for milliseconds, all digits for what is smaller."""
+    return charts.exact(value) if abs(value) >= 0.1 else f"{value:.9g}"

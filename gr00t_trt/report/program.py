@@ -11,9 +11,9 @@ from rich.console import Console
 from ..common.command import Parser, parse_flags, run_program
 from ..common.files import prepare_file, write_whole
 from ..common.progress import progress
-from .intake import load
 from .page import page
-from .pictures import draw
+from .png import draw_all
+from .views import load
 
 EXAMPLES = """examples:
   gr00t-trt report records/20261121T130255123Z-fp16-all.json
@@ -50,7 +50,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
             steps.step("drawing pictures")
             for done, one in enumerate(loaded):
                 steps.advance(done, len(loaded))
-                written += draw(one, Path(args.plots))
+                written += draw_all(one, Path(args.plots))
         steps.step("writing the page")
         write_whole(page(loaded, args.title), args.output, "page", "--output")
     for path in (*written, Path(args.output)):

@@ -1,4 +1,4 @@
-"""A record as a reader sees it: header, one table, the split of a request, footnotes, one verdict. Never imports torch.
+"""A record in a terminal: header, tables with their footnotes, one verdict. Never imports torch.
 
 Everything shown comes from the record; null is shown as `-`. Pass a console that writes to stderr to keep stdout for
 the record's path.
@@ -6,340 +6,263 @@ the record's path.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-from ..record.numbers import cosine, digits, gate, megabytes, p50, percent, small
-from ..record.records import dumps
-from . import compare as compare_report
+from ..record.files import dumps, record_from
+from ..record.numbers import digits, p50, small
+from ..record.schema import REQUEST, Record, Status
+from .tables import Cell, Table, comparison_tables, measured_tables, run_tables, stage_table, versions_of
+from .views import Loaded, together
 
 ONE_LINE_WIDTH = 112
-"""Columns from which each submodule fits on one line; below, related cells are stacked in two."""
+"""Columns from which a table that can be stacked has one line a row."""
 
-NAMES = ("submodule", "backend", "type")
-NUMBERS = ("in engine", "MB", "build s", "eager ms", "compiled ms", "speed-up", "cosine", "max abs", "gate")
-STACKED = ("in engine\nMB", "build\ns", "eager\nms", "compiled\nms", "speed-up", "cosine\nmax abs", "gate")
-BAR_WIDTH = 20
+MEASURED = ("step", "p50", "p99", "speed_up", "cosine", "gflop", "roofline")
+STYLES = {"pass": "green", "FAIL": "bold red", "best": "bold green", "strong": "bold"}
 
 
-def render(record: Mapping[str, Any], console: Console) -> None:
+def render(record: Record, console: Console) -> None:
     """Print a record, finished or not, in the console's width; needs no colour to be understood.
 
     Raises: RecordError for a record with values that its file could not hold either.
     """
-    # What is shown is what the file says: samples and agreements become plain, NaN becomes null.
-    plain = json.loads(dumps(record))
-    notes = _Footnotes()
-    parts: list[Any] = [_header(plain, console.width)]
-    if plain["comparison"]:
-        parts += compare_report.tables(plain["comparison"], notes.mark)
-    if not _compares_only(plain):
-        parts.append(_main_table(plain, notes, console.width))
-    stages = _stage_table(plain, "#" if console.options.ascii_only else "█")
-    if stages is not None:
-        parts.append(stages)
-    parts += [Text(line) for line in _action_lines(plain)]
-    parts += [Text(line) for line in notes.lines()]
-    parts += [Text(line) for line in (*_open_points(plain), *_cost(plain))]
-    good, line = summary(plain)
-    parts.append(Text("\n" + line, style="bold green" if good else "bold red" if good is False else "bold"))
+    import json
+
+    # What is shown is what the file says: NaN becomes null.
+    (one,) = together([("record.json", record_from(json.loads(dumps(record)), "the record"))])
+    record = one.record
+    tables = comparison_tables(one) if record.of("comparison") else []
+    tables += run_tables(one)
+    tables += measured_tables(one, MEASURED)
+    split = stage_table(record.stages, "#" if console.options.ascii_only else "█")
+    parts: list[Any] = [] if record.measured else [_header(record, console.width)]
+    parts += [shown(made, console.width) for made in (*tables, *([split] if split else []))]
+    parts += [Text(line) for line in (*_action_lines(record), *open_points(one), *_cost(record))]
+    good, line = summary(one)
+    if not record.measured:
+        parts.append(Text("\n" + line, style="bold green" if good else "bold red" if good is False else "bold"))
     console.print(Group(*parts))
 
 
-def _compares_only(record: Mapping[str, Any]) -> bool:
-    return bool(record["comparison"]) and not record["submodules"]
+def shown(made: Table, width: int = 200) -> Group:
+    """A table with its footnotes under it; cells in two lines where one is too wide and the table can be stacked."""
+    notes: list[str] = []
+    stacked = made.stacked if made.stacked and width < ONE_LINE_WIDTH else {}
+    heads = _arranged([_broken(head) if stacked else head for head in made.heads], stacked)
+    padding = (0, 0, 0, 1) if width >= 130 else (0, 0)
+    out = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding, header_style="bold")
+    texts = made.texts - sum(1 for own, under in stacked.items() if own < made.texts and under < made.texts)
+    long = any(len(row[0].text) > 30 for row in made.rows)
+    for place, head in enumerate(heads):
+        fold: dict[str, Any] = {"overflow": "fold"} if place == 0 and long else {"no_wrap": True}
+        out.add_column(head, justify="left" if place < texts else "right", **fold)
+    for row in made.rows:
+        cells = [_text(cell, notes) for cell in row]
+        styles = [STYLES.get(cell.mark, "") for cell in row]
+        kept = [i for i in range(len(cells)) if i not in stacked]
+        lines = _arranged(cells, stacked)
+        out.add_row(*(Text(line, style=styles[i]) for line, i in zip(lines, kept, strict=True)))
+    title = [Text("\n" + made.title)] if made.title else []
+    return Group(*title, out, *(Text(f"({i}) {note}") for i, note in enumerate(notes, 1)))
 
 
-class _Footnotes:
-    """Numbers sentences as they come up; the same sentence keeps its number."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def mark(self, *texts: str) -> str:
-        self._texts += [text for text in dict.fromkeys(texts) if text not in self._texts]
-        return f"({','.join(str(self._texts.index(text) + 1) for text in texts)})" if texts else ""
-
-    def lines(self) -> list[str]:
-        return [f"({i}) {text}" for i, text in enumerate(self._texts, 1)]
+def _broken(head: str) -> str:
+    return "\n".join(head.rsplit(" ", 1)) if len(head) > 6 else head
 
 
-def _header(record: Mapping[str, Any], width: int) -> Panel:
+def _arranged(cells: Sequence[str], stacked: Any) -> list[str]:
+    """The cells that stand in a line, others under them; several under one share its second line."""
+    under: dict[int, list[str]] = {}
+    for own, above in stacked.items():
+        if cells[own]:
+            under.setdefault(above, []).append(cells[own])
+    return [
+        "\n".join([text, " ".join(under[i])]) if i in under else text
+        for i, text in enumerate(cells)
+        if i not in stacked
+    ]
+
+
+def _text(cell: Cell, notes: list[str]) -> str:
+    """A cell with its mark and the numbers of its footnotes; the same sentence keeps its number."""
+    notes += [note for note in dict.fromkeys(cell.notes) if note not in notes]
+    numbers = f"({','.join(str(notes.index(note) + 1) for note in cell.notes)})" if cell.notes else ""
+    word = {"best": "*", "FAIL": "FAIL"}.get(cell.mark, "")
+    return " ".join(part for part in (cell.text, word if word != cell.text else "", numbers) if part)
+
+
+def _header(record: Record, width: int) -> Panel:
     rows = [
-        ("model", record["model"].get("path") or "-"),
+        ("model", record.model.path or "-"),
         ("device", _device(record)),
         ("plan", _plan(record)),
-        ("inputs", _inputs(record["workload"])),
+        ("inputs", _inputs(record)),
     ]
-    grid = Table.grid(padding=(0, 2))
+    grid = RichTable.grid(padding=(0, 2))
     for key, value in rows:
         grid.add_row(Text(key, style="bold"), Text(value, overflow="fold"))
     return Panel(grid, title="GR00T N1.5", title_align="left", width=min(width, 120))
 
 
-def _device(record: Mapping[str, Any]) -> str:
-    env = record["environment"]
-    distributions = env.get("distributions") or {}
-    parts = []
-    if env.get("gpu") and not str(record.get("device") or "").startswith("cpu"):
-        parts.append(f"{env['gpu']}, driver {env.get('driver') or '-'}")
+def _device(record: Record) -> str:
+    env = record.environment
+    if env.gpu and not str(record.device or "").startswith("cpu"):
+        where = f"{env.gpu}, driver {env.driver or '-'}"
     else:
-        parts.append(f"CPU: {env.get('cpu') or '-'}, {env.get('cpu_cores') or '-'} cores, no GPU used")
-    for name in ("torch", "torch-tensorrt", "torch-tensorrt-rtx"):
-        if distributions.get(name):
-            parts.append(f"{name} {distributions[name]}")
-    return "; ".join(parts)
+        where = f"CPU: {env.cpu or '-'}, {env.cpu_cores or '-'} cores, no GPU used"
+    used = versions_of(record, "torch", "torch-tensorrt", "torch-tensorrt-rtx").split(", ")
+    return "; ".join(part for part in (where, *used) if part)
 
 
-def _plan(record: Mapping[str, Any]) -> str:
-    plan = record.get("plan") or {}
-    parts = [record.get("plan_path") or "defaults and flags"]
-    chosen = record["comparison"] and record["submodules"]
-    parts += ["backends chosen by measuring"] if chosen else [str(plan["backend"])] if plan.get("backend") else []
-    parts += [str(plan["precision"])] if plan.get("precision") else []
-    if (plan.get("build") or {}).get("use_fp32_acc"):
+def _plan(record: Record) -> str:
+    parts = [record.plan_path or "defaults and flags"]
+    chosen = record.of("comparison") and record.submodules
+    backend = record.setting("backend")
+    parts += ["backends chosen by measuring"] if chosen else [str(backend)] if backend else []
+    parts += [str(record.setting("precision"))] if record.setting("precision") else []
+    if (record.setting("build") or {}).get("use_fp32_acc"):
         parts.append("fp32 accumulation")
-    if plan.get("optimisations"):
-        parts.append(f"restructured by {len(plan['optimisations'])} optimisations, loop as {plan.get('loop')}")
-    if (record.get("end_to_end") or {}).get("cuda_graph"):
+    names = record.setting("optimizations") or record.setting("optimisations")
+    if names:
+        parts.append(f"restructured by {len(names)} optimizations, loop as {record.setting('loop')}")
+    if record.cuda_graph:
         parts.append("requests replayed as one CUDA graph")
     return ", ".join(parts)
 
 
-def _inputs(workload: Mapping[str, Any]) -> str:
+def _inputs(record: Record) -> str:
+    given = record.inputs
     named = (
-        ("views", "{} view" if workload.get("views") == 1 else "{} views"),
-        ("batch_size", "batch {}"),
-        ("sequence_length", "{} tokens"),
-        ("denoising_steps", "{} denoising steps"),
-        ("seed", "seed {}"),
-        ("dataset", "from {}"),
+        (given.views, "{} view" if given.views == 1 else "{} views"),
+        (given.batch_size, "batch {}"),
+        (given.sequence_length, "{} tokens"),
+        (given.denoising_steps, "{} denoising steps"),
+        (given.seed, "seed {}"),
+        (given.dataset, "from {}"),
     )
-    parts = [form.format(workload[key]) for key, form in named if workload.get(key) is not None]
-    if workload.get("instruction"):
+    parts = [form.format(value) for value, form in named if value is not None]
+    if given.instruction:
         # A dataset's text may hold escape sequences, and a terminal would obey them.
-        parts.append('"' + "".join(c if c.isprintable() else "?" for c in workload["instruction"]) + '"')
+        parts.append('"' + "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in given.instruction) + '"')
     return ", ".join(parts) or "-"
 
 
-def _main_table(record: Mapping[str, Any], notes: _Footnotes, width: int) -> Table:
-    wide = width >= ONE_LINE_WIDTH
-    names, numbers = (NAMES, NUMBERS) if wide else (NAMES[:1], STACKED)
-    padding = (0, 0, 0, 1) if width >= 130 else (0, 0)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=padding,
-        header_style="bold",
-        title="\nEach submodule against eager fp32; latencies are medians (p50)",
-        title_justify="left",
-        title_style="",
-    )
-    for head in names:
-        table.add_column(head, no_wrap=True)
-    for head in numbers:
-        table.add_column(head, justify="right", no_wrap=True)
-    for entry in record["submodules"]:
-        table.add_row(*_arranged(_cells(entry, notes), wide))
-    table.add_section()
-    table.add_row(*_arranged(_request_cells(record, notes), wide))
-    return table
-
-
-def _arranged(cells: Mapping[str, str], wide: bool) -> list[Text]:
-    style = {"pass": "green", "FAIL": "bold red"}.get(cells["gate"], "")
-    if wide:
-        order = list(cells.values())
-    else:
-        under = " ".join(part for part in (cells["backend"], cells["precision"]) if part)
-        order = [
-            "\n".join(part for part in (cells["name"], under) if part),
-            f"{cells['covered']}\n{cells['mb']}",
-            cells["build"],
-            cells["eager"],
-            cells["compiled"],
-            cells["speedup"],
-            f"{cells['cosine']}\n{cells['max_abs']}",
-            cells["gate"],
-        ]
-    return [Text(cell, style=style if cell == cells["gate"] else "") for cell in order]
-
-
-def _cells(entry: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
-    name = entry["name"]
-    accuracy = entry.get("accuracy") or {}
-    remarks = list(entry.get("notes") or ())
-    if entry.get("unsupported"):
-        listed = ", ".join(f"{op} ({count})" for op, count in entry["unsupported"].items())
-        remarks.append(f"left to PyTorch: {listed}")
-    if (entry.get("engines") or 0) > 1:
-        remarks.append(f"{entry['engines']} engines instead of one")
-    return {
-        "name": f"{name} {notes.mark(*remarks)}".rstrip(),
-        "backend": entry.get("backend") or "-",
-        "precision": entry.get("precision") or "-",
-        "covered": percent(entry.get("coverage_percent")),
-        "mb": megabytes(entry.get("engine_bytes")),
-        "build": "cached" if entry.get("from_cache") else digits(entry.get("build_s")),
-        "eager": p50(entry.get("eager_latency_ms")),
-        "compiled": p50(entry.get("latency_ms")),
-        "speedup": _speedup(entry, notes),
-        "cosine": cosine(accuracy),
-        "max_abs": small(accuracy.get("max_abs")),
-        "gate": gate(entry.get("passed")),
-    }
-
-
-def _request_cells(record: Mapping[str, Any], notes: _Footnotes) -> dict[str, str]:
-    submodules = record["submodules"]
-    built = [entry for entry in submodules if not entry.get("from_cache")]
-    whole = record["end_to_end"]
-    accuracy = record["accuracy"].get("normalised") or {}
-    return {
-        "name": "whole request",
-        "backend": "",
-        "precision": "",
-        "covered": "",
-        "mb": megabytes(_total(submodules, "engine_bytes")),
-        "build": "cached" if submodules and not built else digits(_total(built, "build_s")),
-        "eager": p50(whole.get("eager_latency_ms")),
-        "compiled": p50(whole.get("latency_ms")),
-        "speedup": _speedup(whole, notes),
-        "cosine": cosine(accuracy),
-        "max_abs": small(accuracy.get("max_abs")),
-        "gate": gate(record["accuracy"].get("passed")),
-    }
-
-
-def _speedup(entry: Mapping[str, Any], notes: _Footnotes) -> str:
-    if entry.get("runs") is False:
-        return "- " + notes.mark("built, not run: what was built cannot run on this machine, so it has no latency")
-    judged = entry.get("verdict") or {}
-    ratio = judged.get("ratio")
-    if ratio is None:
-        return "-"
-    if judged.get("winner") is None:
-        return f"{ratio:.2f}x " + notes.mark("no winner: too few samples, or the spreads (p10 to p90) overlap")
-    return f"{ratio:.2f}x"
-
-
-def _stage_table(record: Mapping[str, Any], block: str) -> Table | None:
-    stages = record["stages"]
-    if not stages:
-        return None
-    column = "latency_ms" if any(row.get("latency_ms") for row in stages) else "eager_latency_ms"
-    both = column == "latency_ms" and any(row.get("eager_latency_ms") for row in stages)
-    parts = [row for row in stages if row["stage"] != "request" and not row.get("within")]
-    shown = [row for part in parts for row in (part, *(r for r in stages if r.get("within") == part["stage"]))]
-    values = {id(row): (row.get(column) or {}).get("p50") for row in shown}
-    total = sum(max(values[id(row)] or 0.0, 0.0) for row in parts)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        header_style="bold",
-        title=f"\nWhere {'a compiled' if column == 'latency_ms' else 'an eager'} request spends its time "
-        "(p50, all calls of a stage added up)",
-        title_justify="left",
-        title_style="",
-    )
-    table.add_column("stage", no_wrap=True)
-    for head in ("calls", *(("eager ms", "compiled ms") if both else ("ms",)), "share"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for row in shown:
-        value = values[id(row)]
-        share = max(value, 0.0) / total if total and value is not None else None
-        indent = "  " if row.get("within") else ""
-        cells = [indent + row["stage"], digits(row.get("calls_per_request"))]
-        if both:
-            cells.append(p50(row.get("eager_latency_ms")))
-        cells.append(p50(row.get(column)))
-        cells.append("-" if share is None else f"{100 * share:.0f} %")
-        # Bars add up to the request, so a stage inside another has none.
-        cells.append("" if share is None or indent else block * round(BAR_WIDTH * share))
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
-
-
-def _action_lines(record: Mapping[str, Any]) -> list[str]:
-    per_key = record["accuracy"].get("per_key") or {}
-    if not per_key:
+def _action_lines(record: Record) -> list[str]:
+    if not record.per_key:
         return []
-    listed = ", ".join(f"{key} {small(value.get('max_abs'))}" for key, value in per_key.items())
-    return [
-        "",
-        f"Actions in the robot's own units, largest difference from {record['accuracy']['reference']}: {listed}",
-    ]
+    shown = ", ".join(f"{key} {small(found.max_abs)}" for key, found in record.per_key.items())
+    return ["", f"Actions in the robot's own units, largest difference from {record.reference}: {shown}"]
 
 
-def _cost(record: Mapping[str, Any]) -> list[str]:
-    peak = (record.get("peak_memory") or {}).get("peak_bytes")
-    if peak is None or record.get("wall_s") is None:
+def _cost(record: Record) -> list[str]:
+    peak = record.peak_memory
+    if record.measured or peak is None or peak.peak_bytes is None or record.wall_s is None:
         return []
-    return [
-        f"Peak memory {digits(peak / 1e9)} GB ({record['peak_memory']['kind']}); {digits(record['wall_s'])} s in all."
-    ]
+    return [f"Peak memory {digits(peak.peak_bytes / 1e9)} GB ({peak.kind}); {digits(record.wall_s)} s in all."]
 
 
-def _open_points(record: Mapping[str, Any]) -> list[str]:
-    lines = compare_report.lines(record["comparison"], alone=_compares_only(record))
-    for entry in record["submodules"]:
-        name = f"{entry['name']}: "
-        lines += [f"FAIL {name}{text.removeprefix(name)}" for text in entry.get("failures") or ()]
-    lines += [f"FAIL {text}" for text in record["accuracy"].get("failures") or ()]
-    lines += [f"note: {entry['what']}: {entry.get('why') or '-'}" for entry in record["skipped"]]
-    timed = (*record["comparison"], *record["submodules"], record["end_to_end"])
-    latencies = [entry.get("latency_ms") or {} for entry in timed]
-    for text in dict.fromkeys(latency.get("note") for latency in latencies):
-        if text:
-            lines.append(f"timer: {text}")
-    return lines
+def open_points(one: Loaded) -> list[str]:
+    """What missed a gate, what could not be run and why, what was left out, and what to know besides."""
+    record = one.record
+    lines = _comparison_lines(one) if record.of("comparison") else []
+    for result in record.of("run"):
+        if result.subject == REQUEST:
+            lines += [f"FAIL {text}" for text in result.failures]
+        else:
+            name = f"{result.subject}: "
+            lines += [f"FAIL {name}{text.removeprefix(name)}" for text in result.failures]
+    measured = record.measured
+    lines += [f"{r.name}: {r.why}" for r in measured if r.why and r.status is not Status.NO_TIME]
+    lines += [f"{r.name}: outside the gate: {text}" for r in measured for text in r.failures]
+    if left := [r.name for r in measured if r.status is Status.NO_TIME]:
+        lines.append(f"No time was left for: {', '.join(left)}.")
+    lines += [f"note: {note.what}: {note.why or '-'}" for note in record.skipped]
+    if record.drift and record.drift.drifted:
+        lines.append(f"note: {drift_text(record)}")
+    notes = [r.latency_ms.note for r in record.results if r.latency_ms and r.latency_ms.note]
+    return lines + [f"timer: {text}" for text in dict.fromkeys(notes)]
 
 
-def summary(record: Mapping[str, Any]) -> tuple[bool | None, str]:
+def drift_text(record: Record) -> str:
+    """What a drifted baseline means."""
+    drift = record.drift
+    assert drift is not None
+    return (
+        f"the baseline drifted within the run: the {drift.baseline.value} model took {digits(drift.lowest_ms)} to "
+        f"{digits(drift.highest_ms)} ms for the same work ({drift.percent:.0f} % apart), so that ratios are worth less "
+        "than they look"
+    )
+
+
+def _comparison_lines(one: Loaded) -> list[str]:
+    record = one.record
+    entries = record.of("comparison")
+    word = "ruled out:" if record.submodules else "FAIL"
+    out = [f"{word} {r.name}: {failure}" for r in entries for failure in r.failures]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for r in entries:
+        # The whole request fails for what one of its submodules failed for, and that is said there.
+        if r.why and r.subject != REQUEST:
+            reasons.setdefault((r.name, r.why), []).append(r.subject)
+    everything = {r.subject for r in entries} - {REQUEST}
+    for (backend, why), subjects in reasons.items():
+        where = "" if set(subjects) == everything else f" ({', '.join(subjects)})"
+        out.append(f"not run: {backend}{where}: {why}")
+    return out
+
+
+def summary(one: Loaded) -> tuple[bool | None, str]:
     """Whether all that was judged passed (None: nothing was judged), and the last line of the report."""
-    judged = [(entry["name"], entry["passed"]) for entry in record["submodules"] if entry.get("passed") is not None]
-    if record["accuracy"].get("passed") is not None:
-        judged.append(("the actions", record["accuracy"]["passed"]))
-    if _compares_only(record):
-        judged = compare_report.judged(record["comparison"])
+    record = one.record
+    own = record.of("run")
+    compared = not own and bool(record.of("comparison"))
+    judged = [(_subject(result), bool(result.passed)) for result in own if result.passed is not None]
+    if compared:
+        entries = [view for view in one.views if view.result.passed is not None]
+        judged = [(f"{view.what} by {view.result.name}", bool(view.result.passed)) for view in entries]
     failed = [name for name, passed in judged if not passed]
     if not judged:
         good, text = None, "Nothing was checked against eager fp32."
     elif failed:
-        good, text = (
-            False,
-            f"FAIL: outside the gate: {', '.join(failed)} ({len(judged) - len(failed)} of {len(judged)} pass).",
-        )
+        left = f"{len(judged) - len(failed)} of {len(judged)} pass"
+        good, text = False, f"FAIL: outside the gate: {', '.join(failed)} ({left})."
     else:
         good, text = True, f"PASS: {len(judged)} of {len(judged)} checks are within their gates."
-    speed = (record["end_to_end"].get("verdict") or {}).get("text")
-    if _compares_only(record):
-        text += " " + compare_report.outcome(record["comparison"])
+    whole = record.request
+    speed = whole.against.text if whole and whole.against else None
+    if compared:
+        text += " " + _outcome(record)
     elif speed:
         text += f" Whole request: {speed}."
-    elif any(entry.get("runs") is False for entry in record["submodules"]):
+    elif any(result.status is Status.BUILT_NOT_RUN for result in own):
         text += " Engines were built, not run: no latency is claimed for them."
     else:
         text += " No speed-up was measured for the whole request."
-    cached = sum(bool(entry.get("from_cache")) for entry in record["submodules"])
+    cached = sum(bool(r.build and r.build.from_cache) for r in record.submodules)
     if cached:
-        text += f" {cached} of {len(record['submodules'])} engines came from the cache."
-    reason = record.get("exit_reason")
-    if reason not in (None, "done", "gate failed"):
-        good, text = None if good else good, f"Ended early ({reason}). {text}"
+        text += f" {cached} of {len(record.submodules)} engines came from the cache."
+    if record.exit_reason not in (None, "done", "gate failed"):
+        good, text = None if good else good, f"Ended early ({record.exit_reason}). {text}"
     return good, text
 
 
-def _total(entries: Sequence[Mapping[str, Any]], field: str) -> float | None:
-    known = [entry[field] for entry in entries if entry.get(field) is not None]
-    return sum(known) if known else None
+def _subject(result: Any) -> str:
+    return "the actions" if result.subject == REQUEST else str(result.subject)
+
+
+def _outcome(record: Record) -> str:
+    """Which backend makes the fastest request, in one sentence."""
+    whole = [r for r in record.of("comparison") if r.subject == REQUEST and r.latency_ms]
+    best = next((r for r in whole if r.best), None)
+    if best is not None:
+        return f"Fastest whole request: {best.name}, p50 {p50(best.latency_ms)} ms."
+    if len(whole) > 1:
+        return "No backend makes the fastest request beyond doubt: too few samples, or their spreads overlap."
+    return "Only one backend could run the whole request here, so none is the fastest."

@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ..common.command import Parser, deliver, parse_flags, record_flags, record_path, run_program, switch
+from ..common.command import Parser, parse_flags, run_program, switch
 from ..common.progress import progress
 from ..errors import PlanError, ServiceError, unknown
 from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
 from ..record.environment import ROOT
-from ..record.records import new_record, skip
+from ..record.files import deliver, record_flags, record_path
+from ..record.schema import Inputs, ModelInfo, new_record
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
 from .timing import live, summarise, timing_table
@@ -139,7 +140,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
             robot = open_robot(args, config)
             try:
                 check_fit(robot, config)
-                ask, note = asker(policy, args.lang_instruction)
+                ask, unsized = asker(policy, args.lang_instruction)
                 steps.step("warming up")
                 for _ in range(args.warmup):
                     ask(robot.observe())
@@ -147,33 +148,32 @@ def _main(argv: Sequence[str], console: Console) -> int:
                 robot.close()
                 raise
         try:
-            modes = _drive(args, robot, ask, str(about.get("device", about.get("server"))), console)
+            modes = _drive(args, robot, ask, about.where, console)
         finally:
             robot.close()
     record = new_record(
         shlex.join(["gr00t-trt", "rollout", *argv]),
         root=ROOT,
-        device=about.get("device"),
-        model={"path": args.model_path},
-        workload={"instruction": args.lang_instruction, "dataset": f"robot {args.robot_type}"},
+        device=about.device,
+        model=ModelInfo(args.model_path),
+        inputs=Inputs(instruction=args.lang_instruction, dataset=f"robot {args.robot_type}"),
     )
-    for entry in about.get("skipped", ()):
-        skip(record, entry["what"], entry["why"])
-    if note:
-        skip(record, "frame sizes", note)
-    record["rollout"] = {
-        "policy": {key: value for key, value in about.items() if key != "skipped"},
+    record.skip_all(about.notes)
+    if unsized:
+        record.skip("frame sizes", unsized)
+    record.rollout = {
+        "policy": about.facts,
         "robot": args.robot_type,
         "control_hz": args.control_hz,
         "action_horizon": args.action_horizon,
         "warmup": args.warmup,
         "modes": modes,
     }
-    record["wall_s"] = time.monotonic() - began
-    record["exit_reason"] = "done"
+    record.wall_s = time.monotonic() - began
+    record.exit_reason = "done"
     console.print(timing_table(modes, args.control_hz))
-    for entry in record["skipped"]:
-        console.print(Text(f"{entry['what']}: {entry['why']}"))
+    for note in record.skipped:
+        console.print(Text(f"{note.what}: {note.why}"))
     deliver(record, path, args)
     return 0
 

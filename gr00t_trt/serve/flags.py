@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections.abc import Sequence
-from typing import Any
 
 from ..common.command import Parser, parse_flags, switch
 from ..errors import PlanError
-from ..plans.load import load_plan, merge, resolve
-from ..plans.schema import BACKENDS, CUDA_GRAPH, PRECISIONS, SUBMODULES, Plan
+from ..plans import flags
+from ..plans.backends import AUTO, BACKENDS
+from ..plans.load import merge
+from ..plans.resolve import resolve_submodule
+from ..plans.schema import SUBMODULES, Plan
+from ..policy.flags import optional, source_flags
 
 ENGINES = "gr00t_engine"
 """Where NVIDIA's build script leaves its engines."""
@@ -57,36 +60,16 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--port", type=int, default=5555, metavar="N", help="0 for any that is free [%(default)s]")
     switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
     g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
-    g.add_argument("--api_token", type=_optional, metavar="TOKEN", help="what every request must carry [none]")
+    g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what every request must carry [none]")
 
     g = p.add_argument_group("what is served")
-    g.add_argument(
-        "--model_path",
-        default="nvidia/GR00T-N1.5-3B",
-        metavar="PATH",
-        help="checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [%(default)s]",
+    source_flags(
+        g,
+        *("model_path", "data_config", "embodiment_tag", "denoising_steps", "metadata", "tokenizer"),
+        *("bracketed_instruction", "device"),
+        data_config="fourier_gr1_arms_waist",
+        helps={"device": "cuda, cuda:1, cpu [cuda where there is one]"},
     )
-    g.add_argument(
-        "--data_config",
-        default="fourier_gr1_arms_waist",
-        metavar="NAME",
-        help="keys and transforms: a built-in name or module:Class [%(default)s]",
-    )
-    g.add_argument(
-        "--embodiment_tag",
-        default="gr1",
-        metavar="TAG",
-        help="projector and statistics: gr1, oxe_droid, agibot_genie1, new_embodiment [%(default)s]",
-    )
-    g.add_argument("--denoising_steps", type=int, metavar="N", help="Euler steps per action chunk [4]")
-    g.add_argument("--metadata", metavar="PATH", help="metadata.json to use instead of the checkpoint's own")
-    g.add_argument("--tokenizer", metavar="PATH", help="tokenizer folder, tokenizer.json or hub id [found by itself]")
-    g.add_argument(
-        "--bracketed_instruction",
-        action="store_true",
-        help="put the instruction into the prompt as ['text'], as the original does for single requests",
-    )
-    g.add_argument("--device", metavar="DEVICE", help="cuda, cuda:1, cpu [cuda where there is one]")
 
     g = p.add_argument_group("how it is compiled")
     switch(g, "use_torch_tensorrt", help="compile with Torch-TensorRT at start-up: --backend torch_tensorrt")
@@ -96,31 +79,25 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"folder of NVIDIA's ready-made engines [{ENGINES} with --use_tensorrt, else none]",
     )
-    g.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)} [eager]")
-    g.add_argument("--config", metavar="PLAN.yaml", help="plan file; flags win over its plan-wide settings")
-    g.add_argument("--precision", metavar="P", help=f"{', '.join(PRECISIONS)}, any case [bf16]")
-    for flag, submodule in (("vit", "vision_model"), ("llm", "language_model"), ("dit", "dit_model")):
-        g.add_argument(f"--{flag}_dtype", metavar="P", help=f"precision of {submodule} [--precision]")
+    flags.backend_flag(g, " [eager]")
+    flags.config_flag(g)
+    flags.precision_flag(g, ", any case [bf16]")
+    flags.dtype_flags(g)
     switch(g, "use_explicit_typing", default=None, help="the graph's dtypes are the engine's dtypes [on]")
     switch(g, "use_fp32_acc", default=None, help="accumulate fp16 matrix products in fp32 [on for fp16 engines]")
-    g.add_argument(
-        "--cuda_graph",
-        metavar="WHEN",
-        help=f"{', '.join(CUDA_GRAPH)}: replay whole requests as CUDA graphs, of the shapes known at the start or of "
-        "every new one too; the model then counts as one stage [none]",
+    flags.cuda_graph_flag(
+        g,
+        ": replay whole requests as CUDA graphs, of the shapes known at the start or of every new one too; the model "
+        "then counts as one stage [none]",
     )
-    g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
-    g.add_argument(
-        "--engine_cache",
-        metavar="DIR|off",
-        help="where finished engines are kept, so that no later start builds them again; off: nowhere "
-        "[$GR00T_TRT_ENGINE_CACHE, else ~/.cache/gr00t_trt/engines]",
-    )
-    g.add_argument(
-        "--dataset_path",
-        type=_optional,
-        metavar="PATH",
-        help="LeRobot v2 dataset whose first observation accuracy is checked on [a made-up observation]",
+    flags.engine_flags(g, "start builds")
+    source_flags(
+        g,
+        "dataset_path",
+        dataset_path=None,
+        helps={
+            "dataset_path": "LeRobot v2 dataset whose first observation accuracy is checked on [a made-up observation]"
+        },
     )
 
     g = p.add_argument_group("limits")
@@ -136,10 +113,6 @@ def parser() -> argparse.ArgumentParser:
         "--batch_wait_ms", type=float, default=0.0, metavar="MS", help="wait for others to share with [%(default)g]"
     )
     return p
-
-
-def _optional(text: str) -> str | None:
-    return None if text == "None" else text
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -174,28 +147,26 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
     Raises: PlanError for what cannot work.
     """
-    backend = _backend(args)
-    overrides: dict[str, Any] = {
-        "backend": backend,
-        "precision": args.precision,
-        "submodules.vision_model.precision": args.vit_dtype,
-        "submodules.language_model.precision": args.llm_dtype,
-        "submodules.dit_model.precision": args.dit_dtype,
-        "build.use_explicit_typing": args.use_explicit_typing,
-        "build.use_fp32_acc": args.use_fp32_acc,
-        "cuda_graph": args.cuda_graph,
-        "denoising_steps": args.denoising_steps,
-    }
+    overrides = flags.overrides_of(
+        args, use_explicit_typing="build.use_explicit_typing", use_fp32_acc="build.use_fp32_acc"
+    )
+    overrides["backend"] = flags.one_backend(
+        {
+            "--use_torch_tensorrt": "torch_tensorrt" if args.use_torch_tensorrt else None,
+            "--use_tensorrt": "tensorrt" if args.use_tensorrt else None,
+            f"--backend {args.backend}": args.backend,
+        }
+    )
     if args.use_tensorrt or args.trt_engine_path:
         overrides["build.trt_engine_path"] = args.trt_engine_path or ENGINES
-    if args.config:
-        plan = merge(load_plan(args.config), overrides)
-    else:
-        plan = merge(Plan(backend="eager", precision="bf16"), overrides)
+    plan = flags.plan_from(args, overrides, Plan(backend="eager", precision="bf16"))
+    if args.config is None:
         # On by default as in the original; only fp16 engines know it.
-        compilers = ("torch_tensorrt", "tensorrt")
-        engines = [resolve(plan, name) for name in SUBMODULES if resolve(plan, name).backend in compilers]
-        if args.use_fp32_acc is None and any(engine.precision == "fp16" for engine in engines):
+        used = [resolve_submodule(plan, name) for name in SUBMODULES]
+        fp16 = any(
+            BACKENDS[one.backend].makes_engines and one.precision == "fp16" for one in used if one.backend != AUTO
+        )
+        if args.use_fp32_acc is None and fp16:
             plan = merge(plan, {"build.use_fp32_acc": True})
     if args.max_batch > plan.ranges.batch[1]:
         raise PlanError(
@@ -204,18 +175,6 @@ def plan_of(args: argparse.Namespace) -> Plan:
             fix="raise `ranges: {batch: [1, N]}` in a plan file",
         )
     return plan
-
-
-def _backend(args: argparse.Namespace) -> str | None:
-    wanted = {
-        "--use_torch_tensorrt": "torch_tensorrt" if args.use_torch_tensorrt else None,
-        "--use_tensorrt": "tensorrt" if args.use_tensorrt else None,
-        f"--backend {args.backend}": args.backend,
-    }
-    given = {flag: backend for flag, backend in wanted.items() if backend is not None}
-    if len(set(given.values())) > 1:
-        raise PlanError(f"{' and '.join(given)} exclude each other", fix="give one of them")
-    return next(iter(given.values()), None)
 
 
 def is_loopback(host: str) -> bool:

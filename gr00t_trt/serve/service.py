@@ -10,7 +10,7 @@ from ..common.interface import ModalityConfig
 from ..errors import ServiceError
 from .metrics import Metrics
 from .refusal import Refusal
-from .worker import Answer, Engine, Job
+from .worker import Answer, PolicyWorker, Request
 
 UNAUTHORISED = "Unauthorized: Invalid API token"
 """Word for word what existing clients are shown."""
@@ -27,7 +27,7 @@ class Service:
     """A policy in service, behind one or more transports.
 
     Args:
-        engine: Answers requests for actions.
+        worker: Answers requests for actions.
         metrics: Counts and times them.
         description: What a status page says besides the counts: model, versions, what runs each submodule under
             ``submodules``, and under ``observation`` the dtype and shape of every key.
@@ -38,7 +38,7 @@ class Service:
 
     def __init__(
         self,
-        engine: Engine,
+        worker: PolicyWorker,
         metrics: Metrics,
         description: Mapping[str, Any],
         modality_config: Mapping[str, ModalityConfig],
@@ -46,7 +46,7 @@ class Service:
         api_token: str | None = None,
         may_kill: bool = False,
     ):
-        self._engine, self.metrics = engine, metrics
+        self._worker, self.metrics = worker, metrics
         self._description = dict(description)
         self._token = None if api_token is None else api_token.encode()
         self._may_kill = may_kill or api_token is not None
@@ -79,7 +79,7 @@ class Service:
             self.count("get_action", answer.error)
             finish(answer)
 
-        self._engine.submit(Job(client, wanted, counted))
+        self._worker.submit(Request(client, wanted, counted))
 
     def count(self, endpoint: str, error: Exception | None = None) -> None:
         """Count a request among those answered."""
@@ -104,4 +104,4 @@ class Service:
                 "kill is refused: the server listens to other machines and asks for no token (--api_token)",
                 http_status=401,
             )
-        self._engine.stop()
+        self._worker.stop()

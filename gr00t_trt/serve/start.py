@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,14 +24,16 @@ from ..common.devices import choose_device
 from ..common.progress import progress
 from ..deploy.deploy import Deployment, deploy
 from ..engines.files import prepare_engine_dir
-from ..policy.policy import Gr00tPolicy, load_policy
-from ..record.numbers import digits
-from ..run.job import Job, open_dataset, recorded_step
+from ..plans.resolve import Machine, decided, resolve
+from ..policy.policy import Gr00tPolicy
+from ..policy.source import Source, read_observation
+from ..record.numbers import cosine, digits
+from ..record.schema import Agreement
 from .batching import Batcher
 from .flags import is_loopback, plan_of
 from .metrics import Metrics
 from .service import Service, cannot_listen
-from .worker import Engine
+from .worker import PolicyWorker
 from .zmq_server import ZmqServer
 
 MIB = 2**20
@@ -60,11 +63,11 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     with contextlib.redirect_stdout(sys.stderr):
         policy, deployment = _deploy(args, argv, console)
     console.print(_table(deployment))
-    for entry in deployment.record["skipped"]:
-        console.print(f"note: {entry['what']}: {entry['why']}", markup=False, highlight=False, soft_wrap=True)
+    for note in deployment.record.skipped:
+        console.print(f"note: {note.what}: {note.why}", markup=False, highlight=False, soft_wrap=True)
 
     metrics = Metrics()
-    engine = Engine(
+    worker = PolicyWorker(
         policy,
         metrics,
         tables=_timed_tables(policy),
@@ -77,7 +80,7 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
         report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
     )
     service = Service(
-        engine,
+        worker,
         metrics,
         _description(args, policy, deployment),
         policy.modality_config,
@@ -90,41 +93,28 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
             server.start()
             print(f"ready {server.endpoint}", flush=True)
             console.print(f"ready: {server.endpoint}", style="green", highlight=False)
-        with _stopped_by_signals(engine):
-            engine.run()
+        with _stopped_by_signals(worker):
+            worker.run()
     console.print("stopped")
 
 
 def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> tuple[Gr00tPolicy, Deployment]:
-    plan = plan_of(args)
-    engine_dir = Path(args.engine_dir) if args.engine_dir else None
-    if engine_dir is not None:
-        prepare_engine_dir(engine_dir)
+    device = choose_device(args.device)
+    folder = Path(args.engine_dir) if args.engine_dir else None
+    resolved = decided(resolve(plan_of(args), Machine(str(device)), engine_dir=folder))
+    if resolved.engine_dir is not None:
+        prepare_engine_dir(resolved.engine_dir)
     with progress(console) as steps:
-        observation = None
-        if args.dataset_path is not None:
-            steps.step(f"reading an observation: {args.dataset_path}")
-            job = Job(dataset_path=args.dataset_path, data_config=args.data_config)
-            observation = recorded_step(open_dataset(job), 0, 0)
-        steps.step(f"loading the model: {args.model_path}")
-        policy = load_policy(
-            args.model_path,
-            data_config=args.data_config,
-            embodiment_tag=args.embodiment_tag,
-            metadata=args.metadata,
-            tokenizer=args.tokenizer,
-            bracketed_instruction=args.bracketed_instruction,
-            device=choose_device(args.device),
-        )
-        command = shlex.join(["gr00t-trt", "serve", *argv])
+        source = Source.of(args)
+        observation = read_observation(source, steps)
+        policy = replace(source, denoising_steps=None).policy(device, steps)
         deployment = deploy(
             policy,
-            plan,
+            resolved,
             steps,
             observation=observation,
-            engine_dir=engine_dir,
             engine_cache=args.engine_cache,
-            command=command,
+            command=shlex.join(["gr00t-trt", "serve", *argv]),
         )
         return policy, deployment
 
@@ -142,7 +132,7 @@ def _servers(args: argparse.Namespace, service: Service) -> Iterator[Server]:
 
 def _timed_tables(policy: Gr00tPolicy) -> tuple[dict[str, Any], ...]:
     """The tables whose stages are timed: not the model's where it replays graphs, which were captured without."""
-    if getattr(policy.model, "graphs", None) is not None:
+    if policy.model.graphs is not None:
         return (policy.stages,)
     return (policy.stages, policy.model.stages)
 
@@ -162,8 +152,8 @@ def _check_free(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(engine: Engine) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the engine when it has finished its request; a second one ends it at once."""
+def _stopped_by_signals(worker: PolicyWorker) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the worker when it has finished its request; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():  # elsewhere signals cannot be handled
         yield
         return
@@ -174,7 +164,7 @@ def _stopped_by_signals(engine: Engine) -> Iterator[None]:
             signal.signal(number, handler)
 
     def stop(*_: object) -> None:
-        engine.stop()
+        worker.stop()
         restore()
 
     for number in before:
@@ -190,22 +180,27 @@ def _table(deployment: Deployment) -> Table:
     table = Table(title="What serves each submodule", title_justify="left", title_style="")
     for head, justify in (("submodule", "left"), ("served by", "left"), ("build s", "right"), ("cosine", "right")):
         table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    built = {entry["name"]: entry for entry in deployment.record["submodules"]}
-    for name, text in deployment.served_by.items():
-        entry = built.get(name, {})
-        cosine = (entry.get("accuracy") or {}).get("cosine")
-        cells = (name, text, digits(entry.get("build_s")), "-" if cosine is None else f"{cosine:.6f}")
-        table.add_row(*(Text(cell) for cell in cells))
-    cosine = deployment.record["accuracy"]["normalised"]["cosine"]
+    built = {result.subject: result for result in deployment.record.submodules}
+    for name, text in deployment.backends.items():
+        result = built.get(name)
+        seconds = result.build.seconds if result and result.build else None
+        table.add_row(*(Text(cell) for cell in (name, text, digits(seconds), cosine(result and result.accuracy))))
     table.add_section()
-    table.add_row("actions", "", "", f"{cosine:.6f}")
+    table.add_row("actions", "", "", cosine(_actions(deployment)))
     return table
 
 
+def _actions(deployment: Deployment) -> Agreement:
+    whole = deployment.record.request
+    assert whole is not None
+    assert whole.accuracy is not None  # every start checks it
+    return whole.accuracy
+
+
 def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment) -> dict[str, Any]:
-    found = deployment.record["environment"]
-    engines = [entry for entry in deployment.record["submodules"] if entry["engine_bytes"] is not None]
-    distributions = {name: version for name, version in found["distributions"].items() if version is not None}
+    record, found = deployment.record, deployment.record.environment
+    engines = [r.build for r in record.submodules if r.build is not None and r.build.engine_bytes is not None]
+    distributions = {name: version for name, version in found.distributions.items() if version is not None}
     observation = {
         key: {"dtype": str(value.dtype), "shape": list(value.shape)}
         if isinstance(value, np.ndarray)
@@ -217,16 +212,16 @@ def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Depl
         "data_config": args.data_config,
         "embodiment_tag": args.embodiment_tag,
         "denoising_steps": policy.denoising_steps,
-        "device": deployment.record["device"],
-        "gpu": found["gpu"],
-        "commit": deployment.record["git"]["commit"],
-        "versions": {"python": found["python"], **distributions},
-        "submodules": deployment.served_by,
+        "device": record.device,
+        "gpu": found.gpu,
+        "commit": record.git.commit,
+        "versions": {"python": found.python, **distributions},
+        "submodules": deployment.backends,
         "engines": {
-            "built": sum(not entry["from_cache"] for entry in engines),
-            "from_cache": sum(bool(entry["from_cache"]) for entry in engines),
+            "built": sum(not build.from_cache for build in engines),
+            "from_cache": sum(build.from_cache for build in engines),
         },
-        "action_cosine_to_fp32": deployment.record["accuracy"]["normalised"]["cosine"],
+        "action_cosine_to_fp32": _actions(deployment).cosine,
         "observation": observation,
         "limits": {
             "max_request_mb": args.max_request_mb,

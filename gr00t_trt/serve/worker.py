@@ -38,7 +38,7 @@ class Answer:
 
 
 @dataclass(eq=False)
-class Job:
+class Request:
     """One request for actions.
 
     Attributes:
@@ -54,7 +54,7 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
 
 
-class Engine:
+class PolicyWorker:
     """Runs a policy for many clients.
 
     Args:
@@ -86,19 +86,19 @@ class Engine:
         self._policy, self._metrics = policy, metrics
         self._device = torch.device(device)
         self._timer = StageTimer(tables, self._device)
-        self._queue: FairQueue[Job] = FairQueue(max_queue)
+        self._queue: FairQueue[Request] = FairQueue(max_queue)
         self._request_timeout_s = request_timeout_s
         self._batcher = batcher if max_batch > 1 else None
         self._max_batch, self._batch_wait_s = max_batch, batch_wait_s
         self._report = report
         self._stopping = False
-        self._taken: list[Job] = []
+        self._taken: list[Request] = []
         metrics.gauge("queue_length", "Requests that wait.", lambda: len(self._queue))
         metrics.gauge("in_flight", "Requests being answered.", lambda: len(self._taken))
 
-    def submit(self, job: Job) -> None:
+    def submit(self, request: Request) -> None:
         """Have a request answered; from any thread. Its `finish` may be called before this returns."""
-        rejected = self._queue.put(job.client, job)
+        rejected = self._queue.put(request.client, request)
         if rejected is not None:
             text = "the server is shutting down" if self._stopping else f"{len(self._queue)} requests wait already"
             rejected.finish(Answer(error=Refusal(f"not answered: {text}", http_status=503)))
@@ -117,75 +117,78 @@ class Engine:
             stack.enter_context(side_stream(self._device))
             stack.enter_context(self._timer)
             while not self._stopping:
-                job = self._queue.take(_LOOK_UP_S)
-                if job is None:
+                request = self._queue.take(_LOOK_UP_S)
+                if request is None:
                     continue
-                self._taken = [job]
-                form = self._form(job)
+                self._taken = [request]
+                form = self._form(request)
                 if form is not None:
                     self._taken += self._queue.take_like(
                         lambda other, form=form: self._form(other) == form,  # type: ignore[misc]
                         self._max_batch - 1,
                         self._batch_wait_s,
                     )
-                for job in list(self._taken):
-                    self._refuse_expired(job)
+                for request in list(self._taken):
+                    self._refuse_expired(request)
                 if self._taken:
                     self._answer(list(self._taken))
 
-    def _form(self, job: Job) -> Hashable | None:
+    def _form(self, request: Request) -> Hashable | None:
         # Here and not where it was received: a tokenizer is not to be used by two threads.
-        return self._batcher.form(job.observation) if self._batcher is not None else None
+        return self._batcher.form(request.observation) if self._batcher is not None else None
 
-    def _finish(self, job: Job, answer: Answer) -> None:
-        self._taken.remove(job)
-        job.finish(answer)
+    def _finish(self, request: Request, answer: Answer) -> None:
+        self._taken.remove(request)
+        request.finish(answer)
 
     def _refuse_all(self) -> None:
         self._stopping = True
-        for job in [*self._taken, *self._queue.close()]:
-            job.finish(Answer(error=Refusal("not answered: the server is shutting down", http_status=503)))
+        for request in [*self._taken, *self._queue.close()]:
+            request.finish(Answer(error=Refusal("not answered: the server is shutting down", http_status=503)))
         self._taken = []
 
-    def _refuse_expired(self, job: Job) -> None:
-        waited = time.monotonic() - job.arrived
+    def _refuse_expired(self, request: Request) -> None:
+        waited = time.monotonic() - request.arrived
         if waited > self._request_timeout_s:
             text = f"not answered: it waited {waited:.1f} s, longer than the {self._request_timeout_s:g} s allowed"
-            self._finish(job, Answer(error=Refusal(text, http_status=503)))
+            self._finish(request, Answer(error=Refusal(text, http_status=503)))
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
+    def _answer(self, requests: Sequence[Request]) -> None:
         began = time.monotonic()
         try:
             with self._timer.request():
-                actions = self._actions(jobs)
+                actions = self._actions(requests)
             stages = self._timer.pop()
             for action in actions:
                 _check_finite(action)
         except Exception as error:  # whatever a request sets off, the next one finds the server alive
-            if len(jobs) > 1:  # one of them may be to blame, and the others shall not suffer for it
-                for job in jobs:
-                    self._answer([job])
+            if len(requests) > 1:  # one of them may be to blame, and the others shall not suffer for it
+                for request in requests:
+                    self._answer([request])
                 return
-            self._finish(jobs[0], Answer(error=error))
+            self._finish(requests[0], Answer(error=error))
             if not isinstance(error, Gr00tError):
                 self._report(error)
                 drain(self._device)  # raises where the error has spoilt the GPU for good: nothing can be answered then
             return
         done = time.monotonic()
         answers = [
-            Answer(action, timings_ms={QUEUE: (began - job.arrived) * 1e3, **stages, TOTAL: (done - job.arrived) * 1e3})
-            for job, action in zip(jobs, actions, strict=True)
+            Answer(
+                action,
+                timings_ms={QUEUE: (began - request.arrived) * 1e3, **stages, TOTAL: (done - request.arrived) * 1e3},
+            )
+            for request, action in zip(requests, actions, strict=True)
         ]
-        for job, answer in zip(jobs, answers, strict=True):
-            self._finish(job, answer)
+        for request, answer in zip(requests, answers, strict=True):
+            self._finish(request, answer)
         for answer in answers:  # no robot has to wait for this
             self._metrics.timings(answer.timings_ms)
 
-    def _actions(self, jobs: Sequence[Job]) -> list[Mapping[str, np.ndarray]]:
-        if self._batcher is None or len(jobs) == 1:
-            return [self._policy.get_action(jobs[0].observation)]
-        action = self._policy.get_action(self._batcher.join([job.observation for job in jobs]))
-        return list(self._batcher.part(action, len(jobs)))
+    def _actions(self, requests: Sequence[Request]) -> list[Mapping[str, np.ndarray]]:
+        if self._batcher is None or len(requests) == 1:
+            return [self._policy.get_action(requests[0].observation)]
+        action = self._policy.get_action(self._batcher.join([request.observation for request in requests]))
+        return list(self._batcher.part(action, len(requests)))
 
 
 def _check_finite(action: Mapping[str, np.ndarray]) -> None:

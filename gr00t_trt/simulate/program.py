@@ -7,23 +7,25 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common.command import Parser, deliver, parse_flags, record_flags, record_path, run_program
+from ..common.command import Parser, parse_flags, run_program
 from ..common.progress import Steps, progress
 from ..errors import PlanError
+from ..evaluate.about import About
 from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags
 from ..record.environment import ROOT
-from ..record.records import new_record, skip
+from ..record.files import deliver, record_flags, record_path
 from ..record.samples import Samples
+from ..record.schema import Inputs, ModelInfo, Record, new_record
 
 if TYPE_CHECKING:
     from .episodes import Outcome
@@ -122,21 +124,21 @@ def _main(argv: Sequence[str], console: Console) -> int:
             abandon(envs)
             raise
     record = _record(args, shlex.join(["gr00t-trt", "simulate", *argv]), about, quotas, outcomes, latencies)
-    record["wall_s"] = time.monotonic() - began
-    record["exit_reason"] = "done"
+    record.wall_s = time.monotonic() - began
+    record.exit_reason = "done"
     render(record, console)
     deliver(record, path, args)
     return 0
 
 
-def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, dict[str, Any]]:
+def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, About]:
     if not args.scripted:
         return open_policy(args, steps)
     from .scripted import ScriptedPolicy
 
     if args.env_name != DEFAULT_ENV:
         raise PlanError(f"--scripted knows nothing of {args.env_name}", known=DEFAULT_ENV)
-    return ScriptedPolicy(), {"model": "scripted"}
+    return ScriptedPolicy(), About({"model": "scripted"})
 
 
 def _offsets(policy: Policy, modality: str) -> tuple[int, ...]:
@@ -147,40 +149,38 @@ def _offsets(policy: Policy, modality: str) -> tuple[int, ...]:
 def _record(
     args: argparse.Namespace,
     command: str,
-    about: Mapping[str, Any],
+    about: About,
     quotas: Sequence[int],
     outcomes: Sequence[Outcome],
     latencies: Sequence[float],
-) -> dict[str, Any]:
+) -> Record:
     record = new_record(
         command,
         root=ROOT,
-        device=about.get("device"),
-        model={"path": args.model_path},
-        workload={"batch_size": len(quotas), "seed": args.seed, "dataset": args.env_name},
+        device=about.device,
+        model=ModelInfo(args.model_path),
+        inputs=Inputs(batch_size=len(quotas), seed=args.seed, dataset=args.env_name),
     )
-    for note in about.get("skipped", ()):
-        skip(record, note["what"], note["why"])
+    record.skip_all(about.notes)
     if len(quotas) < args.n_envs:
-        skip(record, f"--n_envs {args.n_envs}", f"{len(quotas)} are enough for {args.n_episodes} episodes")
-    where = str(about.get("device", about.get("server", "cpu")))
-    record["simulation"] = {
-        "policy": {key: value for key, value in about.items() if key != "skipped"},
+        record.skip(f"--n_envs {args.n_envs}", f"{len(quotas)} are enough for {args.n_episodes} episodes")
+    record.simulation = {
+        "policy": about.facts,
         "environment": args.env_name,
         "n_envs": len(quotas),
         "n_action_steps": args.n_action_steps,
         "max_episode_steps": args.max_episode_steps,
         "success_rate": float(np.mean([outcome.success for outcome in outcomes])),
         "episodes": [asdict(outcome) for outcome in outcomes],
-        "latency_ms": Samples(tuple(latencies), device=where).to_dict(),
+        "latency_ms": Samples(tuple(latencies), device=about.where).to_dict(),
         "video_dir": args.video_dir,
     }
     return record
 
 
-def render(record: Mapping[str, Any], console: Console) -> None:
+def render(record: Record, console: Console) -> None:
     """Show a record of a simulation: every episode, the success rate, how long the policy took."""
-    found = record["simulation"]
+    found = record.simulation
     table = Table(title=found["environment"], title_justify="left")
     for title in ("episode", "environment", "result", "steps", "queries"):
         table.add_column(title, justify="left" if title == "result" else "right")
@@ -193,8 +193,8 @@ def render(record: Mapping[str, Any], console: Console) -> None:
     console.print(
         Text(f"query p50 {latency['p50']:.1f} ms, {last} {latency['p99']:.1f} ms over {latency['iterations']} queries")
     )
-    for note in record["skipped"]:
-        console.print(Text(f"{note['what']}: {note['why']}"))
+    for note in record.skipped:
+        console.print(Text(f"{note.what}: {note.why}"))
     if found["video_dir"]:
         console.print(Text(f"videos: {found['video_dir']}"), soft_wrap=True)
     count = len(found["episodes"])

@@ -15,7 +15,6 @@ import torch
 from small_submodules import cosine, make_target, tensors, unconvertible
 from torch import nn
 
-from gr00t_trt.backends import get_backend
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.torch_tensorrt import backend as torch_tensorrt
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
@@ -26,6 +25,7 @@ from gr00t_trt.backends.trt_log import compiler_log
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import engine_paths, verify
 from gr00t_trt.errors import BackendError, ShapeError
+from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
 
 OPTIONS = BuildOptions(use_fp32_acc=True)

@@ -7,9 +7,9 @@ import types
 
 from small_submodules import make_target
 
-from gr00t_trt.backends import get_backend
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.trt_layers import engine_layers, network_layers
+from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
 
 

@@ -187,7 +187,7 @@ def test_the_flag_is_the_plans_key() -> None:
     [
         ({"cuda_graph": "always"}, "cuda_graph: unknown value 'always'"),
         ({"cuda_graph": False}, "cuda_graph: false is not a name"),
-        ({"optimisations": "none"}, "cuda_graph: a graph is given the image positions that prompt_cache"),
+        ({"optimizations": "none"}, "cuda_graph: a graph is given the image positions that prompt_cache"),
         ({"joint_backbone": True}, "cuda_graph: a graph is given the image positions"),
         ({"cuda_graph_lengths": 294}, "cuda_graph_lengths: 294 is not a list"),
         ({"cuda_graph_lengths": [294, 0]}, "cuda_graph_lengths[1]: 0 is out of range"),

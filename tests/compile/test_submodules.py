@@ -7,7 +7,7 @@ import gr00t_trt
 from gr00t_trt.compile.submodules import REGISTRY, dimension_ranges, record, select, target
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans.schema import GROUPS, OPTIMISATIONS, SUBMODULES, Plan, Ranges
+from gr00t_trt.plans.schema import GROUPS, OPTIMIZATIONS, SUBMODULES, Plan, Ranges
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +37,16 @@ def test_the_joint_backbone_replaces_both_towers() -> None:
 
 
 def test_the_restructured_model_has_the_same_targets_and_may_join_the_loop() -> None:
-    assert Plan().optimisations == tuple(OPTIMISATIONS)
+    assert Plan().optimizations == tuple(OPTIMIZATIONS)
     for names in ((), ("cross_attention_kv",)):
-        assert select("all", Plan(optimisations=names)) == SUBMODULES
+        assert select("all", Plan(optimizations=names)) == SUBMODULES
     joined = Plan(loop="denoise_loop")
     assert select("all", joined) == (*SUBMODULES[:4], "denoise_loop")
     assert select("action_head", joined) == ("vl_components", "state_encoder", "denoise_loop")
     assert select("eagle_backbone", joined) == GROUPS["eagle_backbone"]
     assert select("denoise_loop", joined) == ("denoise_loop",)
-    with pytest.raises(PlanError, match="use --optimisations all"):
-        select("denoise_loop", Plan(optimisations=()))
+    with pytest.raises(PlanError, match="use --optimizations all"):
+        select("denoise_loop", Plan(optimizations=()))
     with pytest.raises(PlanError, match="unknown value 'context'"):
         select("context", Plan())
     with pytest.raises(PlanError, match="add --loop denoise_step"):

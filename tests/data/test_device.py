@@ -23,7 +23,7 @@ from gr00t_trt.data import (
     validate_observation,
     video_transforms,
 )
-from gr00t_trt.data.device import Courier, _Staging, unit_interval
+from gr00t_trt.data.device import DeviceTransfer, _Staging, unit_interval
 from gr00t_trt.data.resampling import Taps, resample
 from gr00t_trt.data.rotations import _about_axis, _product
 from gr00t_trt.errors import ObservationError
@@ -151,15 +151,15 @@ def test_inputs_and_actions_are_those_of_the_host_bit_for_bit(subject, rows, dty
     prediction = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
     inputs, actions = chain.apply(checked), chain.unapply({"action": prediction})
     request.getfixturevalue("as_on_a_gpu")
-    courier = Courier("cpu")
-    on_device = chain.apply(courier.send(checked))
+    transfer = DeviceTransfer("cpu")
+    on_device = chain.apply(transfer.send(checked))
     assert on_device.keys() == inputs.keys()
     for key, value in inputs.items():
         same = value.dtype == on_device[key].dtype and torch.equal(value, on_device[key])
         assert same or (not FUSED and key == "eagle_pixel_values"), key
     parts = chain.unapply({"action": prediction})
     assert all(isinstance(value, torch.Tensor) for value in parts.values()), "nothing came back on its own"
-    fetched = courier.fetch(parts)
+    fetched = transfer.fetch(parts)
     assert list(fetched) == list(actions)
     for key, value in actions.items():
         assert fetched[key].dtype == value.dtype
@@ -172,7 +172,7 @@ def test_other_inverses_too(mode, as_on_a_gpu, metadata):
     chain = ComposedModalityTransform([StateActionToTensor([key]), StateActionTransform([key], {key: mode})])
     chain.set_metadata(metadata)
     value = torch.randn(2, 16, 7, generator=torch.Generator().manual_seed(0))
-    fetched = Courier("cpu").fetch(chain.unapply({key: value}))[key]
+    fetched = DeviceTransfer("cpu").fetch(chain.unapply({key: value}))[key]
     np.testing.assert_array_equal(fetched, chain.transforms[1].unapply({key: value})[key].numpy())
 
 
@@ -230,9 +230,9 @@ def assert_same(sent: dict, given: dict) -> None:
 
 
 def test_requests_do_not_see_each_other_while_shapes_and_batches_change():
-    courier = Courier("cpu")
+    transfer = DeviceTransfer("cpu")
     given = [request_of(0), request_of(1), request_of(2, batch=3), request_of(3, size=9), request_of(4)]
-    sent = [courier.send(request) for request in given]
+    sent = [transfer.send(request) for request in given]
     for there, here in zip(sent, given, strict=True):
         assert_same(there, here)
 
@@ -242,22 +242,22 @@ def test_an_observation_in_any_memory_order_is_packed():
         "video.a": np.arange(54, dtype=np.uint8).reshape(1, 1, 3, 6, 3)[..., ::-1],
         "state.a": np.ones((1, 1, 0)),
     }
-    assert_same(Courier("cpu").send(flipped), flipped)
-    assert Courier("cpu").send({"annotation.task": ["go"]}) == {"annotation.task": ["go"]}
+    assert_same(DeviceTransfer("cpu").send(flipped), flipped)
+    assert DeviceTransfer("cpu").send({"annotation.task": ["go"]}) == {"annotation.task": ["go"]}
 
 
 def test_fetched_arrays_belong_to_the_caller():
-    courier = Courier("cpu")
+    transfer = DeviceTransfer("cpu")
     parts = {"action.a": torch.arange(12.0).reshape(1, 4, 3)[..., 1:], "action.b": torch.ones(1, 4, 1).double()}
-    first = courier.fetch(parts)
+    first = transfer.fetch(parts)
     kept = {key: value.copy() for key, value in first.items()}
-    courier.fetch({key: value * 0 - 1 for key, value in parts.items()})
+    transfer.fetch({key: value * 0 - 1 for key, value in parts.items()})
     for key, value in first.items():
         assert value.flags.owndata
         assert value.flags.writeable
         np.testing.assert_array_equal(value, kept[key])
         np.testing.assert_array_equal(value, parts[key].numpy())
-    assert courier.fetch({}) == {}
+    assert transfer.fetch({}) == {}
 
 
 class _Late(_Staging):
@@ -276,15 +276,15 @@ class _Late(_Staging):
 
 
 def test_memory_is_written_again_only_after_the_copy_that_reads_it():
-    courier = Courier("cpu")
-    courier._there, courier._back = _Late(CPU), _Late(CPU)
+    transfer = DeviceTransfer("cpu")
+    transfer._there, transfer._back = _Late(CPU), _Late(CPU)
     given = [request_of(seed) for seed in range(3)]
-    sent = [courier.send(request) for request in given]
-    courier._there.wait()
+    sent = [transfer.send(request) for request in given]
+    transfer._there.wait()
     for there, here in zip(sent, given, strict=True):
         assert_same(there, here)
     part = {"action.a": torch.arange(6.0)}
-    np.testing.assert_array_equal(courier.fetch(part)["action.a"], part["action.a"])
+    np.testing.assert_array_equal(transfer.fetch(part)["action.a"], part["action.a"])
 
 
 def test_a_gpu_gets_pinned_memory_and_an_event_after_each_copy(monkeypatch):

@@ -101,7 +101,7 @@ def drawing(noise: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("plan", [EXACT, None], ids=["fp32 eager", "restructured"])
 def test_the_originals_recorded_actions_come_out(original, case, plan, monkeypatch) -> None:
-    plan = plan or plan_from_mapping({"backend": "eager", "precision": "fp32", "optimisations": "all"}, "test")
+    plan = plan or plan_from_mapping({"backend": "eager", "precision": "fp32", "optimizations": "all"}, "test")
     done = gr00t_trt.accelerate(original, plan)
     assert done.agreement.max_abs < 1e-5
     calls = original.calls

@@ -24,7 +24,7 @@ from gr00t_trt.engines.key import digest, module_hash, source_hash, target_gpu
 from gr00t_trt.errors import BackendError
 from gr00t_trt.model.n1_5 import fast
 from gr00t_trt.model.targets import DimRange
-from gr00t_trt.plans.schema import OPTIMISATIONS
+from gr00t_trt.plans.schema import OPTIMIZATIONS
 
 ARGUMENTS = {
     "route": "torch_tensorrt",
@@ -244,7 +244,7 @@ def test_another_process_finds_the_same_key() -> None:
 def test_every_stage_of_both_models_has_a_key() -> None:
     policy = gr00t_trt.load_policy("synthetic")
     modules = {name: policy.model.eager_stage(name) for name in REGISTRY}
-    restructured = fast.restructure(policy.model, optimisations=tuple(OPTIMISATIONS))
+    restructured = fast.restructure(policy.model, optimizations=tuple(OPTIMIZATIONS))
     modules |= {f"restructured {name}": restructured.eager_stage(name) for name in restructured.stages}
     hashes = {name: module_hash(module) for name, module in modules.items()}
     assert len(set(hashes.values())) == len(hashes)

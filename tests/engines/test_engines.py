@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from gr00t_trt.backends import get_backend
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.key import SCHEMA, source_hash
 from gr00t_trt.engines.manifest import Binding, EngineFile, this_platform
 from gr00t_trt.engines.program import main
+from gr00t_trt.plans.backends import get_backend
 
 DAY = 86400.0
 

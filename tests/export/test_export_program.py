@@ -159,7 +159,7 @@ class TestProgram:
         assert not [word for word in words if word.startswith(("--fp16", "--best"))]
 
     def test_made_up_inputs_will_do_and_a_missed_gate_ends_with_1(self, capsys: pytest.CaptureFixture) -> None:
-        Path("strict.yaml").write_text("precision: bf16\noptimisations: none\ngate: {max_abs: 0.0}\n")
+        Path("strict.yaml").write_text("precision: bf16\noptimizations: none\ngate: {max_abs: 0.0}\n")
         flags = "--model_path synthetic --fn_name state_encoder --precision fp16 --config strict.yaml"
         assert main(flags.split()) == 1
         out, err = capsys.readouterr()

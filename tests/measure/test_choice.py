@@ -14,7 +14,7 @@ from fake_backends import Clock, Fake, failure
 from gr00t_trt.measure.choose import default_plan_path, leader, plan_text, winner, with_choice
 from gr00t_trt.measure.timers import Samples
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping, plan_warnings, resolve
-from gr00t_trt.plans.schema import AUTO, BACKENDS, OPTIMISATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
+from gr00t_trt.plans.schema import AUTO, BACKENDS, OPTIMIZATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
 from gr00t_trt.record.records import WHOLE_REQUEST, comparison_entry, new_record, read_record
 from gr00t_trt.run import job as run_module
 from gr00t_trt.run.job import to_compare
@@ -143,7 +143,7 @@ def test_each_submodule_gets_its_fastest_and_the_plan_is_what_ran(machine, capsy
 
 def test_one_backend_for_all_is_taken_where_the_mixture_makes_a_slower_request(machine, capsys) -> None:
     machine(switching_ms=50.0, eager={"costs": {"": 8.0}}, inductor={"costs": {"": 9.0, "dit_model": 1.0}})
-    assert main([*AUTO_RUN, "--optimisations", "none"]) == 0
+    assert main([*AUTO_RUN, "--optimizations", "none"]) == 0
     record = read_record("r.json")
     whole = {e["backend"]: e["latency_ms"]["p50"] for e in record["comparison"] if e["subject"] == WHOLE_REQUEST}
     assert whole["inductor"] < whole["auto"]
@@ -233,8 +233,8 @@ def test_a_loop_of_one_graph_decides_for_its_three_parts(machine) -> None:
 
 @pytest.mark.parametrize("plan", [
     Plan(backend="eager"),
-    Plan(backend="inductor", precision="bf16", optimisations=(), joint_backbone=True, denoising_steps=8),
-    Plan(backend="eager", optimisations=tuple(OPTIMISATIONS)[:2], ranges=Ranges(batch=(1, 1), length=(32, 400))),
+    Plan(backend="inductor", precision="bf16", optimizations=(), joint_backbone=True, denoising_steps=8),
+    Plan(backend="eager", optimizations=tuple(OPTIMIZATIONS)[:2], ranges=Ranges(batch=(1, 1), length=(32, 400))),
     Plan(backend="eager", build=BuildOptions(use_fp32_acc=True, compute_capabilities=("8.9", "12.0"))),
 ], ids=str)  # fmt: skip
 def test_any_plan_comes_back_from_its_file(plan: Plan) -> None:

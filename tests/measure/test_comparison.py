@@ -179,7 +179,7 @@ def test_a_comparison_that_left_nothing_to_time_says_so(record) -> None:
 def test_backends_of_the_plan_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     names = fake_backends.install(monkeypatch, clock, Fake("eager", clock, {"": 2.0}), Fake("quick", clock, {"": 1.0}))
-    own = plan(submodules={"state_encoder": {"backend": "inductor", "precision": "fp16"}}, optimisations="none")
+    own = plan(submodules={"state_encoder": {"backend": "inductor", "precision": "fp16"}}, optimizations="none")
     result = run(replace(JOB, fn_name="state_encoder", compare=names), own, silent())
     entries = by_backend(result, "state_encoder")
     assert list(entries) == ["eager", "quick"]

@@ -39,14 +39,14 @@ def test_the_restructured_model_finds_its_lookups_on_the_host(half: Forms) -> No
 
 def test_forms_that_no_row_needs_are_let_go(half: Forms) -> None:
     half.get(OURS)
-    half.keep_only({PLAIN, Candidate(optimisations=OURS.optimisations, graph=True)})
+    half.keep_only({PLAIN, Candidate(optimizations=OURS.optimizations, graph=True)})
     assert half.has(OURS)  # its graph is still to be made
     half.keep_only({PLAIN})
     assert not half.has(OURS)
 
 
 def test_a_form_that_cannot_be_built_is_not_built_twice(half: Forms) -> None:
-    graphed = Candidate("inductor", OURS.optimisations, "denoise_step", mode="reduce-overhead")
+    graphed = Candidate("inductor", OURS.optimizations, "denoise_step", mode="reduce-overhead")
     if torch.cuda.is_available():
         pytest.skip("about machines without a GPU")
     with pytest.raises(BackendError, match="there is no GPU"):

@@ -67,4 +67,4 @@ def test_what_cannot_be_captured_is_an_error_and_not_a_slower_row(fake, forms: F
 def test_without_a_gpu_there_is_no_such_form(forms: Forms) -> None:
     for _ in range(2):  # and it is not tried again
         with pytest.raises(BackendError, match="the model is not on a GPU"):
-            forms.get(Candidate(optimisations=OURS.optimisations, graph=True))
+            forms.get(Candidate(optimizations=OURS.optimizations, graph=True))

@@ -31,7 +31,7 @@ ROWS = [
     Row("loop", "denoising loop", OURS, 2, "loop"),
     Row("loop", "denoising loop, CUDA graphs", GRAPHED, 4, "loop"),
     Row("compile", "reduce-overhead", GRAPHED, 3),
-    Row("compile", "one CUDA graph", Candidate(optimisations=ALL, graph=True), 3),
+    Row("compile", "one CUDA graph", Candidate(optimizations=ALL, graph=True), 3),
     Row("steps", "2 denoising steps", OURS, 3, workload=TWO_STEPS, calls=5),
     Row("percentiles", "1,000 calls", OURS, 5, "request", Workload(batch=8), calls=1000),
 ]
@@ -62,7 +62,7 @@ def entry(record: dict[str, Any], name: str) -> dict[str, Any]:
 def test_rows_keep_their_order_and_their_settings(record: dict[str, Any]) -> None:
     assert [(row["group"], row["name"]) for row in record["measurements"]] == [(r.group, r.name) for r in ROWS]
     settings = entry(record, "2 denoising steps")["settings"]
-    assert (settings["steps"], settings["backend"], settings["optimisations"]) == (2, "eager", list(ALL))
+    assert (settings["steps"], settings["backend"], settings["optimizations"]) == (2, "eager", list(ALL))
     assert record["workload"]["denoising_steps"] == 4
     assert record["plan"]["precision"] == "fp32"
     assert record["accuracy"]["gate"]["cosine"] is not None  # what every row was held against

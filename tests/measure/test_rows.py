@@ -29,14 +29,14 @@ def test_every_row_is_one_of_its_kind(rows: list[Row]) -> None:
 
 
 @both
-def test_the_waterfall_adds_one_optimisation_at_a_time(rows: list[Row]) -> None:
+def test_the_waterfall_adds_one_optimization_at_a_time(rows: list[Row]) -> None:
     steps = [row for row in rows if row.group == "waterfall"]
     assert steps[0].candidate == PLAIN
     for count, row in enumerate(steps[1 : len(ALL) + 1], 1):
-        assert row.candidate.optimisations == ALL[:count]
+        assert row.candidate.optimizations == ALL[:count]
         assert row.name == f"+ {ALL[count - 1]}"
         assert row.candidate.backend == "eager"
-    assert all(row.candidate.optimisations == ALL for row in steps[len(ALL) :])
+    assert all(row.candidate.optimizations == ALL for row in steps[len(ALL) :])
 
 
 def test_the_headline_comes_first() -> None:
@@ -78,5 +78,5 @@ def test_settings_fit_a_record(rows: list[Row]) -> None:
     for row in rows:
         settings = measurement_entry(row.group, row.name, settings=row.settings())["settings"]
         assert settings["steps"] == row.workload.steps
-        assert settings["optimisations"] == row.candidate.optimisations
+        assert settings["optimizations"] == row.candidate.optimizations
     assert Workload() == Workload(views=1, batch=1, steps=4)

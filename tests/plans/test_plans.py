@@ -295,17 +295,17 @@ def test_useless_settings_are_told(mapping, words):
 )
 def test_what_only_the_plain_model_has_takes_the_restructuring_back_and_says_so(key, asked):
     implied = plan_from_mapping(asked, "x")
-    assert implied.optimisations == ()
-    assert merge(Plan(), {key: True}) == implied == plan_from_mapping({**asked, "optimisations": "none"}, "x")
-    assert merge(implied, {"precision": "bf16"}).optimisations == ()
+    assert implied.optimizations == ()
+    assert merge(Plan(), {key: True}) == implied == plan_from_mapping({**asked, "optimizations": "none"}, "x")
+    assert merge(implied, {"precision": "bf16"}).optimizations == ()
     assert merge(Plan(), {key: False}) == Plan()
     assert [w for w in plan_warnings(implied) if w.startswith(f"{key}: ") and "the plain model is used" in w]
     for wanted in ("all", ["prompt_cache"]):
-        assert f"plan.yaml: {key}: " in refused({**asked, "optimisations": wanted})
+        assert f"plan.yaml: {key}: " in refused({**asked, "optimizations": wanted})
         with pytest.raises(PlanError, match=f"command line: {key}: "):
-            merge(Plan(), {key: True, "optimisations": wanted})
+            merge(Plan(), {key: True, "optimizations": wanted})
     with pytest.raises(PlanError, match=f"command line: {key}: "):
-        merge(plan_from_mapping({"optimisations": ["prompt_cache"]}, "x"), {key: True})
+        merge(plan_from_mapping({"optimizations": ["prompt_cache"]}, "x"), {key: True})
 
 
 def test_a_stage_is_held_to_the_least_exact_precision_that_computes_in_it():
@@ -313,7 +313,7 @@ def test_a_stage_is_held_to_the_least_exact_precision_that_computes_in_it():
     assert resolve(mixed, "vl_components").gate == DEFAULT_GATES["bf16"]
     assert resolve(mixed, "vl_components").precision == "fp32"
     for names in ((), ("action_rows",)):
-        assert resolve(dataclasses.replace(mixed, optimisations=names), "vl_components").gate == DEFAULT_GATES["fp32"]
+        assert resolve(dataclasses.replace(mixed, optimizations=names), "vl_components").gate == DEFAULT_GATES["fp32"]
     mixed = plan_from_mapping({"precision": "fp32", "submodules": {"action_decoder": {"precision": "fp16"}}}, "x")
     assert resolve(mixed, "denoise_loop").gate == DEFAULT_GATES["fp16"]
     assert resolve(mixed, "dit_model").gate == DEFAULT_GATES["fp32"]

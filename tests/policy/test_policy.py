@@ -8,7 +8,7 @@ import torch
 
 import gr00t_trt
 from gr00t_trt.data import LeRobotDataset, data_config, state_action_transforms, synthetic_dataset, video_transforms
-from gr00t_trt.data.device import Courier
+from gr00t_trt.data.device import DeviceTransfer
 from gr00t_trt.errors import CheckpointError, ObservationError, PlanError
 from gr00t_trt.policy.policy import Gr00tPolicy
 
@@ -158,11 +158,11 @@ def test_actions_belong_to_the_caller(policy, observation, noise) -> None:
 def test_a_model_on_a_gpu_gets_its_inputs_there_and_ids_on_the_host(policy, observation, noise, monkeypatch) -> None:
     dataset_row = {**observation, "state.left_arm": observation["state.left_arm"] + 0.1}
     expected = [policy.get_action(o, noise=noise) for o in (observation, dataset_row)]
-    assert policy._device_courier() is None
+    assert policy._device_transfer() is None
     for module in (state_action_transforms, video_transforms):
         monkeypatch.setattr(module, "on_host", lambda x: False)
-    courier = Courier("cpu")
-    monkeypatch.setattr(policy, "_device_courier", lambda: courier)
+    transfer = DeviceTransfer("cpu")
+    monkeypatch.setattr(policy, "_device_transfer", lambda: transfer)
     first, second = (policy.preprocess(o)[0] for o in (observation, dataset_row))
     for inputs, wanted in ((first, expected[0]), (second, expected[1])):
         prediction = policy.model.get_action(inputs, noise=noise)["action_pred"]
@@ -177,8 +177,8 @@ def test_the_way_to_a_gpu_is_taken_for_chains_that_can(policy, monkeypatch) -> N
 
     monkeypatch.setattr(torch.cuda, "Event", lambda: None)
     monkeypatch.setattr(policy, "model", Elsewhere())
-    courier = policy._device_courier()
-    assert courier.device == Elsewhere.device
-    assert policy._device_courier() is courier
+    transfer = policy._device_transfer()
+    assert transfer.device == Elsewhere.device
+    assert policy._device_transfer() is transfer
     monkeypatch.setattr(policy, "modality_transform", object())
-    assert policy._device_courier() is None
+    assert policy._device_transfer() is None

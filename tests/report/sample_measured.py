@@ -63,9 +63,9 @@ def _part(row: Row) -> float:
 
 
 def _pace(row: Row) -> float:
-    """Less with every optimisation, with a compiler and with the graph; of a large batch, little is saved."""
+    """Less with every optimization, with a compiler and with the graph; of a large batch, little is saved."""
     made = row.candidate
-    pace = 0.97 ** len(made.optimisations) * {"eager": 1.0, "inductor": 0.55}.get(made.backend, 0.6)
+    pace = 0.97 ** len(made.optimizations) * {"eager": 1.0, "inductor": 0.55}.get(made.backend, 0.6)
     pace *= (0.42 if made.backend != "eager" else 0.5) if made.graph else 1.0
     return max(pace, 0.12 if row.workload.batch > 1 else 0.0)
 

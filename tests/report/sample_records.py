@@ -7,7 +7,7 @@ import math
 
 from gr00t_trt.measure.timers import Samples, verdict
 from gr00t_trt.plans.load import Plan, plan_to_mapping
-from gr00t_trt.plans.schema import OPTIMISATIONS, SUBMODULES
+from gr00t_trt.plans.schema import OPTIMIZATIONS, SUBMODULES
 from gr00t_trt.record import records
 
 NO_ENGINE = "needs a GPU; the engine was built and can be run elsewhere"
@@ -60,7 +60,7 @@ def make_compared() -> dict:
             ))  # fmt: skip
         out["comparison"].append(records.comparison_entry(subject, "tensorrt", why_not="tensorrt is not installed"))
     value, gflop = 47.9, 996.0
-    steps = ["eager", *OPTIMISATIONS, "torch.compile", "one CUDA graph"]
+    steps = ["eager", *OPTIMIZATIONS, "torch.compile", "one CUDA graph"]
     for place, name in enumerate(steps):
         value = value * (1.04 if name == "prompt_cache" else 0.93 if place else 1.0) * (0.5 if place > 9 else 1.0)
         out["measurements"].append(records.measurement_entry(

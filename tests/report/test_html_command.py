@@ -67,9 +67,9 @@ def test_a_picture_names_a_step_by_all_that_stands_behind_it(files, measured, mo
     assert main(["measured.json", "--plots", "plots"]) == 0
     assert set(seen) == {"speed-accuracy", "waterfall", "stages", "roofline"}
     for name in ("waterfall", "stages", "roofline"):
-        assert "+ unpadded_mask (all optimisations)\n" in seen[name]
+        assert "+ unpadded_mask (all optimizations)\n" in seen[name]
     best = next(row for row in measured["measurements"] if row["name"] == "+ one CUDA graph")["latency_ms"]["p50"]
-    assert f"all optimisations, torch.compile, one CUDA graph: {best:.2f} ms" in seen["speed-accuracy"]
+    assert f"all optimizations, torch.compile, one CUDA graph: {best:.2f} ms" in seen["speed-accuracy"]
     assert "unpadded_mask" not in seen["speed-accuracy"]
 
 

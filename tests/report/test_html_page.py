@@ -111,7 +111,7 @@ def test_a_measuring_run_alone_answers_from_its_own_rows(compared) -> None:
 class TestMeasuringRun:
     """A record of `gr00t-trt measure` on a GPU answers in the first lines, and stands beside the published figures."""
 
-    BEST = "all optimisations, torch.compile, one CUDA graph"
+    BEST = "all optimizations, torch.compile, one CUDA graph"
 
     def test_the_first_lines_say_what_is_fastest_and_how_far_from_the_limit(self, measured) -> None:
         text = section(shown(measured), "A title record-0", "How long one request takes")
@@ -133,12 +133,12 @@ class TestMeasuringRun:
     def test_the_ends_of_the_waterfall_come_first_and_its_steps_keep_their_names(self, measured) -> None:
         outline = shown(measured)
         short = section(outline, "How long one request takes", "Speed against accuracy")
-        for name in ("eager PyTorch", "all optimisations", self.BEST, f"1,000 calls ({self.BEST})"):
+        for name in ("eager PyTorch", "all optimizations", self.BEST, f"1,000 calls ({self.BEST})"):
             assert f"{name} " in short
         assert "prompt_cache" not in short
         steps = section(outline, "What each step brings", "What else was varied")
         assert "+ prompt_cache" in steps
-        assert "+ unpadded_mask (all optimisations)" in steps
+        assert "+ unpadded_mask (all optimizations)" in steps
         assert "+ torch.compile" in steps
         limit = section(outline, "How close to the hardware's limit", "All figures")
         assert self.BEST in limit
@@ -153,7 +153,7 @@ class TestMeasuringRun:
         compiled = next(row for row in measured["measurements"] if row["name"] == "vision_model, torch.compile")
         whole = next(row for row in measured["measurements"] if row["name"] == "+ torch.compile")
         values = [f"{row['latency_ms']['p50']:.5g}" for row in (whole, compiled)]
-        assert f"measured NVIDIA Testing 9000 all optimisations, torch.compile {' '.join(values)}" in text
+        assert f"measured NVIDIA Testing 9000 all optimizations, torch.compile {' '.join(values)}" in text
         for device in ("H100", "AGX Thor", "AGX Orin", "RTX 5090"):
             assert f"published {device}" in text
 

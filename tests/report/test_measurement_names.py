@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from gr00t_trt.measure.rows import Row, planned
-from gr00t_trt.plans.schema import OPTIMISATIONS
+from gr00t_trt.plans.schema import OPTIMIZATIONS
 from gr00t_trt.record.records import measurement_entry
 from gr00t_trt.report.names import GROUPS, alone, form, in_its_group, is_between
 
-NAMES = tuple(OPTIMISATIONS)
+NAMES = tuple(OPTIMIZATIONS)
 
-BEST = "all optimisations, torch.compile, one CUDA graph"
+BEST = "all optimizations, torch.compile, one CUDA graph"
 
 
 def entries(device: str) -> list[dict]:
@@ -29,15 +29,15 @@ def test_a_step_stands_on_those_before_it() -> None:
     rows = [row for row in entries("cuda") if row["group"] == "waterfall"]
     assert [alone(row) for row in rows] == [
         "eager PyTorch",
-        *(f"{n} of {len(NAMES)} optimisations" for n in range(1, len(NAMES))),
-        "all optimisations",
-        "all optimisations, torch.compile",
+        *(f"{n} of {len(NAMES)} optimizations" for n in range(1, len(NAMES))),
+        "all optimizations",
+        "all optimizations, torch.compile",
         BEST,
     ]
     assert [in_its_group(row) for row in rows] == [
         "eager PyTorch",
         *(f"+ {name}" for name in NAMES[:-1]),
-        f"+ {NAMES[-1]} (all optimisations)",
+        f"+ {NAMES[-1]} (all optimizations)",
         "+ torch.compile",
         "+ one CUDA graph",
     ]
@@ -49,7 +49,7 @@ def test_a_step_stands_on_those_before_it() -> None:
     [
         ("cuda", "1,000 calls", f"1,000 calls ({BEST})"),
         ("cuda", "get_action, numpy to numpy", f"get_action, numpy to numpy ({BEST})"),
-        ("cpu", "1,000 calls", "1,000 calls (all optimisations)"),
+        ("cpu", "1,000 calls", "1,000 calls (all optimizations)"),
         ("cuda", "restructured, Torch-TensorRT", "restructured, Torch-TensorRT"),
         ("cuda", "2 views", "2 views"),
     ],

@@ -215,8 +215,8 @@ def test_an_instruction_cannot_command_the_terminal(record):
 
 
 def test_the_restructured_model_is_named_in_the_header(record):
-    record["plan"] = {"backend": "eager", "precision": "fp32", "optimisations": ["a", "b"], "loop": "denoise_loop"}
-    assert "restructured by 2 optimisations, loop as denoise_loop" in " ".join(shown(record).split())
+    record["plan"] = {"backend": "eager", "precision": "fp32", "optimizations": ["a", "b"], "loop": "denoise_loop"}
+    assert "restructured by 2 optimizations, loop as denoise_loop" in " ".join(shown(record).split())
 
 
 def test_peak_memory_and_the_time_of_the_run_are_told_once_known(record):

@@ -107,7 +107,7 @@ def test_ready_made_engines_need_their_folder_and_the_plain_model(capsys: pytest
     args, _ = parse(["--trt-engine-path", "nowhere", "--backend", "tensorrt"])
     plan = merge(Plan(), overrides(args))
     assert plan.build.trt_engine_path == "nowhere"
-    assert plan.optimisations == ()
+    assert plan.optimizations == ()
     assert main([*QUICK, "--backend", "tensorrt", "--trt_engine_path", "nowhere"]) == 2
     assert "trt_engine_path: nowhere: no such folder" in capsys.readouterr().err
 
@@ -211,11 +211,11 @@ def test_an_unwritable_record_is_found_before_anything_is_loaded(
     assert "file/record.json: the record cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("optimisations", "max_abs"), [("all", 1e-5), ("none", 0.0)])
+@pytest.mark.parametrize(("optimizations", "max_abs"), [("all", 1e-5), ("none", 0.0)])
 def test_a_run_in_fp32_agrees_with_itself_and_leaves_a_whole_record(
-    optimisations: str, max_abs: float, capsys: pytest.CaptureFixture
+    optimizations: str, max_abs: float, capsys: pytest.CaptureFixture
 ) -> None:
-    asked = ["--precision", "fp32", "--optimisations", optimisations, "--record", "out/run.json"]
+    asked = ["--precision", "fp32", "--optimizations", optimizations, "--record", "out/run.json"]
     assert main([*EAGER, *asked]) == 0
     out, err = capsys.readouterr()
     assert out == "out/run.json\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from gr00t_trt.backends import get_backend
-from gr00t_trt.engines.files import verify
-from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.record.records import read_record
+
+from gr00t_trt.engines.files import verify
+from gr00t_trt.plans.backends import get_backend
+from gr00t_trt.plans.schema import SUBMODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from gr00t_trt.record.records import read_record
 
-from gr00t_trt.backends import get_backend
 from gr00t_trt.backends.tensorrt import network as trt_network
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
 from gr00t_trt.engines import program as engines
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import engine_paths, verify
-from gr00t_trt.record.records import read_record
+from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.run.program import main
 
 ROOT = Path(__file__).resolve().parents[2]

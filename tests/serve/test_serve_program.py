@@ -80,7 +80,7 @@ def test_a_plan_file_stands_where_no_flag_was_given(tmp_path: Path) -> None:
 def test_ready_made_engines_are_asked_for_by_the_published_flag_or_by_name() -> None:
     published = plan_of(parse(["--server", "--use_tensorrt", "--precision", "fp16"]))
     assert (published.backend, published.build.trt_engine_path) == ("tensorrt", "gr00t_engine")
-    assert published.optimisations == ()
+    assert published.optimizations == ()
     assert published.build.use_fp32_acc
     named = plan_of(parse(["--server", "--use_tensorrt", "--trt_engine_path", "mine"]))
     assert named.build.trt_engine_path == "mine"

@@ -22,10 +22,11 @@ from ...engines.files import cannot_write, prepare_engine_dir
 from ...engines.weights_hash import weights_hash
 from ...errors import BackendError, Gr00tError
 from ...model.targets import Target, dynamic_shapes, tracing_example
+from ...plans.precisions import precision_of
 from ...plans.schema import BuildOptions
 from ..guarded import build_failed
 from ..trt_log import compiler_log
-from .interface import DTYPES, Interface, floating_dtype, interface
+from .interface import Interface, floating_dtype, interface
 
 OPSET = 20
 """The first with GELU as one operator, and the newest that every TensorRT 10 parses; ONNX Runtime takes it from 1.17.
@@ -113,7 +114,7 @@ def metadata(target: Target) -> dict[str, str]:
     return {
         "project": "gr00t_trt",
         "submodule": target.name,
-        "dtype": DTYPES[floating_dtype(target)],
+        "dtype": precision_of(floating_dtype(target)),
         "opset": str(OPSET),
         "torch": str(torch.__version__),
         "weights_sha256": weights_hash(target.module),

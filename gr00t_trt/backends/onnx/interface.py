@@ -17,11 +17,10 @@ from ...model.n1_5.dit import DiT
 from ...model.n1_5.qwen3 import Qwen3Decoder
 from ...model.n1_5.siglip import VisionModel
 from ...model.targets import Target
+from ...plans.precisions import precision_of
 
 POSITION_IDS = "position_ids"
 """The published vision tower looks its position embedding up by these, int64 [images, patches]."""
-
-DTYPES: Mapping[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Interface:
 def interface(target: Target) -> Interface:
     """The published interface of a target that has one, else its own."""
     known = PUBLISHED.get(target.name)
-    dtype = DTYPES[floating_dtype(target)]
+    dtype = precision_of(floating_dtype(target))
     if known is None or not isinstance(target.module, known.module):
         stem = f"{target.name}_{dtype}"
         return Interface(target, "output", f"{stem}.onnx", f"{stem}.engine", published=False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ObservationError, PlanError, unknown
+from ..targets import DimRange, Recording, Submodule, Target, make_target, recording_calls
 from .action_head import ActionHead
+from .architecture import N1_5
 from .backbone import EagleBackbone
 from .config import Gr00tConfig
 from .inputs import check_inputs
@@ -50,6 +53,7 @@ class Gr00tN1d5(nn.Module):
             "eagle_backbone": self.backbone,
         }
         self.stages: dict[str, Stage] = {}
+        self.graphs: Callable[..., Tensor] | None = None  # what replays a restructured model's requests
         self.stage_dtypes: dict[str, torch.dtype] = {}
         self.reset_stages()
 
@@ -80,6 +84,11 @@ class Gr00tN1d5(nn.Module):
     @action_horizon.setter
     def action_horizon(self, horizon: int) -> None:
         self._action_horizon = _whole("action_horizon", horizon, self.config.action_head.max_seq_len)
+
+    architecture = N1_5
+    optimizations: frozenset[str] = frozenset()
+    lookups_on_host = False
+    loop = N1_5.loops[0]
 
     def eager_stage(self, name: str) -> nn.Module:
         """The PyTorch module of a stage, whatever `stages` holds now.
@@ -147,6 +156,30 @@ class Gr00tN1d5(nn.Module):
             key: value.to(self.device, torch.float32 if value.is_floating_point() else torch.int64, non_blocking=True)
             for key, value in checked.items()
         }
+
+    prepare = prepare_inputs
+
+    def uncaptured(self) -> AbstractContextManager[None]:
+        """Nothing to leave: requests always pass through the stages."""
+        return nullcontext()
+
+    def record(self, inputs: Mapping[str, Any], noise: Tensor) -> tuple[Recording, Tensor]:
+        """Run one request and keep what every stage was called with and what it returned.
+
+        Args:
+            inputs: Model inputs of a real observation, as `Gr00tPolicy.preprocess` makes them.
+            noise: [B, T, action_dim] initial noise.
+        Returns: The recording, and `action_pred` [B, T, action_dim] of the same request.
+        """
+        with recording_calls(self.stages) as calls:
+            actions = self.get_action(inputs, noise=noise)["action_pred"]
+        return {name: tuple(own) for name, own in calls.items()}, actions
+
+    def target(self, name: str, recording: Recording, dims: Mapping[str, DimRange]) -> Target:
+        """A stage with its recorded inputs, in the stage's own dtype, on the model's device."""
+        spec = Submodule(name, N1_5.arguments[name])
+        dtypes = self.argument_dtypes(name)
+        return make_target(spec, self.eager_stage(name), recording[name][0], dtypes, self.device, dims)
 
     @torch.no_grad()
     def get_action(self, inputs: Mapping[str, Any], noise: Tensor | None = None) -> dict[str, Tensor]:

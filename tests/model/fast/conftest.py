@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.n1_5.fast import OPTIMISATIONS, FastGr00tN1d5, restructure
+from gr00t_trt.model.n1_5.fast import OPTIMIZATIONS, FastGr00tN1d5, restructure
 
 MakeRequest = Callable[..., dict[str, Tensor]]
 MakeFast = Callable[..., FastGr00tN1d5]
@@ -24,10 +24,10 @@ def plain() -> Gr00tN1d5:
 
 @pytest.fixture
 def make_fast(plain: Gr00tN1d5) -> MakeFast:
-    """make(optimisations=all) -> a restructured model of the test's own."""
+    """make(optimizations=all) -> a restructured model of the test's own."""
 
-    def make(optimisations: Collection[str] = tuple(OPTIMISATIONS)) -> FastGr00tN1d5:
-        return restructure(copy.deepcopy(plain), optimisations=optimisations)
+    def make(optimizations: Collection[str] = tuple(OPTIMIZATIONS)) -> FastGr00tN1d5:
+        return restructure(copy.deepcopy(plain), optimizations=optimizations)
 
     return make
 

@@ -1,4 +1,4 @@
-"""Every optimisation alone, each left out, all and none: the same actions as the plain model, at each granularity."""
+"""Every optimization alone, each left out, all and none: the same actions as the plain model, at each granularity."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from gr00t_trt.errors import PlanError
 from gr00t_trt.measure.accuracy import compare
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.n1_5.fast import LOOPS, OPTIMISATIONS, restructure
+from gr00t_trt.model.n1_5.fast import LOOPS, OPTIMIZATIONS, restructure
 
 CASES = ("b1_v1", "b2_v2", "b2_v1_leftpad")
 TOLERANCE = 1e-5
-SETS = {"none": frozenset(), "all": frozenset(OPTIMISATIONS)}
-SETS |= {f"only {name}": frozenset({name}) for name in OPTIMISATIONS}
-SETS |= {f"without {name}": frozenset(OPTIMISATIONS) - {name} for name in OPTIMISATIONS}
+SETS = {"none": frozenset(), "all": frozenset(OPTIMIZATIONS)}
+SETS |= {f"only {name}": frozenset({name}) for name in OPTIMIZATIONS}
+SETS |= {f"without {name}": frozenset(OPTIMIZATIONS) - {name} for name in OPTIMIZATIONS}
 
 Request = dict[str, Tensor]
 
@@ -43,7 +43,7 @@ def cases(golden: Path) -> dict[str, tuple[Request, Tensor]]:
 
 @pytest.mark.parametrize("names", SETS.values(), ids=SETS)
 def test_golden_cases(toy: Gr00tN1d5, cases: dict[str, tuple[Request, Tensor]], names: frozenset[str]) -> None:
-    model = restructure(copy.deepcopy(toy), optimisations=names)
+    model = restructure(copy.deepcopy(toy), optimizations=names)
     worst = {}
     for model.loop in LOOPS:
         for case, (inputs, original) in cases.items():
@@ -111,12 +111,12 @@ def test_other_geometries(make_request, noise, plain: Gr00tN1d5) -> None:
         model.eval().requires_grad_(False)
         expected = model.get_action(inputs, noise=start)["action_pred"]
         for names in (SETS["all"], SETS["none"], SETS["without action_rows"]):
-            actual = restructure(copy.deepcopy(model), optimisations=names).get_action(inputs, noise=start)
+            actual = restructure(copy.deepcopy(model), optimizations=names).get_action(inputs, noise=start)
             assert float((actual["action_pred"] - expected).abs().max()) < TOLERANCE
 
 
 def test_unknown_names(plain: Gr00tN1d5, make_fast: Callable[..., object]) -> None:
-    with pytest.raises(PlanError, match=r"optimisations: unknown value 'kv'"):
-        restructure(plain, optimisations=["kv"])
+    with pytest.raises(PlanError, match=r"optimizations: unknown value 'kv'"):
+        restructure(plain, optimizations=["kv"])
     with pytest.raises(PlanError, match=r"did you mean denoise_loop"):
         make_fast().loop = "denoise_lop"  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from gr00t_trt.errors import ShapeError
 from gr00t_trt.model import Gr00tConfig, Gr00tN1d5
 from gr00t_trt.model.n1_5.fast import (
     LOOPS,
-    OPTIMISATIONS,
+    OPTIMIZATIONS,
     CudaCapturer,
     FastGr00tN1d5,
     RequestGraphs,
@@ -371,7 +371,7 @@ def weightless() -> Gr00tN1d5:
         return Gr00tN1d5(shallow()).half().requires_grad_(False)
 
 
-WITHOUT = [(name, 0) for name in (None, *OPTIMISATIONS) if name not in ("prompt_cache", "fused_projections")]
+WITHOUT = [(name, 0) for name in (None, *OPTIMIZATIONS) if name not in ("prompt_cache", "fused_projections")]
 
 
 @pytest.mark.parametrize(("without", "padding"), [*WITHOUT, (None, 3)])
@@ -380,9 +380,9 @@ def test_nothing_on_the_path_waits_or_copies(
 ) -> None:
     """The meta device stands in for a GPU: nothing can be read back from it, and host tensors differ from it. What
     is made there from host data leaves no trace, and does so on the CPU."""
-    names = [name for name in OPTIMISATIONS if name != without]
+    names = [name for name in OPTIMIZATIONS if name != without]
     for plain in (weightless, copy.deepcopy(reference)):
-        model = restructure(plain, optimisations=names)
+        model = restructure(plain, optimizations=names)
         inputs = make_request(2, padding=padding)
         inputs = {k: v.to(model.device) if v.is_floating_point() else v for k, v in inputs.items()}
         for model.loop in ("submodules", "denoise_loop"):  # a step alone has nothing of its own on the way to it

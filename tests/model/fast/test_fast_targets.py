@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from gr00t_trt.compile import submodules
 from gr00t_trt.model import Gr00tN1d5
-from gr00t_trt.model.n1_5.fast import OPTIMISATIONS, FastGr00tN1d5, record, registry, restructure, target
+from gr00t_trt.model.n1_5.fast import OPTIMIZATIONS, FastGr00tN1d5, record, registry, restructure, target
 from gr00t_trt.model.targets import Recording, Submodule
 from gr00t_trt.plans.schema import SUBMODULES, Ranges
 
@@ -41,8 +41,8 @@ def export(module: nn.Module, spec: Submodule, inputs: tuple[torch.Tensor, ...])
 def test_registry_is_complete(model: FastGr00tN1d5) -> None:
     listed = registry()
     assert set(listed) == {*SUBMODULES, "language_model_padded", "denoise_step", "denoise_loop"}
-    for without in ((), *OPTIMISATIONS):
-        names = [n for n in OPTIMISATIONS if n != without]
+    for without in ((), *OPTIMIZATIONS):
+        names = [n for n in OPTIMIZATIONS if n != without]
         for name, spec in registry(names).items():
             assert spec.name == name
     for name, spec in listed.items():
@@ -70,7 +70,7 @@ def test_padded_language_model_exports(model: FastGr00tN1d5, make_request) -> No
 
 @pytest.mark.parametrize("without", ["action_encoder_fold", "cross_attention_kv", "future_tokens"])
 def test_other_signatures_export(plain: Gr00tN1d5, make_fast, make_request, without: str) -> None:
-    names = [n for n in OPTIMISATIONS if n != without]
+    names = [n for n in OPTIMIZATIONS if n != without]
     model = make_fast(names)
     own = record(model, make_request(2), torch.zeros(2, 16, 32))[0]
     program = export(model.eager_stage("denoise_step"), registry(names)["denoise_step"], own["denoise_step"][0].inputs)

@@ -1,22 +1,8 @@
 """GR00T N1.5 restructured for speed without loss, from the plain model's own parameters."""
 
-from ....plans.schema import LOOPS, OPTIMISATIONS
 from .cuda_graphs import CudaCapturer
 from .graphs import Capturer, RequestGraphs
 from .model import FastGr00tN1d5, Prepared, restructure
 from .stages import registry
-from .targets import record, target
 
-__all__ = [
-    "LOOPS",
-    "OPTIMISATIONS",
-    "Capturer",
-    "CudaCapturer",
-    "FastGr00tN1d5",
-    "Prepared",
-    "RequestGraphs",
-    "record",
-    "registry",
-    "restructure",
-    "target",
-]
+__all__ = ["Capturer", "CudaCapturer", "FastGr00tN1d5", "Prepared", "RequestGraphs", "registry", "restructure"]

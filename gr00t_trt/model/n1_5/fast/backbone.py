@@ -32,14 +32,14 @@ class PatchProduct(nn.Module):
 
 
 class FastVisionLayer(nn.Module):
-    """As `SiglipLayer`, query, key and value in one product where `fused`."""
+    """As `SiglipLayer`, query, key and value in one product."""
 
-    def __init__(self, layer: SiglipLayer, *, fused: bool):
+    def __init__(self, layer: SiglipLayer):
         super().__init__()
         attention = layer.self_attn
         self.head_dim = attention.q_proj.out_features // attention.heads
         self.layer_norm1, self.layer_norm2, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.mlp
-        self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj), fused=fused)
+        self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj))
         self.out_proj = attention.out_proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class FastVisionLayer(nn.Module):
 class FastVisionModel(nn.Module):
     """The compile target `vision_model`, made from the plain one."""
 
-    def __init__(self, plain: VisionModel, *, fused: bool, patch_product: bool):
+    def __init__(self, plain: VisionModel):
         super().__init__()
         tower: Any = plain.vision_model
-        self.embeddings = PatchProduct(tower.embeddings) if patch_product else tower.embeddings
+        self.embeddings = PatchProduct(tower.embeddings)
         self.post_layernorm = tower.post_layernorm
-        self.layers = nn.ModuleList(FastVisionLayer(layer, fused=fused) for layer in tower.encoder.layers)
+        self.layers = nn.ModuleList(FastVisionLayer(layer) for layer in tower.encoder.layers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, 224, 224] in [-1, 1] -> [N, 256, 1152], as `VisionModel`."""
@@ -86,8 +86,8 @@ def padding_tables(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
     """
     position = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     allowed = (position[:, None] >= position[None, :]) & (attention_mask != 0)[:, None, :]
-    seeing = allowed.float().amax(-1, keepdim=True)
-    return (allowed | (seeing == 0))[:, None], seeing.to(dtype)[:, None]
+    query_mask = allowed.float().amax(-1, keepdim=True)
+    return (allowed | (query_mask == 0))[:, None], query_mask.to(dtype)[:, None]
 
 
 class FastLanguageLayer(nn.Module):
@@ -103,7 +103,9 @@ class FastLanguageLayer(nn.Module):
         self.gate_up = Projections((mlp.gate_proj, mlp.up_proj), fused=fused)
         self.down_proj = mlp.down_proj
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor | None, seeing: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None, query_mask: Tensor | None
+    ) -> Tensor:
         """[B, S, D], [S, head_dim] twice, and as `padding_tables` or None -> [B, S, D]."""
         # All of it before heads and positions change places: what the export of torch 2.11 makes of arithmetic on
         # transposed tensors holds for one range of lengths only.
@@ -111,10 +113,10 @@ class FastLanguageLayer(nn.Module):
         q = _rotate(self.q_norm(q), cos, sin)
         k = self._repeat(_rotate(self.k_norm(k), cos, sin))
         v = self._repeat(v)
-        if seeing is not None:
-            q = q * seeing.transpose(1, 2)
+        if query_mask is not None:
+            q = q * query_mask.transpose(1, 2)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, is_causal=key_mask is None)
         x = x + self.o_proj(out.transpose(1, 2).flatten(2))
         gate, up = self.gate_up(self.post_attention_layernorm(x))
         return x + self.down_proj(F.silu(gate) * up)
@@ -155,12 +157,12 @@ class PaddedLanguageModel(nn.Module):
         super().__init__()
         self.layers, self.norm = unpadded.layers, unpadded.norm
 
-    def forward(self, inputs_embeds: Tensor, rotation: Tensor, visible: Tensor, seeing: Tensor) -> Tensor:
+    def forward(self, inputs_embeds: Tensor, rotation: Tensor, key_mask: Tensor, query_mask: Tensor) -> Tensor:
         """[B, S, 2048], [2, S, 128], bool [B, 1, S, S], [B, 1, S, 1] -> [B, S, 2048], as `Qwen3Decoder`."""
         cos, sin = rotation.unbind(0)
         x = inputs_embeds
         for layer in self.layers:
-            x = layer(x, cos, sin, visible, seeing)
+            x = layer(x, cos, sin, key_mask, query_mask)
         return self.norm(x)
 
 
@@ -172,7 +174,7 @@ class FastVLLayer(nn.Module):
         attention = block.attn1
         self.head_dim = attention.to_q.out_features // attention.heads
         self.norm1, self.norm3, self.ff, self.to_out = block.norm1, block.norm3, block.ff, attention.to_out
-        self.qkv = Projections((attention.to_q, attention.to_k, attention.to_v), fused=True)
+        self.qkv = Projections((attention.to_q, attention.to_k, attention.to_v))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] -> the same."""

@@ -13,7 +13,7 @@ from ..dit import DiT, DiTBlock
 from .projections import Projections
 
 
-class Context(nn.Module):
+class CrossAttentionKV(nn.Module):
     """Keys and values of all cross-attention blocks from the vision-language features."""
 
     def __init__(self, dit: DiT, *, fused: bool):
@@ -35,18 +35,16 @@ class Context(nn.Module):
         """
         if not self.projections.fused:
             return torch.stack(self.projections.heads(vl_features, self.head_dim))
-        p = self.projections
-        y = F.linear(vl_features, p.weight, p.bias).unflatten(-1, (len(p.widths), -1, self.head_dim))
-        return y.permute(2, 0, 3, 1, 4).contiguous()
+        return self.projections.by_layer(vl_features, self.head_dim).permute(2, 0, 3, 1, 4).contiguous()
 
 
-class VLContext(nn.Module):
-    """The compile target `vl_components` with `cross_attention_kv`: the vision-language part, and `Context` at its end.
+class VLWithCrossAttention(nn.Module):
+    """The compile target `vl_components` with `kv_cache`: the vision-language part, and `CrossAttentionKV` at its end.
 
     Each half computes in the dtype of its own weights: the keys and values are the DiT's.
     """
 
-    def __init__(self, vl_components: nn.Module, context: Context):
+    def __init__(self, vl_components: nn.Module, context: CrossAttentionKV):
         super().__init__()
         self.vl_components, self.context = vl_components, context
 
@@ -102,23 +100,25 @@ class FastDiT(nn.Module):
         dit: The plain transformer.
         context: Makes the keys and values in every call; None when they are given.
         prefix_rows: State and future tokens in front of the actions.
-        action_rows: Leave them as soon as no later block attends to them.
+        token_pruning: Leave them as soon as no later block attends to them.
     """
 
-    def __init__(self, dit: DiT, context: Context | None, *, prefix_rows: int, action_rows: bool, fused: bool):
+    def __init__(
+        self, dit: DiT, context: CrossAttentionKV | None, *, prefix_rows: int, token_pruning: bool, fused: bool
+    ):
         super().__init__()
         self.context = context
         plain: list[Any] = list(dit.transformer_blocks)
         crosses = [not attends_itself(dit, i) for i in range(len(plain))]
         last_self = max((i for i, c in enumerate(crosses) if not c), default=-1)
         # Where every block looks at the context only, the prefix never matters and is cut off at once.
-        self.first_row = prefix_rows if action_rows and last_self < 0 else 0
+        self.first_row = prefix_rows if token_pruning and last_self < 0 else 0
         self.blocks = nn.ModuleList(
             FastBlock(
                 block,
                 crosses=cross,
                 fused=fused,
-                first_row=prefix_rows if action_rows and i == last_self else 0,
+                first_row=prefix_rows if token_pruning and i == last_self else 0,
             )
             for i, (block, cross) in enumerate(zip(plain, crosses, strict=True))
         )
@@ -134,9 +134,9 @@ class FastDiT(nn.Module):
 
         Args:
             hidden_states: [B, 49, 1536]: one state token, 32 future tokens, 16 action tokens.
-            context: [16, B, 32, S, 48] from `Context`; without `cross_attention_kv` the features [B, S, 2048].
+            context: [16, B, 32, S, 48] from `CrossAttentionKV`; without `kv_cache` the features [B, S, 2048].
             modulation: [34, 1536]: 1 + scale and shift of every block and of the output, for one timestep.
-        Returns: [B, 16, 1024], without `action_rows` [B, 49, 1024].
+        Returns: [B, 16, 1024], without `token_pruning` [B, 49, 1024].
         """
         rows = modulation.unbind(0)
         given = (context if self.context is None else self.context(context)).unbind(0)

@@ -30,12 +30,6 @@ WARM_CALLS = 3
 EVERY_TIME = ("pixel_values", "state", "noise")
 """Inputs that are new in every request; the others follow from the prompt."""
 
-TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-"""Dtype -> how far a replay may stray from the uncaptured call, over the larger of 1 and the largest action.
-
-The same kernels on the same numbers give the same bits; a library that chooses another kernel while capturing may
-round differently."""
-
 
 class Graph(Protocol):
     """One captured call."""
@@ -69,7 +63,8 @@ class _Captured:
         prompt: Whose values are in `inputs` now; None while they change.
         depends_on: What the graph was captured with, as `FastGr00tN1d5.dependencies`.
         constants: Tensors behind addresses in the graph that nothing else may be holding.
-        strayed: The largest difference to the uncaptured call that the comparison saw, relative as `TOLERANCE`.
+        max_rel_error: The largest difference to the uncaptured call that the comparison saw, over the larger of 1 and
+            the largest action.
     """
 
     graph: Graph
@@ -77,7 +72,7 @@ class _Captured:
     prompt: object
     depends_on: tuple[object, ...]
     constants: object
-    strayed: float
+    max_rel_error: float
 
 
 class RequestGraphs:
@@ -94,6 +89,7 @@ class RequestGraphs:
     Args:
         model: Already cast, its stages in place. Set `model.graphs` to this object.
         on_demand: Capture at the first request of a new shape too, which takes as long as eight or so requests.
+        tolerance: How far a replay may be from the uncaptured call, over the larger of 1 and the largest action.
         one_shape: The stages' compiler keeps state that depends on the shape last seen, as TensorRT's execution
             contexts do: one graph is kept, and given up when a request of another shape has run.
     """
@@ -103,11 +99,12 @@ class RequestGraphs:
         model: FastGr00tN1d5,
         capturer: Capturer,
         *,
+        tolerance: float,
         on_demand: bool = False,
         one_shape: bool = False,
         limit: int = LIMIT,
     ):
-        self._model, self._capturer = model, capturer
+        self._model, self._capturer, self._tolerance = model, capturer, tolerance
         self._on_demand = on_demand and not one_shape
         self._one_shape, self._limit = one_shape, 1 if one_shape else limit
         self._kept: OrderedDict[Hashable, _Captured] = OrderedDict()
@@ -129,9 +126,9 @@ class RequestGraphs:
         return sorted({kept.inputs["embeds"].shape[1] for kept in self._kept.values()})
 
     @property
-    def strayed(self) -> float | None:
+    def max_rel_error(self) -> float | None:
         """The largest difference between a kept graph and the uncaptured model when they were compared."""
-        return max((kept.strayed for kept in self._kept.values()), default=None)
+        return max((kept.max_rel_error for kept in self._kept.values()), default=None)
 
     def __call__(self, x: Prepared, noise: Tensor) -> Tensor:
         """Actions fp32 [B, T, 32], owned by the caller.
@@ -226,7 +223,7 @@ class RequestGraphs:
             # Found, not made: the warm calls made them. The captured call finds the same ones.
             constants = model.constants(on_fixed, noise.shape[1])
             graph = self._capturer.capture(lambda: model.run(on_fixed, fixed["noise"]))
-            strayed = []
+            errors = []
             # Other values first: a graph that had kept the old ones would be found out.
             for inputs in (_otherwise(given), given):
                 expected = model.run(_with(x, inputs), inputs["noise"])
@@ -234,10 +231,10 @@ class RequestGraphs:
                     fixed[name].copy_(value)
                 graph.replay()
                 difference = (graph.output - expected).abs().amax() / expected.abs().amax().clamp_min(1.0)
-                strayed.append(float(difference))
-        worst, allowed = max(strayed), TOLERANCE[model.least_exact_dtype]
-        if not all(value <= allowed for value in strayed):  # NaN is not either
-            return f"its replay strays from the uncaptured call by {worst:.2g}, more than {allowed:g}"
+                errors.append(float(difference))
+        worst, allowed = max(errors), self._tolerance
+        if not all(value <= allowed for value in errors):  # NaN is not either
+            return f"its replay is off the uncaptured call by {worst:.2g}, more than {allowed:g}"
         return _Captured(graph, fixed, x.prompt, depends_on, (constants, x.embodiments), worst)
 
 
@@ -250,7 +247,7 @@ def _said(error: BaseException) -> str:
 def _inputs(x: Prepared, noise: Tensor) -> dict[str, Tensor]:
     """Everything that may differ between two requests of one key."""
     prompt = x.prompt
-    optional = {"image_rows": prompt.image_rows, "visible": prompt.visible, "seeing": prompt.seeing}
+    optional = {"image_rows": prompt.image_rows, "key_mask": prompt.key_mask, "query_mask": prompt.query_mask}
     return {
         "pixel_values": x.pixel_values,
         "state": x.state,
@@ -263,7 +260,7 @@ def _inputs(x: Prepared, noise: Tensor) -> dict[str, Tensor]:
 
 def _with(x: Prepared, inputs: Mapping[str, Tensor]) -> Prepared:
     """The request with its tensors replaced by those of `inputs`."""
-    names = ("embeds", "rotation", "image_rows", "visible", "seeing")
+    names = ("embeds", "rotation", "image_rows", "key_mask", "query_mask")
     prompt = replace(x.prompt, **{name: inputs[name] for name in names if name in inputs})
     return replace(x, pixel_values=inputs["pixel_values"], state=inputs["state"], prompt=prompt)
 

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import ObservationError, PlanError, unknown
-from ....plans.schema import LOOPS
-from ... import Gr00tN1d5
+from ...targets import DimRange, Recording, Target, make_target, recording_calls
+from ..architecture import N1_5
+from ..gr00t import Gr00tN1d5
 from ..inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
-from .conditions import KEPT_SETS, Conditions, Embodiments
-from .optimisations import OPTIMISATIONS, check_names
+from .constants import KEPT_SETS, Embodiments, FoldedConstants
+from .denoise import join_tokens
 from .projections import join_all
 from .prompts import Prompt, Prompts
-from .recent import Recent
-from .stages import COVERED, argument_dtypes, make_stages
+from .stages import argument_dtypes, check_names, make_stages, targets_of
+from .weight_cache import WeightCache
 
 Stage = Callable[..., Tensor]
 
@@ -53,7 +54,7 @@ class FastGr00tN1d5(nn.Module):
 
     Attributes:
         config: The geometry.
-        optimisations: Names of the optimisations in use.
+        optimizations: Names of the optimizations in use.
         loop: ``submodules`` (three stages and Euler per step), ``denoise_step`` or ``denoise_loop``.
         stages: Name -> callable on positional tensors; every call of a part goes through this table.
         stage_dtypes: Name -> dtype that the floating inputs of a stage are cast to. Of `denoise_step` and
@@ -61,19 +62,22 @@ class FastGr00tN1d5(nn.Module):
         graphs: What answers prepared requests instead of `run`, such as `graphs.RequestGraphs`; None calls `run`.
     """
 
-    def __init__(self, plain: Gr00tN1d5, optimisations: Collection[str] = tuple(OPTIMISATIONS)):
+    def __init__(self, plain: Gr00tN1d5, optimizations: Collection[str] = tuple(N1_5.optimizations)):
         super().__init__()
-        self.optimisations = check_names(optimisations)
+        self.optimizations = check_names(optimizations)
         self.config = plain.config
         self.backbone, self.action_head = plain.backbone, plain.action_head
         # Not registered: its parts are, under the checkpoint's names.
         self._plain = (plain,)
         self._loop = "denoise_loop"
-        self._eager: dict[str, nn.Module] = make_stages(plain, self.optimisations)
+        self._eager: dict[str, nn.Module] = make_stages(plain, self.optimizations)
         self.stages: dict[str, Stage] = dict(self._eager)
         self.stage_dtypes: dict[str, torch.dtype] = {}
         self.graphs: Callable[[Prepared, Tensor], Tensor] | None = None
         self.refresh()
+
+    architecture = N1_5
+    lookups_on_host = True
 
     @property
     def loop(self) -> str:
@@ -81,8 +85,8 @@ class FastGr00tN1d5(nn.Module):
 
     @loop.setter
     def loop(self, name: str) -> None:
-        if name not in LOOPS:
-            raise unknown(PlanError, "loop", name, LOOPS)
+        if name not in N1_5.loops:
+            raise unknown(PlanError, "loop", name, N1_5.loops)
         self._loop = name
 
     @property
@@ -131,14 +135,14 @@ class FastGr00tN1d5(nn.Module):
             join_all(stage)
         plain = self._plain[0]
         for name in self._eager:
-            weight = next(plain.eager_stage(COVERED[name][0]).parameters(), None)
+            weight = next(plain.eager_stage(N1_5.covers.get(name, (name,))[0]).parameters(), None)
             self.stage_dtypes[name] = self.dtype if weight is None else weight.dtype
         self._argument_dtypes = {
             name: argument_dtypes(name, stage, self.stage_dtypes) for name, stage in self._eager.items()
         }
-        self._conditions = Conditions(self.action_head, self.optimisations)
-        self._prompts = Prompts(self.backbone, self.optimisations, self.stage_dtypes["language_model"])
-        self._embodiments: Recent[Embodiments] = Recent(KEPT_SETS, ())
+        self._constants = FoldedConstants(self.action_head, self.optimizations)
+        self._prompts = Prompts(self.backbone, self.optimizations, self.stage_dtypes["language_model"])
+        self._embodiments: WeightCache[Embodiments] = WeightCache(KEPT_SETS, ())
         self._weights = tuple(w for w in (*self.parameters(), *self.buffers()) if not w.is_inference())
 
     def cast_stage(self, name: str, dtype: torch.dtype) -> None:
@@ -148,7 +152,7 @@ class FastGr00tN1d5(nn.Module):
         Raises: PlanError for an unknown name.
         """
         self.eager_stage(name)
-        for part in COVERED[name]:
+        for part in N1_5.covers.get(name, (name,)):
             self._plain[0].cast_stage(part, dtype)
         self.refresh()
 
@@ -235,21 +239,51 @@ class FastGr00tN1d5(nn.Module):
         finally:
             self.graphs = graphs
 
+    def record(self, inputs: Mapping[str, Any], noise: Tensor) -> tuple[Recording, Tensor]:
+        """Run one request at each granularity and keep what every stage was called with and what it returned.
+
+        Args:
+            inputs: Model inputs of a real observation. noise: [B, T, 32].
+        Returns: The recording, in which `language_model_padded` stands empty unless the request was padded; and the
+            actions of the model's own granularity. A padded request passes by `language_model`, which is then
+            recorded on the same prompts with their padding taken for tokens.
+        """
+        original, loop = dict(self.stages), self.loop
+        try:
+            with self.uncaptured(), recording_calls(self.stages) as calls:
+                actions = self.get_action(inputs, noise)["action_pred"]
+                # What comes before the loop is the same at every granularity and is recorded once.
+                self.stages.update({name: stage for name, stage in original.items() if calls[name]})
+                for self.loop in [name for name in N1_5.loops if name != loop]:
+                    self.get_action(inputs, noise)
+                if not calls["language_model"]:
+                    self.stages.update({name: stage for name, stage in original.items() if name != "language_model"})
+                    self.encode(self.prepare({**inputs, MASK: torch.ones_like(inputs[MASK])}))
+        finally:
+            self.loop = loop
+        return {name: tuple(own) for name, own in calls.items()}, actions
+
+    def target(self, name: str, recording: Recording, dims: Mapping[str, DimRange]) -> Target:
+        """A stage with its recorded inputs, in the dtypes that it is called with, on the model's device."""
+        module = self.eager_stage(name)
+        spec = targets_of({name: module}, self.optimizations)[name]
+        return make_target(spec, module, recording[name][0], self.argument_dtypes(name), self.device, dims)
+
     def constants(self, x: Prepared, horizon: int) -> tuple[object, ...]:
         """What `run` computes from weights once and finds again for requests like `x`, as long as it is kept."""
         return (
-            self._conditions.weights(x.embodiments, horizon),
-            self._conditions.rows(x.embodiments, self.denoising_steps),
+            self._constants.weights(x.embodiments, horizon),
+            self._constants.tables(x.embodiments, self.denoising_steps),
         )
 
     def dependencies(self) -> tuple[object, ...]:
         """Equal to an earlier result as long as no stage was swapped, no weight written, cast or moved since.
 
-        As `Recent`, it does not see what is written through ``weight.data``, nor weights made in inference mode.
+        As `WeightCache`, it does not see what is written through ``weight.data``, nor weights made in inference mode.
         """
         addresses = tuple(map(Tensor.data_ptr, self._weights))
         versions = tuple(map(_VERSION, self._weights))
-        return (tuple(self.stages.items()), self._conditions, addresses, versions)
+        return (tuple(self.stages.items()), self._constants, addresses, versions)
 
     @property
     def least_exact_dtype(self) -> torch.dtype:
@@ -261,11 +295,11 @@ class FastGr00tN1d5(nn.Module):
         """Images and prompt to backbone features [B, S, 2048]."""
         patches = self.run_stage("vision_model", x.pixel_values)
         embeds = self._prompts.place(x.prompt, _linear(self.backbone.eagle_model.mlp1[0], patches))
-        if x.prompt.visible is None or x.prompt.seeing is None:
+        if x.prompt.key_mask is None or x.prompt.query_mask is None:
             features = self.run_stage("language_model", embeds, x.prompt.rotation)
         else:
             name = "language_model_padded" if "language_model_padded" in self.stages else "language_model"
-            features = self.run_stage(name, embeds, x.prompt.rotation, x.prompt.visible, x.prompt.seeing)
+            features = self.run_stage(name, embeds, x.prompt.rotation, x.prompt.key_mask, x.prompt.query_mask)
         projection = self.backbone.eagle_linear
         return features if isinstance(projection, nn.Identity) else _linear(projection, features)
 
@@ -273,40 +307,33 @@ class FastGr00tN1d5(nn.Module):
     def denoise(self, x: Prepared, backbone_features: Tensor, noise: Tensor) -> Tensor:
         """Backbone features [B, S, 2048] and noise fp32 [B, T, 32] to actions fp32 [B, T, 32]."""
         context = self.run_stage("vl_components", backbone_features)
-        weights = self._conditions.weights(x.embodiments, noise.shape[1])
+        weights = self._constants.weights(x.embodiments, noise.shape[1])
         prefix = self._prefix(self.run_stage("state_encoder", x.state, *weights.state))
         steps, actions = self.denoising_steps, noise
-        rows = None if self._loop != "denoise_loop" else self._conditions.rows(x.embodiments, steps)
-        if rows is not None:
-            inputs = (prefix, context, rows.modulation, rows.step_size, rows.encoder, *weights.encoder)
+        tables = None if self._loop != "denoise_loop" else self._constants.tables(x.embodiments, steps)
+        if tables is not None:
+            inputs = (prefix, context, tables.modulation, tables.step_size, tables.encoder, *weights.encoder)
             return self.run_stage("denoise_loop", actions, *inputs, *weights.decoder)
         for step in range(steps):
-            if step == 0 or not self._conditions.keeps_everything:
-                weights = self._conditions.weights(x.embodiments, noise.shape[1]) if step else weights
-                rows = self._conditions.rows(x.embodiments, steps, step)
-            assert rows is not None
-            modulation, row = rows.each[step if len(rows.each) > 1 else 0]
+            if step == 0 or not self._constants.kept:
+                tables = self._constants.tables(x.embodiments, steps, step)
+            assert tables is not None
+            modulation, row = tables.each[step if len(tables.each) > 1 else 0]
             if self._loop == "denoise_step":
-                inputs = (prefix, context, modulation, rows.step_size, row, *weights.encoder)
+                inputs = (prefix, context, modulation, tables.step_size, row, *weights.encoder)
                 actions = self.run_stage("denoise_step", actions, *inputs, *weights.decoder)
                 continue
-            tokens = self._tokens(prefix, self.run_stage("action_encoder", actions, row, *weights.encoder))
-            output = self.run_stage("dit_model", tokens, context, modulation)
+            encoded = self.run_stage("action_encoder", actions, row, *weights.encoder)
+            output = self.run_stage("dit_model", join_tokens(prefix, encoded), context, modulation)
             velocity = self.run_stage("action_decoder", output, *weights.decoder)[:, -noise.shape[1] :]
-            actions = torch.addcmul(actions, velocity.float(), rows.step_size)
+            actions = torch.addcmul(actions, velocity.float(), tables.step_size)
         return actions
 
     def _prefix(self, state_token: Tensor) -> Tensor:
-        """The rows in front of the action tokens that stay the same in all steps, in the DiT's dtype."""
+        """State and future tokens, which stay the same in all steps, in the DiT's dtype."""
         dtype = self.stage_dtypes["dit_model"]
-        if "future_tokens" not in self.optimisations:
-            return state_token.to(dtype)
         future = self.action_head.future_tokens.weight.to(dtype).expand(state_token.shape[0], -1, -1)
         return torch.cat((state_token.to(dtype), future), dim=1)
-
-    def _tokens(self, prefix: Tensor, action_tokens: Tensor) -> Tensor:
-        step: Any = self._eager["denoise_step"]
-        return step.tokens(prefix, action_tokens)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastGr00tN1d5:
         self._plain[0]._apply(fn, recurse)
@@ -321,21 +348,21 @@ class FastGr00tN1d5(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastGr00tN1d5:
         """An independent model with stages as `reset_stages` leaves them."""
-        twin = FastGr00tN1d5(copy.deepcopy(self._plain[0], memo), self.optimisations)
+        twin = FastGr00tN1d5(copy.deepcopy(self._plain[0], memo), self.optimizations)
         memo[id(self)] = twin
         twin.loop = self._loop
         return twin.train(self.training)
 
 
-def restructure(model: Gr00tN1d5, *, optimisations: Collection[str] = tuple(OPTIMISATIONS)) -> FastGr00tN1d5:
+def restructure(model: Gr00tN1d5, *, optimizations: Collection[str] = tuple(N1_5.optimizations)) -> FastGr00tN1d5:
     """A restructured model that shares the parameters of `model`, which stays usable.
 
     Args:
         model: In any dtype and on any device; cast or move the result from now on, not this one.
-        optimisations: Names from `OPTIMISATIONS`; all by default.
+        optimizations: Names from `N1_5.optimizations`; all by default.
     Raises: PlanError for an unknown name.
     """
-    return FastGr00tN1d5(model, optimisations).train(model.training)
+    return FastGr00tN1d5(model, optimizations).train(model.training)
 
 
 def _linear(linear: nn.Module, x: Tensor) -> Tensor:

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Projections(nn.Module):
     """Linear layers that read the same input.
 
-    Fused, their weights lie one after the other in one tensor, and the layers' own parameters become views of its
-    rows: the layers go on working, nothing is stored twice, and a value written in place into either is seen by both.
-    A cast or a move ends that, so whoever casts the layers calls `join` afterwards.
+    Fused, their weights lie one after the other in the weight of `product`, and the layers' own parameters become views
+    of its rows: the layers go on working, nothing is stored twice, and a value written in place into either is seen by
+    both. A cast or a move ends that, so whoever casts the layers calls `join` afterwards.
 
     Args:
         linears: All with a bias or all without.
         fused: One product instead of one per layer.
+    Attributes:
+        product: The one linear layer, an `nn.Linear` so that whatever looks for linear layers by type finds it.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def __init__(self, linears: Sequence[nn.Linear], *, fused: bool):
+    def __init__(self, linears: Sequence[nn.Linear], *, fused: bool = True):
         super().__init__()
         self.fused = fused
         self.widths = [linear.out_features for linear in linears]
         if fused:
             # A tuple is not registered, so that the fused weight is this module's only parameter.
             self._sources = tuple(linears)
+            width, bias = linears[0].in_features, linears[0].bias is not None
+            self.product = nn.Linear(width, sum(self.widths), bias=bias, device="meta")
             self.join()
         else:
             self.linears = nn.ModuleList(linears)
@@ -40,24 +40,25 @@ class Projections(nn.Module):
         """Make the layers share one weight again; nothing happens where they still do."""
         if not self.fused:
             return
-        weights: list[nn.Parameter] = [linear.weight for linear in self._sources]  # type: ignore[misc]
-        self.weight = _shared(weights)
-        biases: list[nn.Parameter | None] = [linear.bias for linear in self._sources]
-        present = [bias for bias in biases if bias is not None]
-        self.bias = _shared(present) if present else None
+        self.product.weight = _shared([linear.weight for linear in self._sources])  # type: ignore[misc]
+        if self.product.bias is not None:
+            self.product.bias = _shared([linear.bias for linear in self._sources])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[..., D] -> one [..., width] per layer."""
         if not self.fused:
             return tuple(linear(x) for linear in self.linears)
-        return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+        return self.product(x).split(self.widths, dim=-1)
 
     def heads(self, x: Tensor, head_dim: int) -> tuple[Tensor, ...]:
         """[B, T, D] -> one [B, heads, T, head_dim] per layer; the layers are equally wide."""
         if not self.fused:
             return tuple(y.unflatten(-1, (-1, head_dim)).transpose(1, 2) for y in self(x))
-        y = F.linear(x, self.weight, self.bias).unflatten(-1, (len(self.widths), -1, head_dim))
-        return y.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.by_layer(x, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def by_layer(self, x: Tensor, head_dim: int) -> Tensor:
+        """Fused only: [B, T, D] -> [B, T, layers, heads, head_dim]."""
+        return self.product(x).unflatten(-1, (len(self.widths), -1, head_dim))
 
 
 def join_all(module: nn.Module) -> None:

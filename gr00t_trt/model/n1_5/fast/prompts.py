@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backbone import EagleBackbone
 from .backbone import padding_tables, rotation_table
-from .recent import Recent
+from .weight_cache import WeightCache
 
 KEPT_PROMPTS = 8
 
@@ -23,15 +23,15 @@ class Prompt:
         embeds: [B, S, 2048], arbitrary where image features will stand.
         image_rows: int64, the flattened positions of image tokens in order; None when the ids came on a GPU.
         rotation: [2, S, 128].
-        visible, seeing: As `padding_tables`; None without padding.
+        key_mask, query_mask: As `padding_tables`; None without padding.
     """
 
     ids: Tensor
     embeds: Tensor
     image_rows: Tensor | None
     rotation: Tensor
-    visible: Tensor | None
-    seeing: Tensor | None
+    key_mask: Tensor | None
+    query_mask: Tensor | None
 
 
 class Prompts:
@@ -43,12 +43,11 @@ class Prompts:
         dtype: Of the language model.
     """
 
-    def __init__(self, backbone: EagleBackbone, optimisations: frozenset[str], dtype: torch.dtype):
+    def __init__(self, backbone: EagleBackbone, optimizations: frozenset[str], dtype: torch.dtype):
         self._backbone = backbone
-        self._keep = "prompt_cache" in optimisations
-        self._unmasked = "unpadded_mask" in optimisations
+        self._keep = "prompt_cache" in optimizations
         self._dtype = dtype
-        self._kept: Recent[Prompt] = Recent(KEPT_PROMPTS, [self._table.weight])
+        self._kept: WeightCache[Prompt] = WeightCache(KEPT_PROMPTS, [self._table.weight])
 
     @property
     def _table(self) -> torch.nn.Embedding:
@@ -71,20 +70,22 @@ class Prompts:
 
     def _make(self, ids: Tensor, mask: Tensor, *, keep: bool) -> Prompt:
         # Asked on the host, before anything is copied to the device.
-        padded = not (self._unmasked and mask.device.type == "cpu" and bool((mask != 0).all()))
+        padded = not (self._keep and mask.device.type == "cpu" and bool((mask != 0).all()))
         device = self._table.weight.device
         image_rows = None
         if keep:
             image_rows = (ids == self._backbone.image_token_index).flatten().nonzero().flatten()
             image_rows = image_rows.to(device, non_blocking=True)
         placed = ids.to(device, torch.int64, non_blocking=True)
-        visible, seeing = padding_tables(mask.to(device, non_blocking=True), self._dtype) if padded else (None, None)
+        key_mask, query_mask = (
+            padding_tables(mask.to(device, non_blocking=True), self._dtype) if padded else (None, None)
+        )
         text = self._backbone.eagle_model.language_model.model.config
         return Prompt(
             ids=placed,
             embeds=self._table(placed),
             image_rows=image_rows,
             rotation=rotation_table(text, ids.shape[1], self._dtype, device),
-            visible=visible,
-            seeing=seeing,
+            key_mask=key_mask,
+            query_mask=query_mask,
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
+class WeightCache(Generic[T]):
     """The values used last, all forgotten as soon as one of the weights behind them changes.
 
     A change is seen by a weight's address and its version counter, which every in-place operation raises,

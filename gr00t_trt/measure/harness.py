@@ -1,0 +1,617 @@
+"""The one harness: take the reference, build, check, time. Each step returns what the next one needs.
+
+    reference = take_reference(policy, request, [plan.optimizations], steps)   eager fp32; nothing is cast yet
+    harness = Harness(reference, plan, steps)                casts the model to the plan's precisions, in place
+    part = harness.build("dit_model", resolved["dit_model"], plan.optimizations)
+    variant = harness.variant(candidate, {"dit_model": part})
+    checked = harness.check(variant, request)                actions of a whole request against the reference
+    timed = harness.time({"original": harness.original, "inductor": variant}, request, plan.benchmark)
+
+A run is one candidate, a comparison one per backend, a measuring run a list of them with a budget, and a deployment one
+that is not timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.base import Backend, Built
+from ..common.progress import Steps
+from ..compile.build import dimension_ranges, set_precision
+from ..compile.capture import request_graphs
+from ..engines.cache import EngineCache
+from ..errors import BackendError
+from ..model.architecture import Model
+from ..model.n1_5.fast import RequestGraphs
+from ..model.targets import Call, Recording, Target, cast_inputs
+from ..plans.backends import get_backend
+from ..plans.resolve import Resolved, ResolvedSubmodule, graph_tolerance, resolve_action_gate
+from ..plans.schema import BenchmarkOptions, Plan, Ranges
+from ..policy.policy import ModelPolicy
+from ..record.samples import Samples
+from ..record.schema import (
+    REQUEST,
+    Against,
+    Agreement,
+    Argument,
+    Baseline,
+    Build,
+    Candidate,
+    Result,
+    StageTime,
+    Status,
+    Workload,
+)
+from .accuracy import compare, full_fp32, judge
+from .memory import MemoryMeter
+from .stages import REST, TOTAL, StageRow, StageTimer
+from .timers import Calls, drain, measure_alternating
+from .workloads import Request
+
+SPLIT_CALLS = 10
+"""Calls whose stages are timed where that needs calls of its own."""
+
+Stages = Mapping[str, Callable[..., Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What eager fp32 made of some requests, before anything was cast or compiled.
+
+    Attributes:
+        policy: In fp32, nothing compiled.
+        base: The request that stages were recorded in, and that compiled submodules are tuned for.
+        actions: Workload -> normalised actions [B, T, action_dim], on the host.
+        recordings: Optimizations -> every call of every stage within the base request.
+    """
+
+    policy: ModelPolicy
+    base: Request
+    actions: Mapping[Workload, Tensor]
+    recordings: Mapping[tuple[str, ...], Recording]
+
+
+@torch.no_grad()
+def take_reference(
+    policy: ModelPolicy,
+    base: Request,
+    optimizations: Iterable[tuple[str, ...]],
+    steps: Steps,
+    *,
+    further: Iterable[Request] = (),
+) -> Reference:
+    """Run requests in eager fp32, and keep what every stage was given and gave.
+
+    Args:
+        policy: In fp32, nothing compiled.
+        optimizations: Sets whose stages will be compiled; none is the plain model.
+        further: Requests besides the base whose actions will be needed.
+    """
+    plain = policy.model
+    steps.step("running eager fp32, the reference")
+    actions: dict[Workload, Tensor] = {}
+    for request in (base, *further):
+        work = request.workload
+        if work not in actions:
+            if request is not base:
+                size = f"{work.views} view, batch {work.batch}, {work.steps} steps"
+                steps.step(f"eager fp32, the reference: {size}")
+            actions[work] = _reference_actions(plain, request)
+    recordings = {names: _recording(plain, base, names, steps) for names in dict.fromkeys(optimizations)}
+    return Reference(policy, base, actions, recordings)
+
+
+def _reference_actions(plain: Model, request: Request) -> Tensor:
+    plain.denoising_steps = request.workload.steps
+    with full_fp32(), torch.no_grad():
+        return plain.get_action(request.resident(plain), noise=request.noise)["action_pred"].cpu()
+
+
+def _recording(plain: Model, base: Request, names: tuple[str, ...], steps: Steps) -> Recording:
+    if names:
+        steps.step("restructuring the model and recording its stages")
+    plain.denoising_steps = base.workload.steps
+    recording: Recording
+    with full_fp32():
+        recording, _ = plain.architecture.restructured(plain, names).record(base.inputs, base.noise)
+    return recording
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One submodule as a backend built it, held against the reference.
+
+    Attributes:
+        agreement: Its worst agreement with eager fp32 over every call of the recorded request.
+        failures: What the gate holds against it; empty when it passes.
+        peak_bytes: The most memory that building and checking it took, on top of what was in use.
+    """
+
+    target: Target
+    resolved: ResolvedSubmodule
+    built: Built
+    agreement: Agreement
+    failures: tuple[str, ...]
+    peak_bytes: int | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Nothing was built: it is the stage in eager PyTorch."""
+        return self.resolved.backend == "eager"
+
+    def eager(self) -> Tensor:
+        """The baseline `stage`: the same stage in eager PyTorch, on the recorded inputs."""
+        result: Tensor = self.target.module(*self.target.inputs)
+        return result
+
+    def call(self) -> Tensor:
+        """What was built, on the recorded inputs."""
+        result: Tensor = self.built.call(*self.target.inputs)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A model that can be called in one way.
+
+    Attributes:
+        table: What the model's stages are during a call.
+        parts: Compile target -> what was built.
+        graphs: What replays requests as CUDA graphs; None for a variant without.
+    """
+
+    candidate: Candidate
+    model: Model
+    table: Stages
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    graphs: RequestGraphs | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether everything that was built can run on this machine."""
+        return all(part.built.runs for part in self.parts.values())
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A whole request against the reference.
+
+    Attributes:
+        actions: Normalised [B, T, action_dim], on the host.
+        first_call_ms: What this call took.
+    """
+
+    actions: Tensor
+    agreement: Agreement
+    failures: tuple[str, ...]
+    first_call_ms: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Interleaved latencies by name, and where the time went."""
+
+    latencies: Mapping[str, Samples]
+    stages: Mapping[str, Sequence[StageRow]]
+
+
+class Harness:
+    """Builds, checks and times candidates of one plan against a reference.
+
+    Making one casts the reference's model to the plan's precisions, in place.
+
+    Attributes:
+        original: The model as it was published, in eager PyTorch: the baseline of requests.
+        action_gate: What the actions of every variant must reach.
+    """
+
+    def __init__(self, reference: Reference, plan: Plan, steps: Steps):
+        self.reference, self.plan, self.steps = reference, plan, steps
+        self.policy = reference.policy
+        self.plain: Model = reference.policy.model
+        self.device = self.plain.device
+        self.action_gate = resolve_action_gate(plan)
+        self._expected, self._recordings = dict(reference.actions), dict(reference.recordings)
+        self._uncast = all(row == "fp32" for row in self._precisions())
+        self._models: dict[tuple[str, ...], Model] = {(): self.plain}
+        self._captured: set[tuple[int, Workload]] = set()
+        set_precision(self.plain, plan)
+        self.original = Variant(Candidate(precision=plan.precision), self.plain, dict(self.plain.stages))
+
+    def _precisions(self) -> set[str]:
+        own = {settings.precision for settings in self.plan.submodules.values() if settings.precision}
+        return {self.plan.precision, *own}
+
+    def expected(self, request: Request) -> Tensor:
+        """The reference's actions; of a model that stays in fp32, worked out when they are asked for."""
+        if request.workload not in self._expected:
+            if not self._uncast:
+                raise RuntimeError(f"no reference was taken of {request.workload}, and the model is cast already")
+            self.install(self.original, request.workload)
+            self._expected[request.workload] = _reference_actions(self.plain, request)
+        return self._expected[request.workload]
+
+    def recording(self, optimizations: tuple[str, ...]) -> Recording:
+        """The reference's calls of the stages that a model with these optimizations has."""
+        if optimizations not in self._recordings:
+            if not self._uncast:
+                raise RuntimeError(f"no stages were recorded with {optimizations}, and the model is cast already")
+            self.install(self.original, self.reference.base.workload)
+            self._recordings[optimizations] = _recording(self.plain, self.reference.base, optimizations, self.steps)
+        return self._recordings[optimizations]
+
+    def model(self, optimizations: tuple[str, ...]) -> Model:
+        """The model with these optimizations, which shares the plain one's weights; made once while it is kept."""
+        if optimizations not in self._models:
+            self._models[optimizations] = self.plain.architecture.restructured(self.plain, optimizations)
+        return self._models[optimizations]
+
+    def keep_only(self, optimizations: Iterable[tuple[str, ...]]) -> None:
+        """Let go of the models that nothing needs any more."""
+        kept = {(), *optimizations}
+        self._models = {names: model for names, model in self._models.items() if names in kept}
+
+    def build(
+        self,
+        name: str,
+        resolved: ResolvedSubmodule,
+        optimizations: tuple[str, ...],
+        *,
+        ranges: Ranges | None = None,
+        backend: Backend | None = None,
+        engine_dir: Path | None = None,
+        cache: EngineCache | None = None,
+        label: str = "",
+    ) -> Part:
+        """Build one submodule and hold it against the eager fp32 recording; the model is left as it is.
+
+        Args:
+            ranges: Sizes that it must accept; the plan's where None.
+            backend: In place of the one that `resolved` names.
+            label: What to call it while it is built.
+        Raises: BackendError, PlanError or RecordError from the backend.
+        """
+        model, recording, base = self.model(optimizations), self.recording(optimizations), self.reference.base
+        dims = dimension_ranges(model.config, ranges or self.plan.ranges, base)
+
+        def progress(phase: str) -> None:
+            self.steps.step(f"{label or name}: {phase}")
+
+        with MemoryMeter(self.device) as memory:
+            target = model.target(name, recording, dims)
+            maker = backend or get_backend(resolved.backend)
+            built = maker.build(target, resolved.build, engine_dir=engine_dir, progress=progress, cache=cache)
+            progress("comparing with eager fp32")
+            agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), self.device)
+        failures = judge(name, agreement, resolved.gate)
+        return Part(target, resolved, built, agreement, failures, memory.added_bytes)
+
+    def variant(self, candidate: Candidate, parts: Mapping[str, Part] | None = None) -> Variant:
+        """The model of a candidate with what was built of it in its stages' place."""
+        model, parts = self.model(candidate.optimizations), parts or {}
+        table: dict[str, Callable[..., Tensor]] = dict(self.original.table)
+        if candidate.optimizations:
+            table = {name: model.eager_stage(name) for name in model.stages}
+        table |= {name: part.built.call for name, part in parts.items()}
+        return Variant(candidate, model, table, parts)
+
+    def graphed(self, variant: Variant) -> Variant:
+        """The same, every request replayed as one CUDA graph. Raises: BackendError where that is impossible."""
+        graphs = request_graphs(
+            variant.model,
+            {name: part.resolved.backend for name, part in variant.parts.items()},
+            tolerance=graph_tolerance(self.plan),
+        )
+        return replace(variant, candidate=replace(variant.candidate, graph=True), graphs=graphs)
+
+    def captured(self, variant: Variant) -> Variant:
+        """The same with the graphs that its model was given."""
+        graphs: Any = variant.model.graphs
+        return replace(variant, candidate=replace(variant.candidate, graph=graphs is not None), graphs=graphs)
+
+    def install(self, variant: Variant, work: Workload) -> None:
+        """Make the model call what the variant says, in the workload's denoising steps."""
+        model = variant.model
+        if model.denoising_steps != work.steps:
+            model.denoising_steps = work.steps
+        if model.loop != variant.candidate.loop:
+            model.loop = variant.candidate.loop
+        model.stages.update(variant.table)
+        model.graphs = variant.graphs
+
+    def restore(self) -> None:
+        """Give the policy its plain model back, in eager PyTorch."""
+        self.policy.model = self.plain
+        self.install(self.original, self.reference.base.workload)
+
+    def call(self, variant: Variant, request: Request, of: str = "model") -> Callable[[], Any]:
+        """What is timed, and checked.
+
+        Args:
+            of: ``model``: inputs resident on the device to normalised actions; ``request``: an observation in numpy to
+                actions in numpy.
+        """
+        self.install(variant, request.workload)
+        if of == REQUEST:
+
+            def whole() -> Any:
+                self.install(variant, request.workload)
+                self.policy.model = variant.model
+                return self.policy.get_action(request.observation, noise=request.noise)
+
+            return whole
+        resident = request.resident(variant.model)
+
+        def alone() -> Tensor:
+            self.install(variant, request.workload)
+            return variant.model.get_action(resident, noise=request.noise)["action_pred"]
+
+        return alone
+
+    def capture(self, variant: Variant, request: Request) -> None:
+        """Capture requests of this workload, unless that was done. Raises: BackendError saying why it cannot be."""
+        key = (id(variant.graphs), request.workload)
+        if variant.graphs is None or key in self._captured:
+            return
+        self.install(variant, request.workload)
+        refused = variant.graphs.capture(variant.model.prepare(request.resident(variant.model)), request.noise)
+        if refused is not None:
+            raise BackendError(f"one CUDA graph: {refused}")
+        self._captured.add(key)
+
+    @torch.no_grad()
+    def check(self, variant: Variant, request: Request) -> Checked:
+        """Hold the actions of one request against eager fp32, from the same noise."""
+        expected = self.expected(request)
+        with MemoryMeter(self.device) as memory:
+            call = self.call(variant, request)
+            start = time.perf_counter()
+            actions = call()
+            drain(self.device)
+            first_call_ms = (time.perf_counter() - start) * 1e3
+        agreement = compare(actions.cpu(), expected)
+        failures = judge("actions", agreement, self.action_gate)
+        return Checked(actions, agreement, failures, first_call_ms, memory.added_bytes)
+
+    @torch.no_grad()
+    def time(
+        self,
+        variants: Mapping[str, Variant],
+        request: Request,
+        options: BenchmarkOptions,
+        *,
+        of: str = REQUEST,
+        split: bool = True,
+        split_calls: int | None = None,
+    ) -> Timed:
+        """Time whole calls of several variants, interleaved, and where asked for their stages.
+
+        Reading the clock is nothing beside a request on a CPU, but events between its kernels delay a GPU: there the
+        split gets calls of its own. A replayed graph passes through no stage and has none.
+
+        Args:
+            split_calls: Calls whose stages are timed on a GPU; as many as are timed where None.
+        """
+        on_cpu = self.device.type == "cpu"
+        latencies, stages = self._interleaved(variants, request, options, of, split and on_cpu)
+        if split and not on_cpu:
+            fewer = replace(options, iterations=split_calls, warmup=1) if split_calls else options
+            _, stages = self._interleaved(variants, request, fewer, of, True)
+        return Timed(latencies, stages)
+
+    def _interleaved(
+        self, variants: Mapping[str, Variant], request: Request, options: BenchmarkOptions, of: str, split: bool
+    ) -> tuple[dict[str, Samples], dict[str, list[StageRow]]]:
+        calls: dict[str, Callable[[], object]] = {}
+        timers: dict[str, StageTimer] = {}
+        try:
+            with ExitStack() as stack:
+                for name, variant in variants.items():
+                    table = dict(variant.table)
+                    if split and variant.graphs is None:
+                        tables = (self.policy.stages, table) if of == REQUEST else (table,)
+                        timers[name] = stack.enter_context(StageTimer(tables, self.device))
+                    calls[name] = _marked(self.call(replace(variant, table=table), request, of), timers.get(name))
+                latencies = self.interleaved(calls, options)
+        finally:
+            self.restore()
+        return latencies, {name: timer.rows(warmup=latencies[name].warmup) for name, timer in timers.items()}
+
+    @torch.no_grad()
+    def interleaved(self, calls: Calls, options: BenchmarkOptions) -> dict[str, Samples]:
+        """Latencies by name, taken in turn as the options say."""
+        return measure_alternating(
+            calls,
+            timer=options.timer,
+            warmup=options.warmup,
+            iterations=options.iterations,
+            max_seconds=options.max_seconds,
+            device=self.device,
+        )
+
+    def part_result(self, part: Part, group: str = "run", latencies: Mapping[str, Samples] | None = None) -> Result:
+        """What became of one submodule.
+
+        Args:
+            latencies: Of ``eager`` and of the backend, whichever there are; None where nothing was timed.
+        """
+        backend, latencies = part.resolved.backend, latencies or {}
+        eager, own = latencies.get("eager"), latencies.get(backend)
+        timed = eager is not None and not part.is_baseline
+        return Result(
+            group,
+            backend,
+            part.target.name,
+            Candidate(backend, part.resolved.precision, self.plan.optimizations, self.plan.loop),
+            self.reference.base.workload,
+            Status.BUILT_NOT_RUN if not part.built.runs else Status.MEASURED if own else Status.CHECKED,
+            build=build_of(part.built, part.target, part.peak_bytes),
+            latency_ms=own,
+            against=Against.of(Baseline.STAGE, eager, own, backend) if timed and eager else None,
+            accuracy=part.agreement,
+            gate=part.resolved.gate,
+            passed=not part.failures,
+            failures=part.failures,
+            peak_bytes=part.peak_bytes,
+            notes=part.built.notes,
+        )
+
+    def request_result(
+        self, name: str, variant: Variant, checked: Checked | None, group: str = "run", timed: Timed | None = None
+    ) -> Result:
+        """What became of a whole request.
+
+        Args:
+            timed: Latencies of ``original`` and of `name`, whichever there are; None where nothing was timed.
+        """
+        latencies = timed.latencies if timed else {}
+        original, own = latencies.get("original"), latencies.get(name)
+        if own is None and variant.table == self.original.table:
+            own, original = original, None  # the candidate is the original itself
+        built = [build_of(part.built) for part in variant.parts.values() if not part.is_baseline]
+        return Result(
+            group,
+            name,
+            REQUEST,
+            variant.candidate,
+            self.reference.base.workload,
+            Status.BUILT_NOT_RUN if not variant.runs else Status.MEASURED if own else Status.CHECKED,
+            build=total(built) if built else None,
+            latency_ms=own,
+            against=Against.of(Baseline.ORIGINAL, original, own, name) if original and name != "original" else None,
+            first_call_ms=checked.first_call_ms if checked and variant.runs else None,
+            accuracy=checked.agreement if checked else None,
+            gate=self.action_gate if checked else None,
+            passed=not checked.failures if checked else None,
+            failures=checked.failures if checked else (),
+            peak_bytes=checked.peak_bytes if checked else None,
+        )
+
+
+@torch.no_grad()
+def agreement_with(
+    call: Callable[..., Tensor], calls: Sequence[Call], dtypes: Sequence[torch.dtype], device: torch.device
+) -> Agreement:
+    """The worst agreement of `call` with recorded fp32 calls, given the same inputs.
+
+    Args:
+        dtypes, device: What each floating input is cast to and where all go, as in a request.
+    """
+    # Copies: a backend may hand out the same buffer for every call.
+    outputs = [call(*cast_inputs(recorded, dtypes, device)).clone() for recorded in calls]
+    return compare(outputs, [recorded.output for recorded in calls])
+
+
+def build_of(built: Built, target: Target | None = None, peak_bytes: int | None = None) -> Build:
+    """What a backend says of what it built."""
+    coverage = built.coverage
+    arguments = {}
+    if target is not None:
+        for name, tensor, ranges in zip(target.argument_names, target.inputs, target.ranges, strict=True):
+            spans = {str(axis): f"{dim.name} {dim.minimum} to {dim.maximum}" for axis, dim in ranges.items()}
+            arguments[name] = Argument(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), spans)
+    return Build(
+        seconds=built.build_s,
+        phases_s=dict(built.phases_s),
+        from_cache=built.from_cache,
+        operators=coverage.operators if coverage else None,
+        converted=coverage.converted if coverage else None,
+        coverage_percent=coverage.percent if coverage else None,
+        engines=coverage.engines if coverage else None,
+        unsupported=dict(coverage.unsupported) if coverage else {},
+        layers_before=built.layers_before,
+        layers_after=built.layers_after,
+        engine_bytes=built.engine_bytes,
+        engine_path=str(built.engine.path) if built.engine else None,
+        peak_bytes=peak_bytes,
+        settings=dict(built.settings),
+        arguments=arguments,
+    )
+
+
+def total(builds: Sequence[Build]) -> Build:
+    """What several submodules took together; engines from the cache took no time to build."""
+
+    def added(values: Iterable[float | int | None]) -> Any:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    return Build(
+        seconds=added(one.seconds for one in builds if not one.from_cache),
+        from_cache=bool(builds) and all(one.from_cache for one in builds),
+        engines=added(one.engines for one in builds),
+        layers_before=added(one.layers_before for one in builds),
+        layers_after=added(one.layers_after for one in builds),
+        engine_bytes=added(one.engine_bytes for one in builds),
+    )
+
+
+def stage_times(timed: Timed, name: str) -> list[StageTime]:
+    """Where a request of a variant spends its time, beside the original's; what lies between stages last.
+
+    Args:
+        name: Of the variant; ``original`` alone where it cannot run.
+    """
+    by_stage: dict[str, dict[str, StageRow]] = {}
+    for label, rows in timed.stages.items():
+        for row in rows:
+            by_stage.setdefault(row.stage, {})[label] = row
+    for last in (REST, TOTAL):
+        if last in by_stage:
+            by_stage[last] = by_stage.pop(last)
+    out = []
+    for stage, by_name in by_stage.items():
+        own, original = by_name.get(name), by_name.get("original") if name != "original" else None
+        # The restructured model has no backbone stage around its towers: where both models have a stage, its place
+        # is the variant's, whose shares are shown.
+        one = own or by_name["original"]
+        out.append(
+            StageTime(
+                stage,
+                one.within,
+                one.calls_per_request,
+                own.latency_ms if own else None,
+                original.latency_ms if original else None,
+            )
+        )
+    return out
+
+
+def _marked(call: Callable[[], object], timer: StageTimer | None) -> Callable[[], object]:
+    def marked() -> object:
+        with timer.request() if timer else nullcontext():
+            return call()
+
+    return marked
+
+
+def build_all(harness: Harness, resolved: Resolved, cache: EngineCache | None) -> dict[str, Part]:
+    """Every compile target, built one after the other and held against the reference."""
+    parts = {}
+    for number, name in enumerate(resolved.names, 1):
+        parts[name] = harness.build(
+            name,
+            resolved[name],
+            resolved.plan.optimizations,
+            engine_dir=resolved.engine_dir,
+            cache=cache,
+            label=f"{name} ({number} of {len(resolved.names)})",
+        )
+    return parts
+
+
+def candidate_of(resolved: Resolved, parts: Mapping[str, Part]) -> Candidate:
+    """What a plan with these parts is; its backend is ``mixed`` where it has several."""
+    plan = resolved.plan
+    used = {part.resolved.backend for part in parts.values()}
+    backend = used.pop() if len(used) == 1 else "mixed"
+    return Candidate(backend, plan.precision, plan.optimizations, plan.loop)

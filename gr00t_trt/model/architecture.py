@@ -1,0 +1,136 @@
+"""What the rest of the package knows of a model generation, and what a model can do. Never imports torch.
+
+A generation is one folder beside this file with an `Architecture` in its `architecture.py`, and one row in
+`gr00t_trt.model.ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+BATCH, IMAGES, LENGTH = "batch", "images", "length"
+"""The dimensions along which arguments of a compile target vary."""
+
+Arguments = Mapping[str, Mapping[int, str]]
+"""Argument name of a compile target -> axis -> name of the dimension that varies along it."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One generation of the model.
+
+    Attributes:
+        name: Of its folder. title: What people call it.
+        submodules: The compile targets of the plain model, in the order in which a request passes through them.
+        groups: Name on the command line -> the submodules that it stands for.
+        joint: Compile target that is one graph of a whole group -> that group.
+        step: The submodules that one denoising step consists of.
+        loops: How the denoising loop is cut, the plain model's way first; the others are compile targets of the
+            restructured model, each in the place of `step`.
+        arguments: Compile target of the plain model -> its arguments.
+        covers: Stage made of several submodules, or of another's -> these; the first gives it its settings.
+        borrows: Stage -> optimization with which weights of further submodules compute in it, and these submodules;
+            they are cast with their owner.
+        attention: The submodules that have attention.
+        image_tokens: Of one 224 x 224 view. longest_prompt: Tokens that the language model has positions for.
+        optimizations: Steps from the plain model to the restructured one, in the order of the waterfall -> what each
+            does.
+        renamed: Name that an optimization had in earlier releases -> the one that it is part of.
+        replay_needs: The optimization without which requests cannot be replayed as CUDA graphs.
+        plain_only: Setting of a plan that the restructured model cannot honour -> why.
+        restructure: ``module:function`` that makes the restructured model of a plain one and some optimizations.
+        colors: Stage of a request -> its colour in charts; stages of one colour are one part of a request.
+    """
+
+    name: str
+    title: str
+    submodules: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    joint: Mapping[str, tuple[str, ...]]
+    step: tuple[str, ...]
+    loops: tuple[str, ...]
+    arguments: Mapping[str, Arguments]
+    covers: Mapping[str, tuple[str, ...]]
+    borrows: Mapping[str, tuple[str, tuple[str, ...]]]
+    attention: tuple[str, ...]
+    image_tokens: int
+    longest_prompt: int
+    optimizations: Mapping[str, str]
+    renamed: Mapping[str, str]
+    replay_needs: str
+    plain_only: Mapping[str, str]
+    restructure: str
+    colors: Mapping[str, str]
+
+    def restructured(self, plain: Any, optimizations: Sequence[str]) -> Any:
+        """The `Model` with these optimizations, which shares the plain one's weights; without any, the plain one."""
+        if not optimizations:
+            return plain
+        module, _, name = self.restructure.partition(":")
+        return getattr(importlib.import_module(module), name)(plain, optimizations=optimizations)
+
+    def parts_of(self, target: str) -> tuple[str, ...]:
+        """The submodules that a compile target takes the place of: itself, or several."""
+        return self.covers.get(target, self.joint.get(target, (target,)))
+
+
+class Model(Protocol):
+    """A model of any generation, plain or restructured: one table of stages, and requests that pass through it."""
+
+    stages: dict[str, Callable[..., Tensor]]
+    """Name -> callable on positional tensors; every call of a part goes through this table."""
+    stage_dtypes: dict[str, torch.dtype]
+    graphs: Callable[..., Tensor] | None
+    """What answers requests in the stages' place; always None for a model that cannot be replayed."""
+    loop: str
+    denoising_steps: int
+    action_horizon: int
+
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def optimizations(self) -> frozenset[str]:
+        """In use; none in the plain model."""
+        ...
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def lookups_on_host(self) -> bool:
+        """Whether token ids, mask and embodiments are looked up in host memory."""
+        ...
+
+    def eager_stage(self, name: str) -> nn.Module: ...
+    def reset_stages(self) -> None: ...
+    def cast_stage(self, name: str, dtype: torch.dtype) -> None: ...
+    def cast_glue(self, dtype: torch.dtype) -> None: ...
+    def argument_dtypes(self, name: str) -> Sequence[torch.dtype]: ...
+    def get_action(self, inputs: Any, noise: Tensor | None = None) -> dict[str, Tensor]: ...
+    def prepare(self, inputs: Mapping[str, Any]) -> Any:
+        """A request checked and moved to the device, ready for `get_action` and for capturing."""
+        ...
+
+    def record(self, inputs: Mapping[str, Any], noise: Tensor) -> tuple[Any, Tensor]:
+        """Run a request and keep what every stage was called with and gave: a `targets.Recording`, and the actions."""
+        ...
+
+    def target(self, name: str, recording: Any, dims: Mapping[str, Any]) -> Any:
+        """A stage with its recorded inputs, as a `targets.Target`."""
+        ...
+
+    def uncaptured(self) -> AbstractContextManager[None]:
+        """Requests inside pass through the stages, whatever `graphs` is."""
+        ...

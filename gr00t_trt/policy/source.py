@@ -1,0 +1,122 @@
+"""What the flags name: a checkpoint and a row of a dataset, as a policy and an observation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.progress import Steps
+from ..data import (
+    DatasetMetadata,
+    LeRobotDataset,
+    data_config,
+    embodiment_index,
+    read_metadata,
+    synthetic_dataset,
+    validate_observation,
+)
+from ..errors import DatasetError
+from ..model import resolve_checkpoint
+from .policy import Gr00tPolicy, load_policy
+
+
+@dataclass(frozen=True)
+class Source:
+    """A policy and an observation for it; `flags` explains each.
+
+    Attributes:
+        dataset_path: None takes the policy's example observation instead of a recorded one.
+    """
+
+    model_path: str = "nvidia/GR00T-N1.5-3B"
+    dataset_path: str | None = "./demo_data/robot_sim.PickNPlace"
+    data_config: str = "fourier_gr1_arms_only"
+    embodiment_tag: str = "gr1"
+    metadata: str | None = None
+    tokenizer: str | None = None
+    bracketed_instruction: bool = False
+    denoising_steps: int | None = None
+    episode: int = 0
+    step: int = 0
+    frame_lookup: str = "index"
+
+    @staticmethod
+    def of(args: argparse.Namespace) -> Source:
+        """From the flags that a program has; the rest keeps its defaults."""
+        return Source(**{f.name: getattr(args, f.name) for f in fields(Source) if hasattr(args, f.name)})
+
+    @property
+    def about(self) -> str:
+        """Which observation it is, in a few words."""
+        if self.dataset_path is None:
+            return "an example observation"
+        return f"{Path(self.dataset_path).name}, episode {self.episode}, step {self.step}"
+
+    def dataset(self) -> LeRobotDataset:
+        """The dataset of a source that has one; `synthetic` is generated once and reused."""
+        assert self.dataset_path is not None
+        config = data_config(self.data_config)
+        synthetic = self.dataset_path == "synthetic"
+        path = synthetic_dataset(data_config=self.data_config) if synthetic else Path(self.dataset_path)
+        return LeRobotDataset(path, config.modality_config(), frame_lookup=self.frame_lookup)
+
+    def policy(self, device: torch.device, steps: Steps, *, statistics: DatasetMetadata | None = None) -> Gr00tPolicy:
+        """The policy, in fp32.
+
+        Args:
+            statistics: For a synthetic model, which has none of its own; others bring theirs.
+        Raises: Gr00tError, as `load_policy`.
+        """
+        steps.step(f"loading the model: {self.model_path}")
+        folder = resolve_checkpoint(self.model_path)
+        return load_policy(
+            folder or self.model_path,  # the hub is asked once
+            data_config=self.data_config,
+            embodiment_tag=self.embodiment_tag,
+            metadata=self.metadata or (statistics if folder is None else None),
+            tokenizer=self.tokenizer,
+            denoising_steps=self.denoising_steps,
+            bracketed_instruction=self.bracketed_instruction,
+            device=device,
+        )
+
+
+def load_source(source: Source, device: torch.device, steps: Steps) -> tuple[Gr00tPolicy, dict[str, Any]]:
+    """The policy of a source, in fp32, and its observation.
+
+    Raises: Gr00tError for anything missing; what is small is found before the weights are read.
+    """
+    embodiment_index(source.embodiment_tag)
+    steps.step(f"reading the observation: {source.about}")
+    if source.dataset_path is None:
+        policy = source.policy(device, steps)
+        return policy, policy.example()
+    dataset = source.dataset()
+    observation = recorded_step(dataset, source.episode, source.step)
+    folder = resolve_checkpoint(source.model_path)
+    own = source.metadata or folder
+    metadata = dataset.metadata(source.embodiment_tag) if own is None else read_metadata(own, source.embodiment_tag)
+    # The policy checks it too, but only once it has its weights, which takes a while.
+    validate_observation(observation, dataset.modality_config, metadata)
+    return source.policy(device, steps, statistics=metadata), observation
+
+
+def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str, Any]:
+    """One row of a dataset as an observation. Raises: DatasetError for a row that the episode does not have."""
+    length = next((e.length for e in dataset.episodes if e.index == episode), None)
+    if length and step >= length:
+        raise DatasetError(f"--step: episode {episode} has no row {step}", known=f"0 to {length - 1}")
+    return dataset.step(episode, step)
+
+
+def read_observation(source: Source, steps: Steps) -> Mapping[str, Any] | None:
+    """The recorded observation of a source; None for one without a dataset."""
+    if source.dataset_path is None:
+        return None
+    steps.step(f"reading an observation: {source.dataset_path}")
+    return recorded_step(source.dataset(), source.episode, source.step)

@@ -1,0 +1,292 @@
+"""Records as files: written whole or not at all, read back as the types that they were written from. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..common.command import discard
+from ..common.files import prepare_file, write_whole
+from ..errors import RecordError
+from .samples import Samples
+from .schema import SCHEMA, Against, NonFinite, Record, Result
+from .schema1 import upgraded
+
+RECORD_FIX = "name a record; a run prints the path of its own as its last line"
+LARGEST = 1e20
+"""No measurement comes near it; above, arithmetic on axes would overflow."""
+
+_FILE = ("record", "--record")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
+"""Control characters, halves of characters, and the marks that turn the direction of the text around them."""
+
+
+def visible(text: str) -> str:
+    """Text without what no reader could see, and no file could hold: each such character becomes U+FFFD."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def record_flags(group: Any) -> None:
+    """`--record` and `--json`, for `record_path` and `deliver`."""
+    group.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
+    group.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+
+
+def record_path(args: argparse.Namespace, subject: str) -> Path:
+    """Where the record will go. Raises: RecordError, before any work is done, for a path that cannot be written."""
+    path = Path(args.record) if args.record else default_record_path(Path.cwd(), subject)
+    prepare_record(path)
+    return path
+
+
+def deliver(record: Record, path: Path, args: argparse.Namespace) -> None:
+    """Write a record, and print its path on stdout, or itself with `--json`.
+
+    Raises: RecordError when it cannot be written, or stdout takes nothing; a reader that has gone is no error.
+    """
+    write_record(record, path)
+    try:
+        print(dumps(record) if args.json else path, flush=True)
+    except OSError as error:  # a full disk, or a reader that has seen enough: the record is safe in its file
+        discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise RecordError(f"stdout cannot be written: {error.strerror}", fix=f"read {path}") from error
+
+
+def default_record_path(root: str | Path, name: str) -> Path:
+    """A path under `root`/records that no file has yet: UTC time to the millisecond and a short subject.
+
+    Args:
+        name: The subject, such as ``"fp16 all"``; anything but letters, digits, dots and dashes becomes a dash.
+    """
+    now = datetime.now(timezone.utc)
+    stamp = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z"
+    subject = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:60] or "run"
+    folder = Path(root) / "records"
+    path = folder / f"{stamp}-{subject}.json"
+    number = 2
+    while path.exists():
+        path = folder / f"{stamp}-{subject}-{number}.json"
+        number += 1
+    return path
+
+
+def prepare_record(path: str | Path) -> None:
+    """`files.prepare_file` for a record. Raises: RecordError for a path that cannot be written."""
+    prepare_file(path, *_FILE)
+
+
+def write_record(record: Any, path: str | Path) -> Path:
+    """Write a record whole or not at all, making the folder where needed; an older file at `path` is replaced.
+
+    NaN and infinities become null and are listed under `non_finite`; `record` itself is left as it is.
+
+    Args:
+        record: A `Record`, or a mapping of another program's.
+    Returns: `path`.
+    Raises: RecordError for a path that cannot be written, a full disk, or a value that JSON has no form for.
+    """
+    return write_whole(dumps(record) + "\n", path, *_FILE)
+
+
+def dumps(record: Any) -> str:
+    """The record as JSON text, the same that `write_record` writes. Raises: RecordError for a value without a form."""
+    lost: list[NonFinite] = []
+    plain = _plain(record, "", lost)
+    if isinstance(plain, dict) and lost:
+        before = plain.get("non_finite") or []
+        plain["non_finite"] = [*before, *(_plain(one, "", []) for one in lost)]
+    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any, at: str, lost: list[NonFinite]) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        lost.append(NonFinite(at, str(float(value))))
+        return None
+    if isinstance(value, (str, Path)):
+        return without_home(str(value))
+    if isinstance(value, Samples):
+        value = value.to_dict()
+    elif is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{at}.{key}" if at else str(key), lost) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{at}[{i}]", lost) for i, item in enumerate(value)]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return _plain(value.tolist(), at, lost)
+    raise RecordError(
+        f"record: {at}: a {type(value).__name__} has no form in JSON", known="numbers, text, lists, mappings"
+    )
+
+
+def without_home(text: str) -> str:
+    """Home folders carry the user's name, which is nobody's business in a shared result."""
+    home = os.path.expanduser("~")
+    if len(home) <= 1:
+        return text
+    return re.sub(re.escape(home) + r"(?=/|\\|$|[\s'\":,;)])", "~", text)
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a record back, of this schema or of the first.
+
+    Raises: RecordError for a missing or unreadable file, broken JSON, another schema, or a field of another kind.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+    except FileNotFoundError:
+        near = sorted(str(p) for p in Path(path).parent.glob("*.json"))
+        raise RecordError(f"{path}: no such record", known=near[:20] or None, fix=RECORD_FIX) from None
+    except OSError as error:
+        raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}", fix=RECORD_FIX) from error
+    except (ValueError, RecursionError) as error:  # includes JSONDecodeError and UnicodeDecodeError
+        raise RecordError(
+            f"{path}: not a record: {error}", known="JSON as this program writes it", fix=RECORD_FIX
+        ) from error
+    return record_from(raw, str(path))
+
+
+def record_from(raw: Any, path: str) -> Record:
+    """A record from what JSON holds. Raises: RecordError, as `read_record`."""
+    if not isinstance(raw, dict) or "schema" not in raw:
+        raise RecordError(
+            f"{path}: not a record: it has no schema number", known=f"schema 1 or {SCHEMA}", fix=RECORD_FIX
+        )
+    first = raw["schema"] == 1
+    if first:
+        try:
+            raw = upgraded(raw, path)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise RecordError(f"{path}: not a record of schema 1: {error}", fix=RECORD_FIX) from error
+    if raw["schema"] != SCHEMA:
+        raise RecordError(
+            f"{path}: schema {raw['schema']!r} is not known to this release", known=f"schema 1 or {SCHEMA}"
+        )
+    for key in ("created_utc", "results"):
+        if key not in raw:
+            raise RecordError(f"{path}: {key} is missing", known=f"the fields of schema {SCHEMA}", fix=RECORD_FIX)
+    record = typed(Record, raw, "", path)
+    assert isinstance(record, Record)
+    if first:  # what it held against another baseline than today's is held against today's
+        record.results = [_held_again(result) for result in record.results]
+    return record
+
+
+def _held_again(result: Result) -> Result:
+    against = result.against
+    if against is None or against.ratio is not None or result.latency_ms is None:
+        return result
+    return replace(result, against=Against.of(against.baseline, against.latency_ms, result.latency_ms, result.name))
+
+
+def typed(kind: Any, value: Any, at: str, path: str) -> Any:
+    """A value from JSON as a type of `schema` says it: what is missing or null gets its default.
+
+    Raises: RecordError naming file and field, for a value of another kind, or one that no measurement can have.
+    """
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else typed(next(one for one in inside if one is not type(None)), value, at, path)
+    if origin in (list, tuple):
+        if not isinstance(value, list):
+            raise _misfit(value, "a list", at, path)
+        return origin(typed(inside[0], item, f"{at}[{i}]", path) for i, item in enumerate(value) if item is not None)
+    if origin is not None:  # a mapping
+        if not isinstance(value, dict):
+            raise _misfit(value, "a mapping", at, path)
+        # Among named figures a null is no figure; a version that is null is a package that is not there.
+        kept = {k: v for k, v in value.items() if v is not None or type(None) in typing.get_args(inside[1])}
+        return {visible(k): typed(inside[1], v, f"{at}.{k}", path) for k, v in kept.items()}
+    if kind is Samples:
+        return _samples(value, at, path)
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise _misfit(value, "a mapping", at, path)
+        hints = typing.get_type_hints(kind)
+        known = {
+            field.name: typed(hints[field.name], value[field.name], f"{at}.{field.name}".lstrip("."), path)
+            for field in fields(kind)
+            if value.get(field.name) is not None
+        }
+        try:
+            return kind(**known)
+        except TypeError:
+            missing = next(f.name for f in fields(kind) if f.name not in known and not _optional(f))
+            raise RecordError(f"{path}: {at} has no {missing}", fix=RECORD_FIX) from None
+    return _scalar(kind, value, at, path)
+
+
+def _optional(field: Any) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _scalar(kind: type, value: Any, at: str, path: str) -> Any:
+    if issubclass(kind, Enum):
+        if value not in [one.value for one in kind]:
+            raise RecordError(f"{path}: {at} is {value!r}", known=[one.value for one in kind], fix=RECORD_FIX)
+        return kind(value)
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _misfit(value, "a number", at, path)
+        # 1e999 is JSON, and Python reads it as infinity.
+        if not (abs(value) <= LARGEST and math.isfinite(value)):
+            raise RecordError(
+                f"{path}: {at} is beyond anything that can be measured",
+                known=f"numbers up to {LARGEST:g}, or null",
+                fix=RECORD_FIX,
+            )
+        return value
+    if not isinstance(value, kind):
+        raise _misfit(value, {str: "text", bool: "true or false"}[kind], at, path)
+    return visible(value) if isinstance(value, str) else value
+
+
+def _samples(value: Any, at: str, path: str) -> Samples | None:
+    """Latencies; None without any. What `Samples.to_dict` derives from them is derived again."""
+    if not isinstance(value, dict):
+        raise _misfit(value, "a mapping", at, path)
+    for key in ("p50", "p90", "p99", "min", "max", "mean", "std", "hz"):
+        if value.get(key) is not None:
+            _scalar(float, value[key], f"{at}.{key}", path)
+    kept = typed(tuple[float, ...], value.get("samples") or [], f"{at}.samples", path)
+    if not kept and value.get("p50") is not None:
+        kept = (value["p50"],)
+    if not kept:
+        return None
+    given = {
+        key: _scalar(kind, value[key], f"{at}.{key}", path)
+        for key, kind in (("timer", str), ("warmup", int), ("device", str), ("note", str))
+        if value.get(key) is not None
+    }
+    return Samples(kept, **given)
+
+
+def _misfit(value: Any, kind: str, at: str, path: str) -> RecordError:
+    return RecordError(f"{path}: {at} is a {type(value).__name__}", known=f"{kind}, or null", fix=RECORD_FIX)

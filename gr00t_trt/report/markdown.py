@@ -1,0 +1,236 @@
+"""Records as Markdown, for README files: tables, and the remarks that go with them. Never imports torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+from ..plans.backends import BACKENDS
+from ..record.schema import Record, Result, Status
+from .tables import COLUMNS, WORK, Cell, Table, idle_backends, kernel_table, measured_tables, pivot, table, versions_of
+from .terminal import drift_text
+from .views import SAME_WORK, Loaded, View, rows_of
+
+LONGEST_NAME = 60
+
+HELPED = 1.02
+"""A step that makes a call less than this factor faster did not help: two runs of the same thing differ as much."""
+
+ROWS = ("step", "calls", "baseline", "p50", "p99", "tail", "speed_up", "cosine", "max_abs")
+RUN = ("what", "backend", "operators_in", "engines", "mb", "build", "baseline", "p50", "p99", "cosine")
+COMPARED = {"build": "build s", "mb": "MB", "layers": "layers", "p50": "p50 ms", "cosine": "cosine to fp32"}
+
+
+def written(made: Table) -> str:
+    """A table; columns that say nothing are left out."""
+    shown = made.filled()
+    lines = [_line(shown.heads), "|" + "|".join("---" if i < 1 else "--:" for i in range(len(shown.heads))) + "|"]
+    lines += [_line([_text(cell) for cell in row]) for row in shown.rows]
+    return "\n".join(lines)
+
+
+def _line(cells: object) -> str:
+    return "| " + " | ".join(cells) + " |"  # type: ignore[arg-type]
+
+
+def _text(cell: Cell) -> str:
+    # Of few samples the last hundredth is not known, and the maximum is no percentile.
+    if cell.mark in ("max", "built") or cell.text in ("-", "built"):
+        return "–"
+    text = cell.text.replace(" > ", " → ").replace("→ -", "→ –").replace("- →", "– →")
+    text = re.sub(r"^([\d.]+)x$", r"\1×", text)
+    return f"({text})" if cell.mark == "doubtful" else text
+
+
+def title(one: Loaded, links: str, remark: str = "") -> str:
+    """Bold: model, precision, device. Then the record, the versions and the workload.
+
+    Args:
+        links: Where the records lie, seen from the file that this goes into.
+    """
+    record, given = one.record, one.record.inputs
+    where = (record.environment.gpu if record.on_gpu else None) or f"no GPU, {record.environment.cpu_cores} CPU cores"
+    used = versions_of(record, "torch", "torch-tensorrt", "torch-tensorrt-rtx")
+    return (
+        f"**{record.model.path}{remark}, {record.setting('precision')}, {where}** "
+        f"([record]({links}{one.name}.json): {used}; {given.views} view, {given.sequence_length} tokens, "
+        f"{given.denoising_steps} steps, batch {given.batch_size})"
+    )
+
+
+def cost(record: Record) -> str:
+    """How long the whole run took, and its peak of memory."""
+    peak = record.peak_memory
+    memory = f", peak {peak.peak_bytes / 1e9:.1f} GB ({peak.kind})" if peak and peak.peak_bytes else ""
+    return f"Whole run {record.wall_s or 0:.0f} s{memory}."
+
+
+def section(one: Loaded, links: str, *, short: bool = False) -> str:
+    """Title, tables and remarks of one record.
+
+    Args:
+        short: Of a measuring run what sums it up, in one table.
+    """
+    if one.record.of("comparison"):
+        return _comparison(one, links)
+    if not one.record.measured:
+        return _run(one, links)
+    return _summary(one, links) if short else _measured(one, links)
+
+
+def _run(one: Loaded, links: str) -> str:
+    record = one.record
+    names = record.setting("optimizations") or record.setting("optimisations")
+    parts = table("", [View(one, result) for result in record.submodules], RUN, what="submodule",
+                  baseline="eager p50 ms", p50="compiled p50 ms", cosine="cosine to fp32")  # fmt: skip
+    lines = [title(one, links, ", restructured model" if names else ""), "", written(_named(parts, record.submodules))]
+    whole = record.request
+    if whole is not None:
+        keys = ("what", "engines", "mb", "build", "baseline", "p50", "p99", "cosine")
+        from .tables import request_of
+
+        lines += [
+            "",
+            written(
+                table(
+                    "",
+                    [View(one, request_of(record))],
+                    keys,
+                    what="",
+                    baseline="original p50 ms",
+                    p50="compiled p50 ms",
+                    cosine="cosine to fp32",
+                )
+            ),
+        ]
+    lines += ["", cost(record)]
+    if whole and whole.against and whole.against.text:
+        lines.append(f"Whole request: {whole.against.text}.")
+    executed = [str(BACKENDS[name].executed_by) for name in idle_backends(one) if BACKENDS[name].executed_by]
+    if executed:
+        lines.append(
+            f"Engines were built and not run, so they have no latency. Cosines are of {' and '.join(executed)}."
+        )
+    return "\n".join(lines)
+
+
+def _named(made: Table, results: list[Result]) -> Table:
+    """The second column with backend and precision."""
+    backend = [Cell(f"{r.candidate.backend} {r.candidate.precision or ''}".strip()) for r in results]
+    return replace(
+        made, texts=2, rows=tuple((row[0], own, *row[2:]) for row, own in zip(made.rows, backend, strict=True))
+    )
+
+
+def _comparison(one: Loaded, links: str) -> str:
+    """One line per submodule, the same figures of every backend. Layers: of the network that TensorRT is given, then of
+    the engine.
+    """
+    views = [view for view in one.views if view.result.group == "comparison"]
+    made = pivot("", views, tuple(COMPARED), COMPARED)
+    lines = [title(one, links, ", backends side by side"), "", written(made), "", cost(one.record)]
+    if idle := idle_backends(one):
+        lines.append(f"{' and '.join(idle)}: built and not run, so without a latency.")
+    refused = dict.fromkeys(f"{v.result.name}, {v.what}: {v.result.why}" for v in views if v.result.why)
+    return "\n".join([*lines, *(f"Not tried: {text}" for text in refused)])
+
+
+def _summary(one: Loaded, links: str) -> str:
+    """The ends of the waterfall, and the rows of the small groups that sum a run up."""
+    views = [v for v in rows_of([one], "waterfall") if not v.between]
+    views += rows_of([one], "loop", "request", "percentiles")
+    timed = [view for view in views if view.result.status is Status.MEASURED]
+    made = table("", timed, (*ROWS, "kernels", "kernel_ms", "roofline"), step="", baseline="original p50 ms")
+    lines = [title(one, links, ", measured in many forms"), "", written(made), "", cost(one.record)]
+    return "\n".join([*lines, *_drift(one.record)])
+
+
+def _drift(record: Record) -> list[str]:
+    text = drift_text(record) if record.drift and record.drift.drifted else ""
+    return [f"{text[0].upper()}{text[1:]}."] if text else []
+
+
+def _measured(one: Loaded, links: str) -> str:
+    """A table per group, and what was not measured."""
+    whole = any(view.result.subject == "request" for view in rows_of([one], "waterfall"))
+    what = "from numpy to numpy" if whole else "with inputs resident on the device"
+    lines = [
+        title(one, links, ", measured in many forms"),
+        "",
+        f"A call of the waterfall is one action chunk {what}. The original model in eager PyTorch and each row were "
+        "interleaved, A B A B; speed-ups of one table are against one baseline, and bracketed where the spreads of the "
+        "two overlapped.",
+    ]
+    extra = {group: (*(WORK if group == "waterfall" else ()), "roofline") for group in ("waterfall", "compile")}
+    for made in measured_tables(one, ROWS, extra):
+        heading = made.title.split(";")[0]
+        heads = (heading, *(_baseline_head(head, made.title) for head in made.heads[1:]))
+        lines += ["", written(replace(made, heads=heads))]
+    for view in reversed(rows_of([one], "waterfall")):
+        made_kernels = kernel_table(view, _short)
+        if made_kernels is not None:
+            first = f"the kernels of a call that take the most: {view.result.name}"
+            lines += ["", written(replace(made_kernels, heads=(first, *made_kernels.heads[1:])))]
+            break
+    left_out = [r for r in one.record.measured if r.why is not None]
+    lines += ["", cost(one.record), *_drift(one.record)]
+    if left_out:
+        lines.append("Not measured: " + "; ".join(f"{r.name} ({r.why})" for r in left_out) + ".")
+    return "\n".join([*lines, *(f"Note: {note.what}: {note.why}." for note in one.record.skipped)])
+
+
+def _baseline_head(head: str, about: str) -> str:
+    if head != COLUMNS["baseline"].head:
+        return head
+    return "eager p50 ms" if "the same in eager" in about else "original p50 ms"
+
+
+def _short(name: str) -> str:
+    """A kernel's name without its template's arguments, which fill lines."""
+    bare = re.sub(r"^void ", "", name).split("<")[0].split("(")[0] or name
+    return f"`{bare if len(bare) <= LONGEST_NAME else bare[:LONGEST_NAME] + '…'}`"
+
+
+def log(loaded: Mapping[str, Loaded], links: str) -> str:
+    """A line for every step of a waterfall, and every way to compile, that did not make a call faster."""
+    lines = [line for one in loaded.values() for line in _unhelpful(one, links)]
+    if not lines:
+        return "Nothing: every step that was measured made a call faster." if loaded else "Nothing was measured yet."
+    heads = _line(("what", "seen by", "before", "with it", "change", "record"))
+    return "\n".join([heads, "|---|---|--:|--:|--:|---|", *lines])
+
+
+def _unhelpful(one: Loaded, links: str) -> Iterator[str]:
+    """Of an uncaptured call on a GPU the time in kernels counts: between them the GPU waits for the host, for longer
+    in one call than in the next, and a graph does away with it. Else it is the speed-up against the original as it was
+    interleaved with each row, so that a clock that drifts between runs cancels out.
+    """
+    link = f"[{one.name}]({links}{one.name}.json)"
+    steps = [v.result for v in rows_of([one], SAME_WORK[0]) if v.result.status is Status.MEASURED]
+    best = max((_ratio(row) for row in steps), default=1.0)
+    for before, row in pairwise(steps):
+        what = row.name.removeprefix("+ ")
+        old, new = _kernel_ms(before), _kernel_ms(row)
+        if old and new:
+            if old < HELPED * new:
+                yield _line((what, "ms in kernels", f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}×", link))
+        elif _ratio(row) < HELPED * _ratio(before):
+            yield _slower(what, _ratio(before), _ratio(row), link)
+    for view in rows_of([one], "compile"):
+        row = view.result
+        if row.ratio is not None and _ratio(row) < best:
+            yield _slower(f"{row.name}, against the best of the waterfall", best, _ratio(row), link)
+
+
+def _ratio(row: Result) -> float:
+    return 1.0 if row.ratio is None else row.ratio
+
+
+def _slower(what: str, old: float, new: float, link: str) -> str:
+    return _line((what, "speed-up", f"{old:.2f}×", f"{new:.2f}×", f"{new / old:.2f}×", link))
+
+
+def _kernel_ms(row: Result) -> float | None:
+    return None if row.candidate.graph or row.work is None else row.work.kernel_ms

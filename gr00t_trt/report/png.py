@@ -1,0 +1,311 @@
+"""Charts as PNG files that say which record they were drawn from. Never imports torch.
+
+What was not measured is written where its bar would be. Needs matplotlib: pip install 'gr00t_trt[plots]'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import textwrap
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecordError
+from ..record.files import dumps
+from ..record.numbers import digits
+from ..record.schema import Record
+from .charts import (
+    LEAST_DISTANCE,
+    LEAST_MS,
+    Bars,
+    Chart,
+    Points,
+    Stacks,
+    accuracy_chart,
+    latency_chart,
+    letter,
+    roofline_chart,
+    stage_chart,
+    stage_color,
+    waterfall_chart,
+)
+from .views import Loaded, rows_of
+
+GREY, INK, FAINT = "#8C8C8C", "#222222", "#D9D9D9"
+HATCHED = "#BBBBBB"
+MOST_ROWS = 60
+"""Bars of a picture; beyond, it would be taller than anyone scrolls, and says so."""
+
+DPI = 150
+WIDTH_INCHES = 9.0
+HEAD_INCHES = 0.62
+"""What title and subtitle take."""
+LEGEND_INCHES = 0.48
+BEHIND = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+"""Keeps grid lines out of text."""
+
+KEY = "Record"
+"""PNG text chunk that holds the digest of the record."""
+
+
+def charts_of(one: Loaded) -> dict[str, Chart]:
+    """Name of a picture -> its chart, for everything that the record has figures for."""
+    run = rows_of([one])
+    roofed = [v for v in rows_of([one], "waterfall", "compile") if v.result.roofline and v.result.roofline.percent]
+    wanted: dict[str, tuple[Callable[[], Chart], bool]] = {
+        "latency": (lambda: latency_chart(one), len(run) < len(one.record.results)),
+        "speed-accuracy": (lambda: accuracy_chart([one]), bool(accuracy_chart([one]).points)),
+        "waterfall": (lambda: waterfall_chart(one), any(v.result.group == "waterfall" for v in run)),
+        "stages": (
+            lambda: stage_chart(one, "waterfall"),
+            any(v.result.stages_ms and v.result.group == "waterfall" for v in run),
+        ),
+        "roofline": (lambda: roofline_chart(roofed), bool(roofed)),
+    }
+    return {name: make() for name, (make, has_figures) in wanted.items() if has_figures}
+
+
+def draw_all(one: Loaded, folder: Path) -> list[Path]:
+    """Every picture that the record has figures for, as ``<record>-<chart>.png``; returns their paths.
+
+    Raises: RecordError without matplotlib, or for a folder that cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RecordError(f"{folder}: no pictures can be written there: {why}", fix="change --plots") from error
+    written = []
+    for name, chart in charts_of(one).items():
+        path = folder / f"{one.name}-{name}.png"
+        draw(chart, one.record, path)
+        written.append(path)
+    return written
+
+
+def draw(chart: Chart, record: Record, path: str | Path) -> None:
+    """Write one picture, with the record's digest in it.
+
+    Raises: RecordError without matplotlib, or for a path that cannot be written.
+    """
+    if isinstance(chart, Bars):
+        height, foot = 1.35 + 0.36 * max(len(chart.bars[:MOST_ROWS]), 2), 0.0
+    elif isinstance(chart, Stacks):
+        height, foot = 1.35 + LEGEND_INCHES + 0.36 * max(len(chart.rows), 2), LEGEND_INCHES
+    else:
+        height, foot = max(2.6 + 0.3 * len(chart.points), 4.0), 0.0
+    with _figure(record, path, chart.title, height, foot) as axes:
+        if isinstance(chart, Bars):
+            _bars(axes, chart)
+        elif isinstance(chart, Stacks):
+            _stacks(axes, chart)
+        else:
+            _points(axes, chart)
+
+
+def digest(record: Record) -> str:
+    """What a record says, as 16 hexadecimal digits; the same whether it was read or is about to be written."""
+    return hashlib.sha256(dumps(record).encode()).hexdigest()[:16]
+
+
+def drawn_from(path: str | Path) -> str | None:
+    """The digest in a picture that `draw` wrote; None for a file that is no such picture, or is not there."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError:
+        return None
+    at = 8
+    while data[:8] == b"\x89PNG\r\n\x1a\n" and at + 12 <= len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        body, check = data[at + 8 : at + 8 + size], data[at + 8 + size : at + 12 + size]
+        if zlib.crc32(kind + body) != int.from_bytes(check, "big"):
+            return None
+        if kind == b"tEXt" and body.startswith(KEY.encode() + b"\0"):
+            return body.split(b"\0", 1)[1].decode("latin-1")
+        at += 12 + size
+    return None
+
+
+@contextmanager
+def _figure(record: Record, path: str | Path, title: str, height: float, foot_inches: float) -> Iterator[Any]:
+    """Axes to draw on; the picture is written when the block ends without an error.
+
+    Title and subtitle (model, device, precision, workload) are set; frame and ticks are removed but for the x axis.
+    `foot_inches` at the bottom stay free, for a legend. Names are no formulas, whatever dollars they hold, and a letter
+    that the font lacks is worth no warning.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError:
+        raise RecordError("plots need matplotlib", fix="pip install 'gr00t_trt[plots]'") from None
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        foot = foot_inches / height
+        between = (0.0, foot, 1.0, 1.0 - foot - HEAD_INCHES / height)
+        drawing = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout=ConstrainedLayoutEngine(rect=between))
+        FigureCanvasAgg(drawing)
+        top = 1.0 - 0.12 / height
+        drawing.text(0.012, top, title, va="top", fontsize=13, fontweight="bold", color=INK)
+        drawing.text(0.012, top - 0.30 / height, subtitle(record), va="top", fontsize=9, color="#555555")
+        axes = drawing.add_subplot()
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(GREY)
+        axes.tick_params(axis="x", colors=INK, labelsize=9)
+        axes.tick_params(axis="y", length=0, labelsize=9.5, colors=INK)
+        axes.set_axisbelow(True)
+        axes.grid(axis="x", color=FAINT, linewidth=0.7)
+        yield axes
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            drawing.savefig(path, format="png", dpi=DPI, metadata={KEY: digest(record), "Software": None})
+        except OSError as error:
+            raise RecordError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
+
+
+def subtitle(record: Record) -> str:
+    """Model, device, precision and workload in one line."""
+    environment, given = record.environment, record.inputs
+    parts = [
+        str(record.model.path or "model"),
+        (environment.gpu if record.on_gpu else None) or f"CPU, {environment.cpu_cores or '?'} cores",
+        str(record.setting("precision") or ""),
+        *(
+            form.format(value)
+            for value, form in (
+                (given.views, "{} view"),
+                (given.batch_size, "batch {}"),
+                (given.denoising_steps, "{} steps"),
+                (given.sequence_length, "{} tokens"),
+            )
+            if value is not None
+        ),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _bars(axes: Any, chart: Bars) -> None:
+    drawn = chart.bars[:MOST_ROWS]
+    widest = max((end for row in drawn for end in (row.value, row.high, row.mark) if end is not None), default=0.0)
+    for place, row in enumerate(drawn):
+        if row.value is None:
+            _not_measured(axes, place, row.shown)
+            continue
+        hatch = {"hatch": "///", "edgecolor": GREY} if row.color == "published" else {}
+        axes.barh(place, row.value, color=HATCHED if hatch else row.color, height=0.68, **hatch)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
+        if row.mark is not None:
+            axes.plot([row.mark, row.mark], [place - 0.34, place + 0.34], color=GREY, linewidth=1.6)
+        _label(axes, max(row.value, row.high or 0.0, row.mark or 0.0), place, row.shown)
+    if not drawn:
+        _not_measured(axes, 0, "nothing of this kind was measured")
+    more = f"; {len(chart.bars) - len(drawn)} more are not drawn" if len(chart.bars) > len(drawn) else ""
+    unit = "roofline time over p50, %" if chart.unit == "%" else "p50 of one call, ms; thin line: p10 to p90"
+    tick = "; grey tick: the baseline" if any(row.mark is not None for row in drawn) else ""
+    room = (chart.top or 0.0) or max(widest, LEAST_MS) * 1.22
+    _finish(axes, [row.label for row in drawn] or [""], room, f"{unit}{tick}{more}")
+
+
+def _stacks(axes: Any, chart: Stacks) -> None:
+    totals = [sum(value for _, value in parts) for _, parts in chart.rows]
+    widest = max(totals, default=0.0)
+    named: dict[str, list[str]] = {}
+    for place, ((_, parts), total) in enumerate(zip(chart.rows, totals, strict=True)):
+        left = 0.0
+        for name, value in parts:
+            shade = stage_color(name)
+            if name not in named.setdefault(shade, []):
+                named[shade].append(name)
+            axes.barh(place, value, left=left, color=shade, height=0.68, edgecolor="white", linewidth=0.8)
+            if value > 0.055 * widest:
+                middle = left + value / 2
+                axes.text(middle, place, digits(value), ha="center", va="center", fontsize=8.5, color=_ink(shade))
+            left += value
+        _label(axes, left, place, f"{digits(total)} ms")
+    if not chart.rows:
+        _not_measured(axes, 0, "no row of this record has its stages timed")
+    _legend(axes, {shade: names[0] + ("" if len(names) == 1 else " and others") for shade, names in named.items()})
+    labels = [label for label, _ in chart.rows] or [""]
+    _finish(axes, labels, max(widest, LEAST_MS) * 1.15, "p50, ms; all calls of a stage added up")
+
+
+def _ink(shade: str) -> str:
+    """Dark on a light colour, white on a dark one."""
+    red, green, blue = (int(shade[i : i + 2], 16) for i in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+
+
+def _points(axes: Any, chart: Points) -> None:
+    drawn = chart.points[:MOST_ROWS]
+    for place, point in enumerate(drawn):
+        x, y, name = point.ms, max(point.distance, LEAST_DISTANCE), letter(place)
+        axes.scatter([x], [y], s=190, color=point.color, edgecolor="white", zorder=3,
+                     label=f"{name}  {point.label}: {digits(x)} ms")  # fmt: skip
+        axes.annotate(name, (x, y), ha="center", va="center_baseline", fontsize=8.5, fontweight="bold", zorder=4)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, markerscale=0.6)
+    gates = [(name, value) for name, value in chart.gates if value > LEAST_DISTANCE]
+    for name, value in gates:
+        axes.axhline(value, color="#D55E00", linestyle="--", linewidth=1.2)
+        axes.annotate(
+            name, (1.0, value), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
+            ha="right", fontsize=9, color="#D55E00",
+        )  # fmt: skip
+    axes.set(xscale="log", yscale="log")
+    # Whole decades: a smaller range would have no label at all.
+    axes.set_xlim(*_decades([point.ms for point in drawn], 1.0))
+    axes.set_ylim(*_decades([*(max(p.distance, LEAST_DISTANCE) for p in drawn), *(value for _, value in gates)], 1.6))
+    axes.xaxis.set_major_formatter(lambda value, _: digits(value))
+    # Formulas are switched off, and the usual labels are formulas.
+    axes.yaxis.set_major_formatter(lambda value, _: "≤ 1e-8" if value <= LEAST_DISTANCE else f"{value:.0e}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(lambda value, _: "")
+    axes.set_xlabel("p50 of one request, ms", fontsize=9, color="#555555")
+    axes.set_ylabel("1 − cosine to eager fp32", fontsize=9, color="#555555")
+
+
+def _decades(values: Sequence[float], room: float) -> tuple[float, float]:
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values) * 1.0001))
+    return 10.0**low / room, 10.0**high * room
+
+
+def _label(axes: Any, end: float, place: float, text: str) -> None:
+    """Write a value behind the end of its bar."""
+    axes.annotate(
+        text, (end, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=INK, bbox=BEHIND
+    )
+
+
+def _not_measured(axes: Any, place: float, why: str) -> None:
+    """Say in a bar's place that there is none, and why."""
+    text = textwrap.shorten(f"not measured: {why}" if why != "not measured" else why, 96, placeholder=" …")
+    axes.annotate(
+        text, (0, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5, color=GREY,
+        style="italic", bbox=BEHIND,
+    )  # fmt: skip
+
+
+def _legend(axes: Any, entries: Mapping[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    legend = axes.legend(
+        handles=[Patch(color=shade, label=name) for shade, name in entries.items()], loc="lower left",
+        bbox_to_anchor=(0.0, 0.0), bbox_transform=axes.figure.transFigure, ncols=max(1, min(len(entries), 5)),
+        frameon=False, fontsize=8, handlelength=1.0, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
+    legend.set_in_layout(False)  # its place is kept free already
+
+
+def _finish(axes: Any, labels: Sequence[str], right: float, unit: str) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlim(0, right)
+    axes.set_xlabel(unit, fontsize=9, color="#555555")

@@ -1,0 +1,287 @@
+"""What a result is called, and what it is held against, wherever it is shown. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..plans.backends import BACKENDS
+from ..plans.schema import OPTIMIZATIONS, SUBMODULES
+from ..record.files import read_record
+from ..record.samples import Samples
+from ..record.schema import REQUEST, Baseline, Record, Result, Status
+
+WHOLE = "whole request"
+
+GROUPS = {
+    "waterfall": "step by step, each with all before it",
+    "loop": "the denoising steps alone",
+    "request": "`get_action`, from numpy to numpy",
+    "percentiles": "a thousand calls",
+    "compile": "ways to compile",
+    "submodules": "submodule by submodule, against the same one in PyTorch",
+    "steps": "denoising steps",
+    "views": "views",
+    "batch": "batch",
+}
+"""Group of a measuring run -> its heading, in the order of the tables."""
+
+SAME_WORK = ("waterfall", "compile")
+"""Groups whose results all do the same work, so that their latencies may be held against each other."""
+
+ALL = "all optimizations"
+
+NOT_RUN = "built, not run: its engine cannot run on this machine"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A record among those that are shown together.
+
+    Attributes:
+        name: Short, and different from the others'.
+        path: As it was given.
+        place: From 0.
+        tag: What to call it beside others: ``#2``, or its name where it is alone.
+    """
+
+    name: str
+    path: str
+    record: Record
+    place: int = 0
+    tag: str = ""
+
+    @property
+    def machine(self) -> str:
+        """What the model ran on: the GPU, or the CPU and its cores."""
+        known = self.record.environment
+        if self.record.on_gpu:
+            return known.gpu or known.board or "GPU"
+        return f"{known.cpu or 'CPU'}, {known.cpu_cores or '?'} cores"
+
+    @property
+    def views(self) -> list[View]:
+        """Every result of the record as it is shown."""
+        return [View(self, result) for result in self.record.results]
+
+
+def load(paths: Sequence[str]) -> list[Loaded]:
+    """Read records, in the order given; the same file twice counts once.
+
+    Raises: RecordError naming the file, and the field where one is at fault.
+    """
+    return together([(path, read_record(path)) for path in dict.fromkeys(paths)])
+
+
+def together(given: Iterable[tuple[str, Record]]) -> list[Loaded]:
+    """Records that are shown together, each with a name of its own."""
+    taken: dict[str, int] = {}
+    named = []
+    for path, record in given:
+        stem = Path(path).stem
+        taken[stem] = taken.get(stem, 0) + 1
+        named.append((stem if taken[stem] == 1 else f"{stem} ({taken[stem]})", path, record))
+    alone = len(named) == 1
+    return [
+        Loaded(name, path, record, place, name if alone else f"#{place + 1}")
+        for place, (name, path, record) in enumerate(named)
+    ]
+
+
+@dataclass(frozen=True)
+class View:
+    """A result of a record."""
+
+    one: Loaded
+    result: Result
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is of a measuring run."""
+        return self.result.group not in ("run", "comparison")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole request of a run or a comparison."""
+        return self.result.subject == REQUEST and not self.measured
+
+    @property
+    def what(self) -> str:
+        """The subject, or for a measuring run its group."""
+        return self.result.group if self.measured else WHOLE if self.whole else self.result.subject
+
+    @property
+    def form(self) -> str | None:
+        """How the model was made; None for the plain model in eager PyTorch."""
+        made = self.result.candidate
+        done = len(made.optimizations)
+        if not done:
+            return None
+        # Records of the first schema counted in ten smaller steps.
+        every = max(len(OPTIMIZATIONS), *(len(r.candidate.optimizations) for r in self.one.record.results))
+        parts = [ALL if done == every else f"{done} of {every} optimizations"]
+        parts += [title(made.backend) if made.backend != "eager" else "", "one CUDA graph" if made.graph else ""]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def step(self) -> str:
+        """Its name beside those before it: a step of the waterfall stands on them, the last one on all."""
+        return f"{self.result.name} ({ALL})" if self._adds_optimization and self.form == ALL else self.result.name
+
+    @property
+    def between(self) -> bool:
+        """Whether it is a step of the waterfall on the way to all optimizations."""
+        return self._adds_optimization and self.form not in (None, ALL)
+
+    @property
+    def _adds_optimization(self) -> bool:
+        made = self.result.candidate
+        eager = made.backend == "eager" and not made.graph and bool(made.optimizations)
+        return self.result.group == "waterfall" and eager and self.result.name.startswith("+ ")
+
+    @property
+    def label(self) -> str:
+        """Its name where it is read alone: backend and precision, or what was measured and not what was added last."""
+        if not self.measured:
+            made = self.result.candidate
+            if self.result.name == "original":
+                return f"original {made.precision or ''}".strip()
+            named = self.result.name in ("restructured", "original")
+            restructured = self.whole and made.optimizations and self.result.group == "run" and not named
+            form = ", restructured" if restructured else ""
+            return (" ".join(part for part in (self.result.name, made.precision) if part) or "unnamed") + form
+        if self.form is None:
+            return self.result.name
+        if self.result.group == "waterfall":
+            return self.form
+        return (
+            f"{self.result.name} ({self.form})" if self.result.group in ("request", "percentiles") else self.result.name
+        )
+
+    @property
+    def tagged(self) -> str:
+        """The label, and of several records which one."""
+        return self.label if self.one.tag == self.one.name else f"{self.label} {self.one.tag}"
+
+    @property
+    def why(self) -> str | None:
+        """Why there is no latency; None where there is one."""
+        if self.result.latency_ms is not None:
+            return None
+        if self.result.status is Status.BUILT_NOT_RUN:
+            return NOT_RUN
+        return self.result.why or "not measured"
+
+    @property
+    def baseline(self) -> Samples | None:
+        """What its latency is held against: of whole calls the one baseline of their table, the original as it was
+        timed for the result that is it; else what was timed interleaved with the result.
+        """
+        against = self.result.against
+        if against is None or against.baseline is not Baseline.ORIGINAL:
+            return against.latency_ms if against else None
+        same = (self.result.group if not self.measured else None, self.result.subject, self.result.workload)
+        for other in self.one.record.results:
+            own = (other.group if not self.measured else None, other.subject, other.workload)
+            if own == same and is_original(other) and other.latency_ms is not None:
+                return other.latency_ms
+        return against.latency_ms
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as its baseline: above 1, faster."""
+        own, base = self.result.latency_ms, self.baseline
+        return None if own is None or base is None or own.p50 <= 0 else base.p50 / own.p50
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether interleaved timing named no winner."""
+        return self.ratio is not None and not self.result.won
+
+
+def is_original(result: Result) -> bool:
+    """Whether a result is the original model in eager PyTorch itself."""
+    made = result.candidate
+    return made.backend == "eager" and not made.optimizations and not made.graph and result.against is None
+
+
+def title(backend: str) -> str:
+    """What people call a backend."""
+    return BACKENDS[backend].title if backend in BACKENDS else backend
+
+
+def color(backend: str) -> str:
+    """Of a backend in charts, as ``#rrggbb``."""
+    return BACKENDS[backend].color if backend in BACKENDS else {"original": "#5c6670"}.get(backend, "#56B4E9")
+
+
+def by_subject(views: Iterable[View]) -> list[View]:
+    """The whole request first, then submodules in the order in which a request passes through them."""
+    rank = {subject: i for i, subject in enumerate((WHOLE, *SUBMODULES))}
+    return sorted(views, key=lambda view: rank.get(view.what, len(rank)))
+
+
+def listed(loaded: Iterable[Loaded]) -> list[View]:
+    """Submodules and whole requests of all records, by subject; what a choice took over from its comparison is listed
+    once.
+    """
+    out = []
+    for one in loaded:
+        own = [view for view in one.views if not view.measured]
+        seen = {(v.what, v.result.name, v.result.candidate.precision) for v in own if v.result.group == "comparison"}
+        for view in own:
+            key = (view.what, view.result.name, view.result.candidate.precision)
+            if view.result.group == "comparison" or key not in seen:
+                out += [*_baseline_of(view, own), view]
+    return by_subject(out)
+
+
+def _baseline_of(view: View, own: Sequence[View]) -> list[View]:
+    """The baseline of a run's result as a result of its own, which it is where backends are compared."""
+    result = view.result
+    if result.group != "run" or result.against is None:
+        return []
+    made = result.candidate
+    name = "original" if result.against.baseline is Baseline.ORIGINAL else "eager"
+    plain = type(made)("eager", made.precision, () if name == "original" else made.optimizations, made.loop)
+    known = Result(
+        "run", name, result.subject, plain, result.workload, Status.MEASURED, latency_ms=result.against.latency_ms
+    )
+    return [View(view.one, known)]
+
+
+def rows_of(loaded: Iterable[Loaded], *groups: str) -> list[View]:
+    """The results of measuring runs, of these groups or all, in the order of the records."""
+    return [
+        view for one in loaded for view in one.views if view.measured and (not groups or view.result.group in groups)
+    ]
+
+
+def rivals(one: Loaded) -> list[View]:
+    """The results of one record that did the same work and were timed: whole requests, or where there are none, the
+    rows of a measuring run, which may leave out the way to the device and back. Of its optimizations, all or none.
+    """
+    whole = [view for view in listed([one]) if view.whole and view.result.latency_ms]
+    same = [v for v in rows_of([one], *SAME_WORK) if v.result.latency_ms and not v.between]
+    return whole or same
+
+
+def in_short(loaded: Iterable[Loaded]) -> list[View]:
+    """The rows that sum a measuring run up: eager, all optimizations and what came on top, and the whole request."""
+    rows = rows_of(loaded, "waterfall", "percentiles", "request")
+    return [view for view in rows if view.result.latency_ms and not view.between]
+
+
+def is_measuring_run(record: Record) -> bool:
+    """Whether it holds the rows of a measuring run alone, each of which is of a form of its own."""
+    return bool(record.results) and len(record.measured) == len(record.results)
+
+
+def several(texts: Sequence[str], most: int = 8) -> str:
+    rest = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
