@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from gr00t_trt.backends import BACKENDS, Availability, Built, Coverage, Target
+from gr00t_trt.backends.base import Built
 from gr00t_trt.engines.cache import EngineCache
+from gr00t_trt.engines.manifest import Coverage
 from gr00t_trt.errors import BackendError
 from gr00t_trt.measure import trial
 from gr00t_trt.measure.timers import Samples
 from gr00t_trt.model import Gr00tN1d5
+from gr00t_trt.model.targets import Target
+from gr00t_trt.plans.backends import BACKENDS, Availability
 from gr00t_trt.plans.schema import BuildOptions
 
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gr00t_trt.backends import Target
 from gr00t_trt.backends.onnx.export import missing
-from gr00t_trt.model.targets import DimRange
+from gr00t_trt.model.targets import DimRange, Target
 
 BATCH = DimRange("batch", 1, 1, 4)
 LENGTH = DimRange("length", 8, 20, 40)

@@ -21,7 +21,7 @@ from ..common.command import discard
 from ..common.files import prepare_file, write_whole
 from ..errors import RecordError
 from .samples import Samples
-from .schema import SCHEMA, Against, NonFinite, Record, Result
+from .schema import SCHEMA, Against, NonFinite, Record, Result, drift_of
 from .schema1 import upgraded
 
 RECORD_FIX = "name a record; a run prints the path of its own as its last line"
@@ -194,6 +194,7 @@ def record_from(raw: Any, path: str) -> Record:
     assert isinstance(record, Record)
     if first:  # what it held against another baseline than today's is held against today's
         record.results = [_held_again(result) for result in record.results]
+        record.drift = drift_of(record.results)
     return record
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from small_submodules import cosine, make_target, needs_torch_tensorrt, tensors
 
-from gr00t_trt.backends import BACKENDS, Built, Target, get_backend
+from gr00t_trt.backends.base import Built
 from gr00t_trt.errors import BackendError, PlanError, ShapeError
-from gr00t_trt.plans.schema import BACKENDS as NAMES
+from gr00t_trt.model.targets import Target
+from gr00t_trt.plans.backends import BACKENDS, get_backend
+from gr00t_trt.plans.backends import BACKENDS as NAMES
 from gr00t_trt.plans.schema import BuildOptions
 
 COMPILERS = ["inductor", pytest.param("torch_tensorrt", marks=needs_torch_tensorrt), "onnxruntime", "tensorrt"]

@@ -11,7 +11,7 @@ import torch
 from small_submodules import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
-from gr00t_trt.backends import Built, Target, get_backend
+from gr00t_trt.backends.base import Built
 from gr00t_trt.backends.onnx import backend as onnxruntime
 from gr00t_trt.backends.onnx import export as onnx_export
 from gr00t_trt.backends.tensorrt import network as trt_network
@@ -19,6 +19,8 @@ from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import verify
 from gr00t_trt.engines.weights_hash import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
+from gr00t_trt.model.targets import Target
+from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
 
 onnx = pytest.importorskip("onnx")

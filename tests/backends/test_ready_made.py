@@ -8,15 +8,15 @@ import fake_tensorrt
 import pytest
 import torch
 from fake_tensorrt import DataType, FakeEngine
+from gr00t_trt.compile.submodules import REGISTRY
 
-from gr00t_trt.backends import Target, trt_runtime
+from gr00t_trt.backends import trt_runtime
 from gr00t_trt.backends.onnx.interface import POSITION_IDS, PUBLISHED, Interface, interface
 from gr00t_trt.backends.tensorrt import ready_made
 from gr00t_trt.backends.tensorrt.job import OnnxJob
 from gr00t_trt.backends.tensorrt.network import TensorRT, describe_engine
-from gr00t_trt.compile.submodules import REGISTRY
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.targets import DimRange
+from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.schema import SUBMODULES, BuildOptions
 
 BATCH, IMAGES = DimRange("batch", 1, 1, 8), DimRange("images", 1, 1, 8)

@@ -9,7 +9,6 @@ import torch
 from small_submodules import cosine, make_target, needs_no_gpu, needs_torch_tensorrt, tensors, unconvertible
 from torch import nn
 
-from gr00t_trt.backends import Target, get_backend
 from gr00t_trt.backends.compute_capabilities import check_this_gpu
 from gr00t_trt.backends.torch_tensorrt import backend as module_under_test
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
@@ -17,7 +16,8 @@ from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import verify
 from gr00t_trt.engines.weights_hash import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
-from gr00t_trt.model.targets import DimRange
+from gr00t_trt.model.targets import DimRange, Target
+from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
 
 OPTIONS = BuildOptions(use_fp32_acc=True)

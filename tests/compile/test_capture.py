@@ -13,7 +13,6 @@ from fake_graphs import FakeCapturer, NotCapturable
 from rich.console import Console
 
 import gr00t_trt
-from gr00t_trt.backends import BACKENDS, get_backend
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.compile.capture import capture_requests, capturer_for, with_length
 from gr00t_trt.data import example_observation
@@ -22,6 +21,7 @@ from gr00t_trt.errors import PlanError
 from gr00t_trt.measure import trial
 from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, graphs, restructure
 from gr00t_trt.model.n1_5.inputs import IDS, MASK
+from gr00t_trt.plans.backends import BACKENDS, get_backend
 from gr00t_trt.plans.load import merge, plan_from_mapping, plan_warnings
 from gr00t_trt.plans.schema import SUBMODULES, Plan
 from gr00t_trt.policy.policy import Gr00tPolicy

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gr00t_trt.compile.submodules import REGISTRY, dimension_ranges, record, select, target
 
 import gr00t_trt
-from gr00t_trt.compile.submodules import REGISTRY, dimension_ranges, record, select, target
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans.schema import GROUPS, OPTIMIZATIONS, SUBMODULES, Plan, Ranges

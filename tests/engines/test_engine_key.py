@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from gr00t_trt.compile.submodules import REGISTRY
 from small_submodules import make_target
 from torch import nn
 
 import gr00t_trt
-from gr00t_trt.backends import Target
-from gr00t_trt.compile.submodules import REGISTRY
 from gr00t_trt.engines import key as engine_key
 from gr00t_trt.engines.key import digest, module_hash, source_hash, target_gpu
 from gr00t_trt.errors import BackendError
 from gr00t_trt.model.n1_5 import fast
-from gr00t_trt.model.targets import DimRange
+from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.schema import OPTIMIZATIONS
 
 ARGUMENTS = {

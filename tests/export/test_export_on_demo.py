@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gr00t_trt.compile.submodules import record
 
 import gr00t_trt
-from gr00t_trt.compile.submodules import record
 from gr00t_trt.data import LeRobotDataset, data_config
 from gr00t_trt.export.program import main
 from gr00t_trt.measure.rows import Workload

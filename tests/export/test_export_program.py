@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from gr00t_trt.compile.submodules import dimension_ranges, record, target
 from safetensors.torch import load_file
 
 from gr00t_trt.backends.onnx import export as onnx_export
 from gr00t_trt.backends.onnx.export import OnnxFile
-from gr00t_trt.compile.submodules import dimension_ranges, record, target
 from gr00t_trt.export.program import main
 from gr00t_trt.model import Gr00tN1d5, load_model
 from gr00t_trt.model.n1_5 import fast

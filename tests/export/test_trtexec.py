@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gr00t_trt.backends import Target
 from gr00t_trt.backends.onnx.interface import interface
 from gr00t_trt.export.trtexec import command
-from gr00t_trt.model.targets import DimRange
+from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.schema import BuildOptions
 
 BATCH, LENGTH = DimRange("batch", 1, 2, 8), DimRange("length", 80, 296, 600)

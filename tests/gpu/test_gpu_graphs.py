@@ -8,11 +8,11 @@ import warnings
 
 import pytest
 import torch
+from gr00t_trt.compile.submodules import dimension_ranges, select
 from torch import Tensor
 
 from gr00t_trt.backends.inductor.backend import InductorBackend
 from gr00t_trt.compile.build import set_precision
-from gr00t_trt.compile.submodules import dimension_ranges, select
 from gr00t_trt.measure.kernels import kernels, summary
 from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, record, restructure, target

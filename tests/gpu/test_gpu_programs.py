@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gr00t_trt.record.records import read_record
 from rich.console import Console
 
 import gr00t_trt
 from gr00t_trt.evaluate.__main__ import main as evaluate
 from gr00t_trt.plans.schema import SUBMODULES
-from gr00t_trt.record.records import read_record
 from gr00t_trt.rollout.__main__ import main as rollout
 from gr00t_trt.run.program import main as groot
 from gr00t_trt.serve.ask import example

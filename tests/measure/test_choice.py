@@ -10,12 +10,12 @@ import fake_backends
 import pytest
 import torch
 from fake_backends import Clock, Fake, failure
+from gr00t_trt.record.records import WHOLE_REQUEST, comparison_entry, new_record, read_record
 
 from gr00t_trt.measure.choose import default_plan_path, leader, plan_text, winner, with_choice
 from gr00t_trt.measure.timers import Samples
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping, plan_warnings, resolve
 from gr00t_trt.plans.schema import AUTO, BACKENDS, OPTIMIZATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
-from gr00t_trt.record.records import WHOLE_REQUEST, comparison_entry, new_record, read_record
 from gr00t_trt.run import job as run_module
 from gr00t_trt.run.job import to_compare
 from gr00t_trt.run.program import main

@@ -10,13 +10,13 @@ from typing import Any
 import fake_backends
 import pytest
 from fake_backends import PLAIN_MS, Clock, Fake, failure
+from gr00t_trt.record.records import WHOLE_REQUEST
 from rich.console import Console
 
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans.load import plan_from_mapping, resolve
 from gr00t_trt.plans.schema import GROUPS, Plan
 from gr00t_trt.record import records
-from gr00t_trt.record.records import WHOLE_REQUEST
 from gr00t_trt.report.terminal import render, summary
 from gr00t_trt.run.job import Job, failures, run
 from gr00t_trt.run.program import main

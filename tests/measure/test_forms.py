@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gr00t_trt.measure.forms import Forms
 
 from gr00t_trt.errors import BackendError
 from gr00t_trt.measure import accuracy
-from gr00t_trt.measure.forms import Forms
 from gr00t_trt.measure.rows import OURS, PLAIN, Candidate, Workload
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.policy.policy import load_policy

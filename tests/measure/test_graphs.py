@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from fake_graphs import FakeCapturer
+from gr00t_trt.measure.forms import Forms
 
 from gr00t_trt.errors import BackendError
 from gr00t_trt.measure import graphs
-from gr00t_trt.measure.forms import Forms
 from gr00t_trt.measure.rows import OURS, Candidate, Workload, replace
 from gr00t_trt.measure.workloads import Requests
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gr00t_trt.measure.table import render
+from gr00t_trt.record.records import read_record
 from rich.console import Console
 
 from gr00t_trt.errors import RecordError
 from gr00t_trt.measure import bench, run
 from gr00t_trt.measure.program import main
 from gr00t_trt.measure.rows import ALL, COMPILED, OURS, PLAIN, Candidate, Row, Workload
-from gr00t_trt.measure.table import render
-from gr00t_trt.record.records import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,9 +156,10 @@ def test_a_first_call_that_loads_libraries_does_not_count_as_a_typical_one() -> 
 
 
 def test_a_form_that_was_timed_is_estimated_by_its_own_time(monkeypatch) -> None:
+    from gr00t_trt.measure.timing import Taken
+
     from gr00t_trt.measure.budget import Budget
     from gr00t_trt.measure.timers import Samples
-    from gr00t_trt.measure.timing import Taken
 
     monkeypatch.setattr(bench.Bench, "_seconds_of_a_call", lambda self: 0.05)
     forms = type("Forms", (), {"precision": "bf16", "has": lambda self, candidate: True})()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from gr00t_trt.record.records import measurement_entry
 
 from gr00t_trt.measure.rows import ALL, PLAIN, Row, Workload, planned
-from gr00t_trt.record.records import measurement_entry
 
 NAMES = ("vision_model", "language_model", "denoise_step")
 KINDS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gr00t_trt.measure.bench import to_count
 
 from gr00t_trt.measure import work as module
-from gr00t_trt.measure.bench import to_count
 from gr00t_trt.measure.rows import ALL, OURS, PLAIN, Workload, planned
 from gr00t_trt.measure.work import Counter, Subject
 from gr00t_trt.measure.workloads import with_views

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from gr00t_trt.compile.submodules import REGISTRY
 from torch import Tensor
 from torch.export import Dim
 
-from gr00t_trt.compile.submodules import REGISTRY
 from gr00t_trt.model import Gr00tN1d5
 
 SIZES = {"traced": {"batch": 2, "images": 3, "length": 40}, "other": {"batch": 5, "images": 7, "length": 61}}

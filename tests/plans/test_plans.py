@@ -11,6 +11,7 @@ from gr00t_trt.errors import PlanError
 from gr00t_trt.plans import checks as plan_fields
 from gr00t_trt.plans import load as plans
 from gr00t_trt.plans import schema as settings
+from gr00t_trt.plans.backends import BACKENDS, BuildOptions, Gate, Plan
 from gr00t_trt.plans.load import (
     DEFAULT_GATES,
     HONOURED,
@@ -21,7 +22,6 @@ from gr00t_trt.plans.load import (
     plan_warnings,
     resolve,
 )
-from gr00t_trt.plans.schema import BACKENDS, BuildOptions, Gate, Plan
 
 SHIPPED = sorted((Path(__file__).parents[2] / "compile_configs").glob("*.yaml"))
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from matplotlib import image
-
 from gr00t_trt.report.intake import load
 from gr00t_trt.report.plots import digest, drawn_from
+from matplotlib import image
+
 from gr00t_trt.report.program import main
 
 

@@ -9,6 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from gr00t_trt.report.intake import Loaded, checked, load
+from gr00t_trt.report.plots import digest
+from gr00t_trt.report.timings import parts, timing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_records import BUILT, COMPARED
@@ -17,12 +20,9 @@ from gr00t_trt.errors import RecordError
 from gr00t_trt.record import records
 from gr00t_trt.record.numbers import digits
 from gr00t_trt.report.charts import round_ticks
-from gr00t_trt.report.intake import Loaded, checked, load
 from gr00t_trt.report.markup import VOID, element, escape
 from gr00t_trt.report.page import SCRIPT, STYLE, page
-from gr00t_trt.report.plots import digest
 from gr00t_trt.report.published import PUBLISHED
-from gr00t_trt.report.timings import parts, timing
 
 BENCH = sorted((Path(__file__).resolve().parents[2] / "bench" / "records").glob("*.json"))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from gr00t_trt.record.records import measurement_entry
+from gr00t_trt.report.names import GROUPS, alone, form, in_its_group, is_between
 
 from gr00t_trt.measure.rows import Row, planned
 from gr00t_trt.plans.schema import OPTIMIZATIONS
-from gr00t_trt.record.records import measurement_entry
-from gr00t_trt.report.names import GROUPS, alone, form, in_its_group, is_between
 
 NAMES = tuple(OPTIMIZATIONS)
 

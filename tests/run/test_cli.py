@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from gr00t_trt.record.records import read_record
 
-from gr00t_trt.backends import Availability, get_backend
 from gr00t_trt.backends.tensorrt.backend import TensorRTBackend
 from gr00t_trt.common.command import underscored
 from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
+from gr00t_trt.plans.backends import BACKENDS, SUBMODULES, Availability, Plan, get_backend
 from gr00t_trt.plans.load import merge, resolve
-from gr00t_trt.plans.schema import BACKENDS, SUBMODULES, Plan
-from gr00t_trt.record.records import read_record
 from gr00t_trt.run import job as run_module
 from gr00t_trt.run.program import compared, main, onnx_overrides, overrides, parse
 

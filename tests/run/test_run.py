@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gr00t_trt.compile.submodules import select
 from rich.console import Console
 from safetensors.torch import save_file
 
 import gr00t_trt
-from gr00t_trt.backends import Availability, get_backend
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
 from gr00t_trt.common.devices import choose_device
-from gr00t_trt.compile.submodules import select
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset, synthetic_tokenizer
 from gr00t_trt.engines.files import verify
 from gr00t_trt.errors import BackendError, DatasetError, ObservationError, PlanError
+from gr00t_trt.plans.backends import Availability, get_backend
 from gr00t_trt.plans.load import plan_from_mapping
 from gr00t_trt.plans.schema import LOOPS, Plan
 from gr00t_trt.run import job as module

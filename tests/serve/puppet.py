@@ -16,7 +16,7 @@ from gr00t_trt.serve.batching import Batcher
 from gr00t_trt.serve.http_server import HttpServer
 from gr00t_trt.serve.metrics import Metrics
 from gr00t_trt.serve.service import Service
-from gr00t_trt.serve.worker import Engine
+from gr00t_trt.serve.worker import PolicyWorker
 from gr00t_trt.serve.zmq_server import ZmqServer
 
 CONFIG = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gr00t_trt.model.n1_5.fast.recent import Recent
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from gr00t_trt.errors import ObservationError, PlanError
 from gr00t_trt.model import Gr00tN1d5, load_model
 from gr00t_trt.model.n1_5.fast import LOOPS, FastGr00tN1d5, restructure
 from gr00t_trt.model.n1_5.fast.projections import Projections
-from gr00t_trt.model.n1_5.fast.recent import Recent
 
 
 def act(model, inputs, start: Tensor) -> Tensor:
