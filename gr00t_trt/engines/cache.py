@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..errors import Gr00tError, RecordError
-from .file_lock import file_lock
 from .files import engine_paths, load, verify, write_engine
 from .key import digest
 from .manifest import EngineFile, Manifest, read_manifest
@@ -112,11 +113,35 @@ class EngineCache:
 
     @contextmanager
     def lock(self, stem: str, *, timeout_s: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
-        """Keep other processes from building or removing this entry; see `file_lock`."""
+        """Keep other processes from building or removing this entry; the system frees what a killed one held.
+
+        Args:
+            timeout_s: How long to wait for another holder; 0 tries once.
+            waiting: Called once, before waiting.
+        Yields: False where nothing is locked, because file or system allow no lock (a read-only folder, some network
+            disks); whoever goes on then must write what it writes as a whole.
+        Raises: TimeoutError when another process holds it for longer.
+        """
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self._lock_path(stem), timeout_s=timeout_s, waiting=waiting) as held:
-            yield held
+        lock = FileLock(self._lock_path(stem))
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if timeout_s <= 0:
+                    raise
+                waiting()
+                lock.acquire(timeout=timeout_s, poll_interval=0.1)
+        except Timeout:
+            raise
+        except (OSError, NotImplementedError):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def stems(self) -> list[str]:
         """Names of all entries, whole or not, without reading them. Raises: RecordError for an unreadable folder."""

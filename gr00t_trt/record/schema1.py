@@ -26,7 +26,8 @@ def upgraded(old: Json, path: str) -> Json:
         for i, entry in enumerate(_list(old.get(key, []), key, path)):
             if not isinstance(entry, dict):
                 raise RecordError(f"{path}: {key}[{i}] is a {type(entry).__name__}", known="a mapping, or null")
-    plan, accuracy = _map(old.get("plan")), _map(old.get("accuracy"))
+    plan = {"optimizations" if key == "optimisations" else key: value for key, value in _map(old.get("plan")).items()}
+    accuracy = _map(old.get("accuracy"))
     whole = _map(old.get("end_to_end"))
     entries, compared = old.get("submodules") or [], old.get("comparison") or []
     results = [_submodule(entry, plan) for entry in entries]
@@ -40,6 +41,7 @@ def upgraded(old: Json, path: str) -> Json:
     stages = [{**row, "baseline_ms": row.get("eager_latency_ms")} for row in old.get("stages") or []]
     moved = {
         "schema": 2,
+        **({"plan": plan} if plan else {}),
         "inputs": old.get("workload"),
         "results": results,
         "stages": stages,
@@ -71,7 +73,7 @@ def _request(whole: Mapping[str, Json], entries: Json, accuracy: Mapping[str, Js
     used = {entry.get("backend") for entry in entries} or {plan.get("backend")}
     backend = "mixed" if len(used) > 1 else used.pop()
     runs = all(entry.get("runs") is not False for entry in entries)
-    if backend == "eager" and not _optimizations(plan) and latency is None:
+    if backend == "eager" and not plan.get("optimizations") and latency is None:
         latency, eager = eager, None
     names = {"compiled": backend, "restructured": backend}
     return {
@@ -159,16 +161,12 @@ def _status(entry: Json, latency: Json) -> str:
 
 
 def _candidate(plan: Mapping[str, Json], backend: Json, precision: Json) -> Json:
-    made = {"backend": backend, "precision": precision, "optimizations": _optimizations(plan)}
+    made = {"backend": backend, "precision": precision, "optimizations": plan.get("optimizations") or []}
     return {**made, "loop": plan.get("loop")}
 
 
 def _switches(settings: Mapping[str, Json]) -> Json:
     return {key: settings.get(key) for key in ("mode", "dynamic", "graph")}
-
-
-def _optimizations(plan: Mapping[str, Json]) -> Json:
-    return plan.get("optimisations") or plan.get("optimizations") or []
 
 
 def _build(entry: Json) -> Json:

@@ -224,7 +224,7 @@ def not_measured(one: Loaded) -> list[Note]:
 def subtitle(one: Loaded) -> str:
     """What ran on what, in one line."""
     record, given = one.record, one.record.inputs
-    names = record.setting("optimizations") or record.setting("optimisations")
+    names = record.setting("optimizations")
     parts: Iterable[str | None] = (
         record.model.path,
         "restructured model" if names and not record.measured else None,

@@ -82,7 +82,7 @@ def section(one: Loaded, links: str, *, short: bool = False) -> str:
 
 def _run(one: Loaded, links: str) -> str:
     record = one.record
-    names = record.setting("optimizations") or record.setting("optimisations")
+    names = record.setting("optimizations")
     parts = table("", [View(one, result) for result in record.submodules], RUN, what="submodule",
                   baseline="eager p50 ms", p50="compiled p50 ms", cosine="cosine to fp32")  # fmt: skip
     lines = [title(one, links, ", restructured model" if names else ""), "", written(_named(parts, record.submodules))]

@@ -513,7 +513,7 @@ def _form(one: Loaded) -> str:
     record = one.record
     if record.measured:
         return "many: each row of the measuring run says its own"
-    names = record.setting("optimizations") or record.setting("optimisations")
+    names = record.setting("optimizations")
     return f"restructured: {', '.join(names)}; loop as {record.setting('loop') or DASH}" if names else "plain"
 
 

@@ -129,7 +129,7 @@ def _plan(record: Record) -> str:
     parts += [str(record.setting("precision"))] if record.setting("precision") else []
     if (record.setting("build") or {}).get("use_fp32_acc"):
         parts.append("fp32 accumulation")
-    names = record.setting("optimizations") or record.setting("optimisations")
+    names = record.setting("optimizations")
     if names:
         parts.append(f"restructured by {len(names)} optimizations, loop as {record.setting('loop')}")
     if record.cuda_graph:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,18 +31,8 @@ MAX_ELEMENTS = 100_000
 
 ARRAY, MODALITY = "__ndarray_class__", "__ModalityConfig_class__"
 
+_TOO_MANY = f"the message has more than {MAX_ELEMENTS} elements"
 _NPY = b"\x93NUMPY\x01\x00"
-_FIXED = {
-    **dict.fromkeys((*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3), 0),
-    **{0xA0 + length: length for length in range(32)},
-    **{0xCA: 4, 0xCB: 8},
-    **{0xCC + i: 2 ** (i % 4) for i in range(8)},
-}
-"""First byte -> bytes that follow, for nil, booleans, numbers and short text."""
-_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-"""First byte -> width of the length that follows, for binary data and text."""
-_NESTED = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
-"""First byte -> width of the count that follows, and elements per count, for lists and maps."""
 
 
 def encode(value: Any) -> bytes:
@@ -66,13 +57,67 @@ def decode(data: bytes | memoryview) -> Any:
     Raises: ServiceError for bytes that are no message, nest deeper than `MAX_DEPTH`, hold more than `MAX_ELEMENTS`
         elements, or claim more than there is.
     """
-    _check_structure(data)
+    left = MAX_ELEMENTS - 1
+
+    def count(children: int) -> None:
+        nonlocal left
+        left -= children
+        if left < 0:
+            raise ServiceError(_TOO_MANY, fix="send arrays, not lists")
+
+    def listed(value: list[Any]) -> list[Any]:
+        count(len(value))
+        return value
+
+    def mapped(value: dict[Any, Any]) -> Any:
+        count(2 * len(value))
+        return _revived(value)
+
+    most = min(len(data), MAX_ELEMENTS)
+    limits = {"max_array_len": most, "max_map_len": most // 2, "max_ext_len": 0}
     try:
-        return msgpack.unpackb(data, object_hook=_revived)
+        value = msgpack.unpackb(data, list_hook=listed, object_hook=mapped, ext_hook=_refuse_extension, **limits)
+        if _nests_deeper(value, MAX_DEPTH):
+            raise msgpack.StackError
     except ServiceError:
         raise
+    except msgpack.ExtraData as error:
+        raise ServiceError(f"{len(error.extra)} bytes follow the message", known="one message per frame") from error
+    except msgpack.StackError as error:
+        raise ServiceError(f"the message nests deeper than {MAX_DEPTH} levels") from error
     except Exception as error:  # the library's errors have no common base: text that is no UTF-8, keys that are numbers
-        raise ServiceError(f"not a message: {type(error).__name__}: {error}") from error
+        other = ServiceError(f"not a message: {type(error).__name__}: {error}")
+        raise (_refused(str(error), len(data)) or other) from error
+    return value
+
+
+def _refused(said: str, length: int) -> ServiceError | None:
+    """What msgpack means, whose errors of this kind are all ValueErrors."""
+    claim = re.match(r"(\d+) exceeds max_(\w+)_len", said)
+    if "incomplete input" in said:
+        return ServiceError("the message is cut short")
+    if claim is None:
+        return None
+    if claim[2] == "ext":
+        return _extension()
+    if int(claim[1]) * {"array": 1, "map": 2}.get(claim[2], length + 1) <= length:
+        return ServiceError(_TOO_MANY, fix="send arrays, not lists")
+    return ServiceError("the message is cut short, or claims more elements than it has")
+
+
+def _extension() -> ServiceError:
+    return ServiceError("the message has an extension type", known="no extension types")
+
+
+def _refuse_extension(code: int, data: bytes) -> None:
+    raise _extension()
+
+
+def _nests_deeper(value: object, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if children is None:
+        return False
+    return levels == 0 or any(_nests_deeper(child, levels - 1) for child in children)
 
 
 def array_from_npy(data: object) -> np.ndarray:
@@ -182,46 +227,3 @@ def _revived(value: dict[Any, Any]) -> Any:
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ServiceError(f"a modality config cannot be read: {error}") from error
     return value
-
-
-def _check_structure(data: bytes | memoryview) -> None:
-    """Walk over the message, building nothing: a claimed count costs memory as soon as a parser believes it."""
-    at, elements, end = 0, 0, len(data)
-    here = 1  # elements still to come on this level
-    outside: list[int] = []  # and on those round it
-    while here or outside:
-        if not here:
-            here = outside.pop()
-            continue
-        here -= 1
-        elements += 1
-        if elements > MAX_ELEMENTS:
-            raise ServiceError(f"the message has more than {MAX_ELEMENTS} elements", fix="send arrays, not lists")
-        if at >= end:
-            raise ServiceError("the message is cut short")
-        byte = data[at]
-        at += 1
-        if byte in _FIXED:
-            at += _FIXED[byte]
-        elif byte in _BYTES:
-            width = _BYTES[byte]
-            at += width + int.from_bytes(data[at : at + width], "big")
-        elif byte <= 0x9F or byte in _NESTED:
-            if byte <= 0x9F:
-                children = (byte & 0x0F) * (2 if byte <= 0x8F else 1)
-            else:
-                width, each = _NESTED[byte]
-                children = each * int.from_bytes(data[at : at + width], "big")
-                at += width
-            if children > end - at:
-                raise ServiceError("the message is cut short, or claims more elements than it has")
-            outside.append(here)
-            here = children
-            if len(outside) > MAX_DEPTH:
-                raise ServiceError(f"the message nests deeper than {MAX_DEPTH} levels")
-        else:
-            raise ServiceError(f"the message has an extension type (byte {byte:#04x})", known="no extension types")
-    if at > end:
-        raise ServiceError("the message is cut short")
-    if at < end:
-        raise ServiceError(f"{end - at} bytes follow the message", known="one message per frame")
