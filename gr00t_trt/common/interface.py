@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+Observation = Mapping[str, Any]
+"""Full key -> camera frames uint8 [H, W, 3], state parts of floats [D], instructions as text; or rows and batches of
+them, one or two axes more. `data.observation.validate_observation` says which."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError, PlanError
-from ..model.architecture import Model
+from ..model.architecture import Inputs, Model
 from ..model.n1_5.fast import Capturer, CudaCapturer, RequestGraphs
 from ..model.n1_5.fast.graphs import LIMIT
 from ..model.n1_5.inputs import IDS, MASK
@@ -56,7 +56,7 @@ def _of_kind(backends: Mapping[str, str], kind: str) -> str:
 def capture_requests(
     model: Model,
     plan: Plan,
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     noise: torch.Tensor,
     *,
     backends: Mapping[str, str],
@@ -107,7 +107,7 @@ def capturer_for(device: torch.device) -> Capturer | None:
     return CudaCapturer(device) if device.type == "cuda" else None
 
 
-def with_length(inputs: Mapping[str, Any], length: int, config: Any) -> dict[str, Any]:
+def with_length(inputs: Inputs, length: int, config: Any) -> dict[str, Any]:
     """The request with text tokens left out at the end, or the last one repeated, so that prompts have `length` tokens.
 
     Raises: PlanError where not even the images fit.

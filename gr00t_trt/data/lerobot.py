@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
+from ..common.interface import ModalityConfig, Observation
 from ..errors import DatasetError, PlanError, unknown
 from .layout import Episode, build_metadata, read_episodes, read_info, read_modality, read_statistics, read_tasks
 from .metadata import DatasetMetadata, PartInfo, Statistics
@@ -78,7 +78,7 @@ class LeRobotDataset:
         """Number of steps: the sum of all episode lengths in episodes.jsonl."""
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Observation:
         """Step by flat index: all base rows of the first episode in file order, then of the second, and so on."""
         if index < 0:
             index += len(self)
@@ -88,7 +88,7 @@ class LeRobotDataset:
         episode = self.episodes[position]
         return self.step(episode.index, index - (self._ends[position] - episode.length))
 
-    def step(self, episode: int, base_index: int) -> dict[str, Any]:
+    def step(self, episode: int, base_index: int) -> Observation:
         """The configured keys at row `base_index` plus each modality's offsets.
 
         Args:

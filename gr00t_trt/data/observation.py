@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
+from ..common.interface import ModalityConfig, Observation
 from ..errors import ObservationError, nearest
 from .metadata import DatasetMetadata
 from .prompt import bracketed
 
 
 def validate_observation(
-    observation: Mapping[str, Any],
+    observation: Observation,
     modality_config: Mapping[str, ModalityConfig],
     metadata: DatasetMetadata,
     *,
@@ -92,7 +92,7 @@ def example_observation(
 _RANKS = {"video": 4, "state": 2}
 
 
-def _get(observation: Mapping[str, Any], key: str) -> Any:
+def _get(observation: Observation, key: str) -> Any:
     if key not in observation:
         given = sorted(str(k) for k in observation)
         close = nearest(key, given)
@@ -169,7 +169,7 @@ def _check_batch(batch: Mapping[str, int | None]) -> None:
         raise ObservationError("the batch is empty", known="a leading axis of at least 1")
 
 
-def _annotation_key(observation: Mapping[str, Any], modality_config: Mapping[str, ModalityConfig]) -> str | None:
+def _annotation_key(observation: Observation, modality_config: Mapping[str, ModalityConfig]) -> str | None:
     keys = [k for k in observation if isinstance(k, str) and "annotation" in k]
     if len(keys) > 1:
         language = modality_config.get("language")

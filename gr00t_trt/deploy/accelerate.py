@@ -23,6 +23,7 @@ from ..common.progress import Steps
 from ..errors import AccuracyError, PlanError
 from ..measure import accuracy
 from ..model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
+from ..model.architecture import Inputs
 from ..model.config_files import build_config
 from ..model.config_section import Section
 from ..plans.precisions import PRECISIONS
@@ -60,7 +61,7 @@ def accelerate(
     policy_or_model: Any,
     plan: Plan | None = None,
     *,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Inputs | None = None,
     engine_dir: Path | None = None,
     engine_cache: str | None = None,
     console: Console | None = None,
@@ -161,9 +162,7 @@ class _SeenNoise(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _compare(
-    original: Any, ours: Gr00tN1d5, inputs: Mapping[str, Any], kind: str
-) -> tuple[Mapping[str, Any], Agreement]:
+def _compare(original: Any, ours: Gr00tN1d5, inputs: Inputs, kind: str) -> tuple[Inputs, Agreement]:
     """One result of the original, and how well our model in fp32 agrees with it from the same noise."""
     shape = (inputs["embodiment_id"].shape[0], ours.action_horizon, ours.config.action_head.action_dim)
     with _SeenNoise(shape) as seen:
@@ -194,12 +193,12 @@ def _precision(original: Any) -> str:
     return "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "fp32"
 
 
-def _replacement(original: Any, policy: ModelPolicy, sample: Mapping[str, Any]) -> Callable[..., Any]:
+def _replacement(original: Any, policy: ModelPolicy, sample: Inputs) -> Callable[..., Any]:
     state = _versions(original)
     device = policy.model.device.type
     dtype = sample[OUTPUT].dtype
 
-    def get_action(inputs: Mapping[str, Any]) -> Any:
+    def get_action(inputs: Inputs) -> Any:
         if _versions(original) != state:
             raise PlanError(
                 "accelerate: the model's weights were changed after it was accelerated",

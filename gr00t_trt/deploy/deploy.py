@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..common.devices import side_stream
+from ..common.interface import Observation
 from ..common.progress import Steps
 from ..compile.capture import UNCAPTURED, capture_requests
 from ..engines.cache import open_cache
@@ -47,7 +47,7 @@ def deploy(
     resolved: Resolved,
     steps: Steps,
     *,
-    observation: Mapping[str, Any] | None = None,
+    observation: Observation | None = None,
     engine_cache: str | None = None,
     seed: int = 0,
     command: str = "",

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import Gr00tError, RecordError
 from .files import engine_paths, load, verify, write_engine
-from .key import digest
+from .key import Key, digest
 from .manifest import EngineFile, Manifest, read_manifest
 
 VARIABLE = "GR00T_TRT_ENGINE_CACHE"
@@ -83,7 +83,7 @@ class EngineCache:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def get(self, key: Mapping[str, Any], *, read: bool = False) -> Cached | None:
+    def get(self, key: Key, *, read: bool = False) -> Cached | None:
         """The engine of this key, verified; None when there is none.
 
         Args:
@@ -100,7 +100,7 @@ class EngineCache:
             os.utime(manifest_path)
         return Cached(EngineFile(engine, manifest_path, manifest.bytes), manifest, plan)
 
-    def put(self, key: Mapping[str, Any], plan: bytes | memoryview, description: Mapping[str, Any]) -> EngineFile:
+    def put(self, key: Key, plan: bytes | memoryview, description: Mapping[str, Any]) -> EngineFile:
         """Keep an engine under its key, whole or not at all; an older one of the same key is replaced.
 
         Args:
@@ -222,10 +222,10 @@ class Slot:
     """
 
     cache: EngineCache | None
-    make_key: Callable[[], dict[str, Any]]
+    make_key: Callable[[], Key]
     progress: Callable[[str], None]
     notes: list[str] = field(default_factory=list)
-    key: dict[str, Any] | None = None
+    key: Key | None = None
 
     def __post_init__(self) -> None:
         if self.cache is not None:
@@ -277,7 +277,7 @@ class Slot:
             return None
 
 
-def _stem(key: Mapping[str, Any]) -> str:
+def _stem(key: Key) -> str:
     return f"{key.get('submodule')}-{digest(key)[:32]}"
 
 

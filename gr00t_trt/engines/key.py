@@ -26,6 +26,9 @@ from ..model.targets import Target
 from .manifest import this_platform
 from .weights_hash import tensor_bytes, weights_hash
 
+Key = Mapping[str, Any]
+"""What an engine depends on, in values that JSON has a form for."""
+
 SCHEMA = 1
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -69,7 +72,7 @@ def engine_key(
     return dict(json.loads(json.dumps(key)))
 
 
-def digest(key: Mapping[str, Any]) -> str:
+def digest(key: Key) -> str:
     """SHA-256 of a key, independent of the order of its entries."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 

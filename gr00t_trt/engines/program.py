@@ -12,8 +12,9 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -25,6 +26,10 @@ from ..common.progress import progress
 from ..errors import PlanError, RecordError, unknown
 from ..plans.backends import BACKENDS, get_backend
 from ..plans.precisions import precision_of
+
+if TYPE_CHECKING:
+    from .cache import Entry
+    from .key import Key
 
 ACTIONS = ("list", "prune")
 VALID, DAMAGED, OTHER = "valid", "damaged", "other version"
@@ -85,14 +90,14 @@ def _main(argv: Sequence[str], console: Console) -> int:
     rows = _rows(cache, console, every_byte=args.action == "list" or args.damaged)
     if args.action == "list":
         _print(rows, args.json, f"{_size(rows)} in {cache.folder}")
-        return 1 if any(row["status"] == DAMAGED for row in rows) else 0
+        return 1 if any(row.status == DAMAGED for row in rows) else 0
 
     leaving = _chosen(rows, args, time.time())
-    kept = [] if args.dry_run else [row for row in leaving if not cache.remove(row["name"])]
+    kept = [] if args.dry_run else [row for row in leaving if not cache.remove(row.name)]
     if not args.dry_run:
         cache.sweep()
     for row in kept:
-        console.print(f"{row['name']}: in use by another process, and left", markup=False, highlight=False)
+        console.print(f"{row.name}: in use by another process, and left", markup=False, highlight=False)
     gone = [row for row in leaving if row not in kept]
     left = [row for row in rows if row not in gone]
     verb = "would be removed" if args.dry_run else "removed"
@@ -118,7 +123,7 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _rows(cache: Any, console: Console, *, every_byte: bool) -> list[dict[str, Any]]:
+def _rows(cache: Any, console: Console, *, every_byte: bool) -> list[_Row]:
     stems = cache.stems()
     rows = []
     with progress(console) as steps:
@@ -126,28 +131,52 @@ def _rows(cache: Any, console: Console, *, every_byte: bool) -> list[dict[str, A
         for number, stem in enumerate(stems, 1):
             rows.append(_row(cache.entry(stem, every_byte=every_byte)))
             steps.advance(number, len(stems))
-    return sorted(rows, key=lambda row: (-row["used"], row["name"]))
+    return sorted(rows, key=lambda row: (-row.used, row.name))
 
 
-def _row(entry: Any) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("submodule", "route", "precision", "inputs", "gpu", "versions", "created"))
-    row |= {"name": entry.stem, "bytes": entry.bytes, "used": entry.used, "status": DAMAGED, "why": entry.damage}
-    if entry.damage is not None:
-        return row
-    manifest, key = entry.manifest, entry.manifest.key
-    floating = (name for b in manifest.inputs if (name := precision_of(b.dtype)) != b.dtype)
+@dataclass(frozen=True)
+class _Row:
+    """What is told of an entry, as `--json` prints it; None for what a damaged one does not say.
+
+    Attributes:
+        used: Seconds since the epoch. created: ISO 8601.
+        inputs: Name -> sizes such as ``1..8x16x32``.
+    """
+
+    name: str
+    bytes: int
+    used: float
+    status: str
+    why: str | None
+    submodule: str | None = None
+    route: str | None = None
+    precision: str | None = None
+    inputs: Mapping[str, str] | None = None
+    gpu: str | None = None
+    versions: Mapping[str, str] | None = None
+    created: str | None = None
+
+
+def _row(entry: Entry) -> _Row:
+    manifest = entry.manifest
+    if entry.damage is not None or manifest is None:
+        return _Row(entry.stem, entry.bytes, entry.used, DAMAGED, entry.damage)
+    key = manifest.key
     differing = _differences(key)
-    return row | {
-        "submodule": manifest.submodule,
-        "route": key.get("route"),
-        "precision": next(floating, None),
-        "inputs": {binding.name: _sizes(binding) for binding in manifest.inputs},
-        "gpu": key.get("gpu"),
-        "versions": _versions_of(key),
-        "created": manifest.created,
-        "status": OTHER if differing else VALID,
-        "why": f"other {', '.join(differing)}" if differing else None,
-    }
+    return _Row(
+        entry.stem,
+        entry.bytes,
+        entry.used,
+        OTHER if differing else VALID,
+        f"other {', '.join(differing)}" if differing else None,
+        submodule=manifest.submodule,
+        route=key.get("route"),
+        precision=next((name for b in manifest.inputs if (name := precision_of(b.dtype)) != b.dtype), None),
+        inputs={binding.name: _sizes(binding) for binding in manifest.inputs},
+        gpu=key.get("gpu"),
+        versions=_versions_of(key),
+        created=manifest.created,
+    )
 
 
 def _sizes(binding: Any) -> str:
@@ -155,7 +184,7 @@ def _sizes(binding: Any) -> str:
     return "x".join(str(low) if low == high else f"{low}..{high}" for low, high in axes)
 
 
-def _differences(key: Mapping[str, Any]) -> list[str]:
+def _differences(key: Key) -> list[str]:
     """What of a key can never be asked for by what is installed here, in words."""
     from .key import SCHEMA, source_hash
     from .manifest import this_platform
@@ -167,7 +196,7 @@ def _differences(key: Mapping[str, Any]) -> list[str]:
     return out + sorted(name for name in {*there, *installed} if there.get(name) != installed.get(name))
 
 
-def _versions_of(key: Mapping[str, Any]) -> Mapping[str, str]:
+def _versions_of(key: Key) -> Mapping[str, str]:
     versions = key.get("versions")
     return versions if isinstance(versions, Mapping) else {}
 
@@ -177,23 +206,23 @@ def _installed(route: str) -> Mapping[str, str]:
     return get_backend(route).availability().versions if route in BACKENDS else {}
 
 
-def _chosen(rows: Sequence[dict[str, Any]], args: argparse.Namespace, now: float) -> list[dict[str, Any]]:
+def _chosen(rows: Sequence[_Row], args: argparse.Namespace, now: float) -> list[_Row]:
     """What is to go; `rows` are the most recently used first."""
     chosen = []
     for row in rows:
-        old = args.older_than is not None and now - row["used"] > args.older_than * 86400
-        named = (args.damaged and row["status"] == DAMAGED) or (args.other_versions and row["status"] == OTHER)
+        old = args.older_than is not None and now - row.used > args.older_than * 86400
+        named = (args.damaged and row.status == DAMAGED) or (args.other_versions and row.status == OTHER)
         if args.all or old or named:
             chosen.append(row)
     rest = [row for row in rows if row not in chosen]
-    while args.max_gb is not None and sum(row["bytes"] for row in rest) > args.max_gb * 1e9:
+    while args.max_gb is not None and sum(row.bytes for row in rest) > args.max_gb * 1e9:
         chosen.append(rest.pop())
     return chosen
 
 
-def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, summary: str) -> None:
+def _print(rows: Sequence[_Row], as_json: bool, summary: str) -> None:
     if as_json:
-        text = json.dumps([{**row, "used": _utc(row["used"])} for row in rows], indent=1)
+        text = json.dumps([{**asdict(row), "used": _utc(row.used)} for row in rows], indent=1)
     else:
         out = Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         with out.capture() as captured:
@@ -210,7 +239,7 @@ def _print(rows: Sequence[Mapping[str, Any]], as_json: bool, summary: str) -> No
         raise RecordError(f"stdout cannot be written: {error.strerror or error}") from error
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(rows: Sequence[_Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for head in ("engine", "inputs", "built for, with"):
         table.add_column(head, overflow="fold")
@@ -219,14 +248,14 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("status", overflow="fold")
     now = time.time()
     for row in rows:
-        kind = f"{row['route']} {row['precision'] or ''}"
-        name = row["name"] if row["route"] is None else f"{row['submodule']}\n{kind}"
-        inputs = [f"{argument} {sizes}" for argument, sizes in (row["inputs"] or {}).items()]
-        built = [row["gpu"] or "-", *(f"{key} {value}" for key, value in (row["versions"] or {}).items())]
-        status = row["status"] if row["why"] is None else f"{row['status']}: {row['why']}"
-        cells = [name, "\n".join(inputs) or "-", "\n".join(built), f"{row['bytes'] / 1e6:.3g}"]
-        cells += [_ago(_age(row["created"], now)), _ago(now - row["used"]), status]
-        style = {DAMAGED: "bold red", OTHER: "yellow"}.get(row["status"], "")
+        kind = f"{row.route} {row.precision or ''}"
+        name = row.name if row.route is None else f"{row.submodule}\n{kind}"
+        inputs = [f"{argument} {sizes}" for argument, sizes in (row.inputs or {}).items()]
+        built = [row.gpu or "-", *(f"{key} {value}" for key, value in (row.versions or {}).items())]
+        status = row.status if row.why is None else f"{row.status}: {row.why}"
+        cells = [name, "\n".join(inputs) or "-", "\n".join(built), f"{row.bytes / 1e6:.3g}"]
+        cells += [_ago(_age(row.created, now)), _ago(now - row.used), status]
+        style = {DAMAGED: "bold red", OTHER: "yellow"}.get(row.status, "")
         table.add_row(*(Text(cell, style=style if cell is status else "") for cell in cells))
     return table
 
@@ -247,8 +276,8 @@ def _ago(seconds: float | None) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _size(rows: Sequence[Mapping[str, Any]]) -> str:
-    return f"{len(rows)} engine{'' if len(rows) == 1 else 's'}, {sum(row['bytes'] for row in rows) / 1e9:.2f} GB"
+def _size(rows: Sequence[_Row]) -> str:
+    return f"{len(rows)} engine{'' if len(rows) == 1 else 's'}, {sum(row.bytes for row in rows) / 1e9:.2f} GB"
 
 
 def _utc(seconds: float) -> str:

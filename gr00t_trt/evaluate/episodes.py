@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..data import LeRobotDataset, ModalityConfig
+from ..common.interface import ModalityConfig, Observation
+from ..data import LeRobotDataset
 from ..errors import DatasetError, ObservationError, PlanError, unknown
 from .policies import Policy, refuse_non_finite
 
@@ -61,7 +61,7 @@ class Score:
     per_dimension: Mapping[str, np.ndarray]
 
 
-def action_keys(modality_config: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
+def action_keys(modality_config: Mapping[str, ModalityConfig], wanted: Sequence[str]) -> list[str]:
     """The full keys of the wanted action parts. Raises: PlanError for one that the policy does not predict."""
     known = modality_config["action"].modality_keys
     out = []
@@ -73,7 +73,7 @@ def action_keys(modality_config: Mapping[str, Any], wanted: Sequence[str]) -> li
     return list(dict.fromkeys(out))
 
 
-def choose_horizon(modality_config: Mapping[str, Any], wanted: int | None) -> int:
+def choose_horizon(modality_config: Mapping[str, ModalityConfig], wanted: int | None) -> int:
     """How many rows of each chunk are used. Raises: PlanError for more rows than a chunk has, or none."""
     offsets = list(modality_config["action"].delta_indices)
     if offsets != list(range(len(offsets))):
@@ -164,7 +164,7 @@ def replay(
     return Prediction({key: np.concatenate(parts) for key, parts in chunks.items()}, tuple(latencies))
 
 
-def observed(dataset: LeRobotDataset, trajectory: int, row: int) -> dict[str, Any]:
+def observed(dataset: LeRobotDataset, trajectory: int, row: int) -> Observation:
     """What a robot would have seen at a row: the step without its recorded actions."""
     return {k: v for k, v in dataset.step(trajectory, row).items() if not k.startswith("action.")}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 
+from ..common.interface import ModalityConfig
 from ..common.progress import Steps
 from ..deploy.deploy import deploy
 from ..plans.resolve import Resolved
@@ -59,7 +59,7 @@ class LocalPolicy:
         notes = self.startup.skipped if self.startup else []
         return About(facts, [(note.what, str(note.why)) for note in notes])
 
-    def get_modality_config(self) -> Mapping[str, Any]:
+    def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         return self.policy.get_modality_config()
 
     def frame_sizes(self) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..common.interface import ModalityConfig, Observation
 from ..common.progress import Steps
 from ..errors import AccuracyError, PlanError
 from ..plans import flags
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """What evaluations, robots and simulators ask: a local model, a client of a server, or a script."""
 
-    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
         """``action.<part>`` [T, D] for one observation, [B, T, D] for a batch, in physical units."""
         ...
 
-    def get_modality_config(self) -> Mapping[str, Any]:
+    def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         """Modality (video, state, action, language) -> its ``delta_indices`` and ``modality_keys``."""
         ...
 
@@ -150,10 +151,10 @@ class ServedPolicy:
         self.client, self.address, self.position_ids = client, address, position_ids
         self._config = client.get_modality_config()
 
-    def get_modality_config(self) -> Mapping[str, Any]:
+    def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         return self._config
 
-    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
         extra = {"use_position_ids": True} if self.position_ids else {}
         answer = self.client.get_action({**observation, **extra})
         return answer.get("actions", answer)  # some servers wrap the map once more

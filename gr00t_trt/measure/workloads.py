@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.interface import Observation
 from ..model.architecture import Model
 from ..model.n1_5.inputs import IDS, LOOKED_UP, MASK, PIXELS
 from ..policy.policy import ModelPolicy
@@ -28,7 +29,7 @@ class Request:
     """
 
     workload: Workload
-    observation: Mapping[str, Any]
+    observation: Observation
     inputs: Mapping[str, Tensor]
     noise: Tensor
     batched: bool
@@ -60,7 +61,7 @@ class Request:
         }
 
 
-def one_request(policy: ModelPolicy, observation: Mapping[str, Any], seed: int) -> Request:
+def one_request(policy: ModelPolicy, observation: Observation, seed: int) -> Request:
     """The request that an observation is. Raises: ObservationError, as `ModelPolicy.preprocess`."""
     inputs, batched = policy.preprocess(observation)
     batch = inputs[IDS].shape[0]
@@ -84,7 +85,7 @@ class Requests:
         seed: Of the noise.
     """
 
-    def __init__(self, policy: ModelPolicy, observations: Sequence[Mapping[str, Any]], seed: int):
+    def __init__(self, policy: ModelPolicy, observations: Sequence[Observation], seed: int):
         self._policy, self._observations, self._seed = policy, observations, seed
         self._inputs: dict[tuple[int, int], dict[str, Tensor]] = {}
 
@@ -93,7 +94,7 @@ class Requests:
         noise = noise_of(self._policy.model, work.batch, self._seed)
         return Request(work, self.observation(work), self.inputs(work), noise, work.batch > 1)
 
-    def observation(self, work: Workload) -> dict[str, Any]:
+    def observation(self, work: Workload) -> Observation:
         """What a robot would send: unbatched for batch 1, else everything stacked."""
         first = self._observations[0]
         if work.batch == 1:

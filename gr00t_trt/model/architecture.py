@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from .targets import DimRange, Recording, Target
+
 BATCH, IMAGES, LENGTH = "batch", "images", "length"
 """The dimensions along which arguments of a compile target vary."""
+
+Inputs = Mapping[str, Any]
+"""Name of a model input -> tensor or array with a batch axis, see `n1_5.inputs.check_inputs`."""
 
 Arguments = Mapping[str, Mapping[int, str]]
 """Argument name of a compile target -> axis -> name of the dimension that varies along it."""
@@ -119,15 +124,15 @@ class Model(Protocol):
     def cast_glue(self, dtype: torch.dtype) -> None: ...
     def argument_dtypes(self, name: str) -> Sequence[torch.dtype]: ...
     def get_action(self, inputs: Any, noise: Tensor | None = None) -> dict[str, Tensor]: ...
-    def prepare(self, inputs: Mapping[str, Any]) -> Any:
+    def prepare(self, inputs: Inputs) -> Any:
         """A request checked and moved to the device, ready for `get_action` and for capturing."""
         ...
 
-    def record(self, inputs: Mapping[str, Any], noise: Tensor) -> tuple[Any, Tensor]:
+    def record(self, inputs: Inputs, noise: Tensor) -> tuple[Recording, Tensor]:
         """Run a request and keep what every stage was called with and gave: a `targets.Recording`, and the actions."""
         ...
 
-    def target(self, name: str, recording: Any, dims: Mapping[str, Any]) -> Any:
+    def target(self, name: str, recording: Any, dims: Mapping[str, DimRange]) -> Target:
         """A stage with its recorded inputs, as a `targets.Target`."""
         ...
 

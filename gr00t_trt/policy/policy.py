@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.interface import ModalityConfig, Observation
 from ..data import (
     DatasetMetadata,
     LeRobotDataset,
@@ -26,10 +27,9 @@ from ..data import data_config as data_config_from_name
 from ..data.device import DeviceTransfer
 from ..errors import PlanError
 from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
-from ..model.architecture import Model
+from ..model.architecture import Inputs, Model
 from ..model.n1_5.inputs import LOOKED_UP
 
-Observation = Mapping[str, Any]
 Action = dict[str, np.ndarray]
 
 
@@ -57,7 +57,7 @@ class ModelPolicy:
     def denoising_steps(self, steps: int) -> None:
         self.model.denoising_steps = steps
 
-    def example(self) -> dict[str, Any]:
+    def example(self) -> Observation:
         """An observation of the right form, always the same one, for what needs one before any has come."""
         raise NotImplementedError
 
@@ -95,11 +95,11 @@ class TensorPolicy(ModelPolicy):
         inputs: Model inputs with a batch axis: the example.
     """
 
-    def __init__(self, model: Model, inputs: Mapping[str, Any]):
+    def __init__(self, model: Model, inputs: Inputs):
         super().__init__(model)
         self._inputs = dict(inputs)
 
-    def example(self) -> dict[str, Any]:
+    def example(self) -> Observation:
         return self._inputs
 
     def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
@@ -160,11 +160,11 @@ class Gr00tPolicy(ModelPolicy):
             )
         self.model.action_horizon = len(self.modality_config["action"].delta_indices)
 
-    def get_modality_config(self) -> Mapping[str, Any]:
+    def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         """Which keys an observation needs, by modality: video, state, action, language."""
         return self.modality_config
 
-    def example(self) -> dict[str, Any]:
+    def example(self) -> Observation:
         """As `data.example_observation`, of this policy's keys and resolutions."""
         return example_observation(self.modality_config, self.metadata)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ..common.interface import Observation
 from ..common.progress import Steps
 from ..data import (
     DatasetMetadata,
@@ -86,7 +85,7 @@ class Source:
         )
 
 
-def load_source(source: Source, device: torch.device, steps: Steps) -> tuple[Gr00tPolicy, dict[str, Any]]:
+def load_source(source: Source, device: torch.device, steps: Steps) -> tuple[Gr00tPolicy, Observation]:
     """The policy of a source, in fp32, and its observation.
 
     Raises: Gr00tError for anything missing; what is small is found before the weights are read.
@@ -106,7 +105,7 @@ def load_source(source: Source, device: torch.device, steps: Steps) -> tuple[Gr0
     return source.policy(device, steps, statistics=metadata), observation
 
 
-def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str, Any]:
+def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> Observation:
     """One row of a dataset as an observation. Raises: DatasetError for a row that the episode does not have."""
     length = next((e.length for e in dataset.episodes if e.index == episode), None)
     if length and step >= length:
@@ -114,7 +113,7 @@ def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> dict[str,
     return dataset.step(episode, step)
 
 
-def read_observation(source: Source, steps: Steps) -> Mapping[str, Any] | None:
+def read_observation(source: Source, steps: Steps) -> Observation | None:
     """The recorded observation of a source; None for one without a dataset."""
     if source.dataset_path is None:
         return None

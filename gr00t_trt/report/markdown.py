@@ -105,7 +105,7 @@ def _run(one: Loaded, links: str) -> str:
                 )
             ),
         ]
-    lines += ["", cost(record)]
+    lines += ["", cost(record), *_drift(record)]
     if whole and whole.against and whole.against.text:
         lines.append(f"Whole request: {whole.against.text}.")
     executed = [str(BACKENDS[name].executed_by) for name in idle_backends(one) if BACKENDS[name].executed_by]
@@ -131,6 +131,7 @@ def _comparison(one: Loaded, links: str) -> str:
     views = [view for view in one.views if view.result.group == "comparison"]
     made = pivot("", views, tuple(COMPARED), COMPARED)
     lines = [title(one, links, ", backends side by side"), "", written(made), "", cost(one.record)]
+    lines += _drift(one.record)
     if idle := idle_backends(one):
         lines.append(f"{' and '.join(idle)}: built and not run, so without a latency.")
     refused = dict.fromkeys(f"{v.result.name}, {v.what}: {v.result.why}" for v in views if v.result.why)

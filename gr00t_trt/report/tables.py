@@ -95,6 +95,8 @@ def _latency(view: View, percentile: str) -> Cell:
     if latency is None:
         idle = view.result.status is Status.BUILT_NOT_RUN
         return Cell(mark="built" if idle else "", notes=(IDLE,) if idle and percentile == "p50" else ())
+    if percentile == "p90" and len(latency.samples) < 2:
+        return Cell()  # one sample has no spread
     value = getattr(latency, percentile)
     few = percentile == "p99" and latency.p99_is_max
     return number(value, mark="max" if few else "best" if percentile == "p50" and view.result.best else "")

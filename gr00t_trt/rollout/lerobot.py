@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..common.interface import Observation
 from ..errors import ObservationError, PlanError
 from .robots import MOTORS, PARTS, join_motors, split_motors
 
@@ -54,7 +55,7 @@ class LeRobotArm:
                 fix="check --robot.port and --robot.cameras with lerobot-find-port and lerobot-find-cameras",
             ) from error
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         raw = self._robot.get_observation()
         images = {f"video.{name}": np.ascontiguousarray(raw[name], np.uint8)[None] for name in self.cameras}
         return {**images, **split_motors([float(raw[f"{motor}.pos"]) for motor in MOTORS])}

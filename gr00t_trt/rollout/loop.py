@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from ..common.interface import Observation
 from ..evaluate.policies import refuse_non_finite
 from .robots import Robot
 
 Chunk = dict[str, np.ndarray]
-Ask = Callable[[Mapping[str, Any]], Chunk]
+Ask = Callable[[Observation], Chunk]
 """Observation -> action chunk, [T, D] per part."""
 
 RECENT = 5
@@ -130,13 +130,13 @@ class Loop:
     def _ticks_ahead(self, trace: Trace) -> int:
         return math.ceil(max(trace.inference_ms[-RECENT:]) / 1e3 / self.period)
 
-    def _observe(self, trace: Trace) -> dict[str, Any]:
+    def _observe(self, trace: Trace) -> Observation:
         began = self.clock.now()
         observation = self.robot.observe()
         trace.observe_ms.append((self.clock.now() - began) * 1e3)
         return observation
 
-    def _infer(self, observation: Mapping[str, Any], trace: Trace) -> Chunk:
+    def _infer(self, observation: Observation, trace: Trace) -> Chunk:
         began = self.clock.now()
         chunk = self.ask(observation)
         trace.inference_ms.append((self.clock.now() - began) * 1e3)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..common.command import Parser, parse_flags, run_program, switch
+from ..common.interface import ModalityConfig, Observation
 from ..common.progress import progress
 from ..errors import PlanError, ServiceError, unknown
 from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
@@ -178,7 +179,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     return 0
 
 
-def open_robot(args: argparse.Namespace, modality_config: Mapping[str, Any]) -> Robot:
+def open_robot(args: argparse.Namespace, modality_config: Mapping[str, ModalityConfig]) -> Robot:
     """The robot of the flags, connected; a simulated one has the cameras that are asked for. Raises: Gr00tError."""
     if args.robot_type in ARMS.values():
         from .lerobot import LeRobotArm
@@ -191,7 +192,7 @@ def open_robot(args: argparse.Namespace, modality_config: Mapping[str, Any]) -> 
     return SimulatedRobot([key.partition(".")[2] for key in modality_config["video"].modality_keys])
 
 
-def asker(policy: CameraPolicy, instruction: str) -> tuple[Callable[[Mapping[str, Any]], Chunk], str | None]:
+def asker(policy: CameraPolicy, instruction: str) -> tuple[Callable[[Observation], Chunk], str | None]:
     """A function from what the robot observes to a chunk: frames resized, instruction added; and a note, or None.
 
     The note says that frames are sent as they are, since the server does not tell which size it wants.
@@ -212,7 +213,7 @@ def asker(policy: CameraPolicy, instruction: str) -> tuple[Callable[[Mapping[str
 def _drive(
     args: argparse.Namespace,
     robot: Robot,
-    ask: Callable[[Mapping[str, Any]], Chunk],
+    ask: Callable[[Observation], Chunk],
     device: str,
     console: Console,
 ) -> dict[str, dict[str, Any]]:

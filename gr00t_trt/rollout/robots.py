@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from ..common.interface import ModalityConfig, Observation
 from ..errors import ObservationError
 
 MOTORS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -26,7 +27,7 @@ class Robot(Protocol):
     cameras: list[str]
     parts: list[str]
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         """``video.<camera>`` uint8 [1, H, W, 3] and ``state.<part>`` float64 [1, D], as they are now; quickly."""
         ...
 
@@ -50,7 +51,7 @@ def join_motors(action: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([np.asarray(action[f"action.{part}"], np.float64).reshape(-1) for part in PARTS])
 
 
-def check_fit(robot: Robot, modality_config: Mapping[str, Any]) -> None:
+def check_fit(robot: Robot, modality_config: Mapping[str, ModalityConfig]) -> None:
     """Refuse a policy that wants what the robot does not have. Raises: ObservationError naming both sides."""
     for modality in ("video", "state"):
         offsets = list(modality_config[modality].delta_indices) if modality in modality_config else [0]
@@ -94,7 +95,7 @@ class EnvironmentRobot:
         self.cameras = [name for kind, name in keys if kind == "video"]
         self.parts = [name for kind, name in keys if kind == "state"]
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         return {
             self._views.get(key, key): np.asarray(value)[None]
             for key, value in self._now.items()

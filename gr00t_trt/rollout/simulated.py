@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from ..common.interface import Observation
 from ..simulate.render import Camera, Colour, Ground, Limb, draw
 from .robots import PARTS, join_motors, split_motors
 
@@ -46,7 +46,7 @@ class SimulatedRobot:
         self._front = Camera((0.52, -0.34, 0.36), (0.12, 0.0, 0.07), width=320, height=240, field_of_view=52.0)
         self._ground = Ground(self._front, TABLE)
 
-    def observe(self) -> dict[str, Any]:
+    def observe(self) -> Observation:
         self._move()
         limbs = self._limbs()
         images = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
+from ..common.interface import ModalityConfig, Observation
 
 _AXES = {"video": 4, "state": 2}
 """Axes of an array of one request, without a batch axis."""
@@ -32,7 +32,7 @@ class Batcher:
         # The same instruction comes with every request of an episode.
         self._count_tokens = lru_cache(maxsize=256)(count_tokens)
 
-    def form(self, observation: Mapping[str, Any]) -> Hashable | None:
+    def form(self, observation: Observation) -> Hashable | None:
         """Requests of equal form can be joined; None for one that has to be answered alone.
 
         That is one with a batch axis of its own, and anything out of the ordinary: validating is left to the policy.
@@ -54,7 +54,7 @@ class Batcher:
         except Exception:  # text that no tokenizer takes, such as half a surrogate pair
             return None
 
-    def join(self, observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def join(self, observations: Sequence[Observation]) -> Observation:
         """Observations of equal form as one with a leading batch axis."""
         joined: dict[str, Any] = {key: np.stack([each[key] for each in observations]) for key in self._keys}
         for key in _annotations(observations[0]):
@@ -67,7 +67,7 @@ class Batcher:
         return [{key: value[i] for key, value in action.items()} for i in range(size)]
 
 
-def _annotations(observation: Mapping[str, Any]) -> list[str]:
+def _annotations(observation: Observation) -> list[str]:
     return [key for key in observation if isinstance(key, str) and "annotation" in key]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
+from ..common.interface import ModalityConfig, Observation
 from ..errors import ServiceError
 from .resize import fit_frames
 from .wire import decode, encode
@@ -196,7 +196,7 @@ class RobotInferenceClient(BaseInferenceClient):
         self._sizes: dict[str, tuple[int, int]] | None = None
         self.last_timings_ms: dict[str, float] = {}
 
-    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
         """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
 
         Raises: ServiceError as `call_endpoint`.

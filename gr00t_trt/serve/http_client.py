@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
+from ..common.interface import ModalityConfig, Observation
 from ..errors import ServiceError
 from .client import frame_sizes
 from .json_wire import decode_json, encode_json
@@ -58,7 +57,7 @@ class HttpInferenceClient:
             return False
         return True
 
-    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
         """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
 
         Raises: ServiceError when there is no answer in time, or the answer is an error.

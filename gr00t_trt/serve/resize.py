@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from ..common.interface import Observation
 
 
 def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -23,7 +24,7 @@ def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.rint(_averaged(rows, width, axis=frames.ndim - 2)).astype(np.uint8)
 
 
-def fit_frames(observation: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def fit_frames(observation: Observation, sizes: Mapping[str, tuple[int, int]]) -> Observation:
     """The observation with its ``video.*`` uint8 frames [..., H, W, 3] resized; everything else as it is.
 
     Args:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..common.devices import side_stream
+from ..common.interface import Observation
 from ..errors import AccuracyError, Gr00tError
 from ..measure.stages import StageTimer
 from ..measure.timers import drain
@@ -49,7 +50,7 @@ class Request:
     """
 
     client: Hashable
-    observation: Mapping[str, Any]
+    observation: Observation
     finish: Callable[[Answer], None]
     arrived: float = field(default_factory=time.monotonic)
 

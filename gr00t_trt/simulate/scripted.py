@@ -7,11 +7,10 @@ inverse kinematics. It knows of the scene what a robot would: its own camera and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
+from ..common.interface import ModalityConfig, Observation
 from .environments import VIEW
 from .kinematics import REST_ARM, SIDES, grasp_point, limits, reach
 from .tabletop import CLOSED, INSTRUCTION_KEY, PEAR_RADIUS, ego_camera
@@ -42,7 +41,7 @@ class ScriptedPolicy:
         offsets = {"action": list(range(CHUNK))}
         return {name: ModalityConfig(offsets.get(name, [0]), own) for name, own in keys.items()}
 
-    def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
         """``action.<part>`` float64 [B, 16, D] for a batch, whose order must stay the same."""
         batch = len(observation[VIEW])
         rows = [self._decide(i, {key: value[i][-1] for key, value in observation.items()}) for i in range(batch)]
@@ -51,7 +50,7 @@ class ScriptedPolicy:
             for part in self._parts
         }
 
-    def _decide(self, index: int, now: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _decide(self, index: int, now: Observation) -> dict[str, np.ndarray]:
         joints = {part: np.asarray(now[f"state.{part}"], np.float64) for part in self._parts}
         if all(np.abs(joints[f"{side}_arm"] - REST_ARM).max() < 0.02 for side in SIDES):
             self._look(index, np.asarray(now[VIEW], np.float32))

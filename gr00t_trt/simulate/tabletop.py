@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from ..common.interface import Observation
 from .kinematics import REST_ARM, SIDES, arm_points, grasp_point, limits
 from .render import Camera, Colour, Ground, Limb, draw
 
@@ -48,7 +49,7 @@ def ego_camera() -> Camera:
     return Camera((-0.04, 0.0, 0.66), (0.27, 0.0, 0.0), width=256, height=256, field_of_view=72.0)
 
 
-class TableTop(gymnasium.Env[dict[str, Any], dict[str, np.ndarray]]):
+class TableTop(gymnasium.Env[Observation, dict[str, np.ndarray]]):
     """Place the pear on the plate, with either hand.
 
     Observation: `VIEW` uint8 [256, 256, 3]; ``state.left_arm``, ``state.right_arm`` float64 [7], ``state.left_hand``,
@@ -81,7 +82,7 @@ class TableTop(gymnasium.Env[dict[str, Any], dict[str, np.ndarray]]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Arms at rest; pear and plate somewhere within reach of one hand, chosen by the seed."""
         super().reset(seed=seed)
         self.joints = {part: np.zeros(len(low)) for part, (low, _) in self._limits.items()}
@@ -94,7 +95,7 @@ class TableTop(gymnasium.Env[dict[str, Any], dict[str, np.ndarray]]):
         self.held_by: str | None = None
         return self._observe(), {"success": False}
 
-    def step(self, action: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Mapping[str, np.ndarray]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Move every joint towards its target and let the hands take and drop.
 
         Raises: ValueError for a part that is missing, misshapen or not finite.
@@ -126,7 +127,7 @@ class TableTop(gymnasium.Env[dict[str, Any], dict[str, np.ndarray]]):
             elif self.held_by is None and grip >= CLOSED and np.linalg.norm(hand - self.pear) < GRASP_REACH:
                 self.held_by = side
 
-    def _observe(self) -> dict[str, Any]:
+    def _observe(self) -> Observation:
         self._seen = self._picture()
         return {
             VIEW: self._seen.copy(),

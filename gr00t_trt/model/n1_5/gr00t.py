@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ObservationError, PlanError, unknown
+from ..architecture import Inputs
 from ..targets import DimRange, Recording, Submodule, Target, make_target, recording_calls
 from .action_head import ActionHead
 from .architecture import N1_5
@@ -137,7 +137,7 @@ class Gr00tN1d5(nn.Module):
         dtype = self.stage_dtypes[name]
         return self.stages[name](*(a.to(dtype) if a.is_floating_point() else a for a in args))
 
-    def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def prepare_inputs(self, inputs: Inputs) -> dict[str, Tensor]:
         """Check model inputs and move them to the model's device.
 
         Floats become fp32, not the model's dtype: each stage casts what it gets, and a stage kept in fp32 should see
@@ -163,7 +163,7 @@ class Gr00tN1d5(nn.Module):
         """Nothing to leave: requests always pass through the stages."""
         return nullcontext()
 
-    def record(self, inputs: Mapping[str, Any], noise: Tensor) -> tuple[Recording, Tensor]:
+    def record(self, inputs: Inputs, noise: Tensor) -> tuple[Recording, Tensor]:
         """Run one request and keep what every stage was called with and what it returned.
 
         Args:
@@ -182,7 +182,7 @@ class Gr00tN1d5(nn.Module):
         return make_target(spec, self.eager_stage(name), recording[name][0], dtypes, self.device, dims)
 
     @torch.no_grad()
-    def get_action(self, inputs: Mapping[str, Any], noise: Tensor | None = None) -> dict[str, Tensor]:
+    def get_action(self, inputs: Inputs, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Predict one action chunk per sample.
 
         Args:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import ObservationError
+from ..architecture import Inputs
 from .config import Gr00tConfig
 
 PIXELS, IDS, MASK = "eagle_pixel_values", "eagle_input_ids", "eagle_attention_mask"
@@ -40,7 +40,7 @@ def example_inputs(config: Gr00tConfig, words: int = 40) -> dict[str, Tensor]:
     }
 
 
-def check_inputs(inputs: Mapping[str, Any], config: Gr00tConfig) -> dict[str, Tensor]:
+def check_inputs(inputs: Inputs, config: Gr00tConfig) -> dict[str, Tensor]:
     """The five tensors that the model reads, checked.
 
     Shapes and dtypes are checked always, values only on tensors in host memory.
@@ -58,7 +58,7 @@ def check_inputs(inputs: Mapping[str, Any], config: Gr00tConfig) -> dict[str, Te
     return tensors
 
 
-def _tensor(inputs: Mapping[str, Any], key: str) -> Tensor:
+def _tensor(inputs: Inputs, key: str) -> Tensor:
     if key not in inputs:
         raise ObservationError(f"model inputs: no {key}", known=f"given: {', '.join(sorted(inputs)) or 'nothing'}")
     value = inputs[key]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import ObservationError, PlanError, unknown
+from ...architecture import Inputs
 from ...targets import DimRange, Recording, Target, make_target, recording_calls
 from ..architecture import N1_5
 from ..gr00t import Gr00tN1d5
@@ -172,12 +173,12 @@ class FastGr00tN1d5(nn.Module):
             *(a if a.dtype == d or not a.is_floating_point() else a.to(d) for a, d in zip(args, dtypes, strict=True))
         )
 
-    def prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def prepare_inputs(self, inputs: Inputs) -> dict[str, Tensor]:
         """As `Gr00tN1d5.prepare_inputs`."""
         return self._plain[0].prepare_inputs(inputs)
 
     @torch.no_grad()
-    def prepare(self, inputs: Mapping[str, Any]) -> Prepared:
+    def prepare(self, inputs: Inputs) -> Prepared:
         """Check model inputs, move them to the device, and look up what follows from prompt and embodiments.
 
         Args:
@@ -201,7 +202,7 @@ class FastGr00tN1d5(nn.Module):
         return self._embodiments.get(key, lambda: Embodiments(ids.to(self.device, torch.int64, copy=True), key))
 
     @torch.no_grad()
-    def get_action(self, inputs: Mapping[str, Any] | Prepared, noise: Tensor | None = None) -> dict[str, Tensor]:
+    def get_action(self, inputs: Inputs | Prepared, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Predict one action chunk per sample.
 
         Args:
@@ -239,7 +240,7 @@ class FastGr00tN1d5(nn.Module):
         finally:
             self.graphs = graphs
 
-    def record(self, inputs: Mapping[str, Any], noise: Tensor) -> tuple[Recording, Tensor]:
+    def record(self, inputs: Inputs, noise: Tensor) -> tuple[Recording, Tensor]:
         """Run one request at each granularity and keep what every stage was called with and what it returned.
 
         Args:
