@@ -6,6 +6,7 @@ holds something that has no plain description, there is no key and the engine is
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import enum
 import functools
@@ -87,13 +88,25 @@ def target_gpu(compute_capabilities: Sequence[str], device: torch.device) -> str
 
 @functools.lru_cache(maxsize=1)
 def source_hash() -> str:
-    """SHA-256 over the files of this package that an engine depends on."""
-    found = hashlib.sha256()
-    for name in _SOURCES:
-        path = _PACKAGE / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            found.update(f"{file.relative_to(_PACKAGE).as_posix()}\n".encode() + file.read_bytes())
-    return found.hexdigest()
+    """SHA-256 over what the files of this package do that an engine depends on; comments and docstrings do nothing."""
+    files = sorted(file for name in _SOURCES for file in (_PACKAGE / name).rglob("*.py"))
+    names = (file.relative_to(_PACKAGE).as_posix() for file in files)
+    text = "".join(f"{name} {code_hash(file.read_text('utf-8'))}\n" for name, file in zip(names, files, strict=True))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_hash(source: str) -> str:
+    """SHA-256 of Python source without its comments, docstrings and layout. Raises: SyntaxError for other text."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def module_hash(module: nn.Module) -> str:
@@ -186,7 +199,7 @@ class _Description:
             source = inspect.getsource(sys.modules[name])
         except (OSError, TypeError, KeyError):
             raise _no_key(at, f"code of {name}, whose source is not at hand,") from None
-        self.sources[name] = hashlib.sha256(source.encode()).hexdigest()
+        self.sources[name] = code_hash(source)
 
 
 def _no_key(at: str, what: str) -> BackendError:

@@ -101,6 +101,24 @@ def dynamic_shapes(subject: str, ranges: Sequence[ArgumentRange]) -> tuple[dict[
 
 
 @dataclass(frozen=True)
+class Published:
+    """Names under which others keep a submodule in files.
+
+    Attributes:
+        onnx_file, engine_file: With ``{dtype}`` where the name has the precision; the first may have a folder.
+        inputs: Our argument name -> theirs, in the order of `forward`.
+        with_positions: Makes the target that their files hold, with position ids as a last input, and these for the
+            largest batch; None for files that take what the submodule takes.
+    """
+
+    onnx_file: str
+    engine_file: str
+    inputs: Mapping[str, str]
+    output: str = "output"
+    with_positions: Callable[[Target], tuple[Target, torch.Tensor]] | None = None
+
+
+@dataclass(frozen=True)
 class Target:
     """One submodule, ready to be built.
 
@@ -110,6 +128,7 @@ class Target:
         inputs: Positional tensors recorded from a real request, in the module's dtype and on its device.
         argument_names: The forward's argument names, one per tensor.
         ranges: Per argument, axis -> DimRange; empty mappings for static arguments.
+        published: Names that its files get, for a submodule that others keep too.
     """
 
     name: str
@@ -117,6 +136,7 @@ class Target:
     inputs: tuple[torch.Tensor, ...]
     argument_names: tuple[str, ...]
     ranges: tuple[ArgumentRange, ...]
+    published: Published | None = None
 
 
 @dataclass(frozen=True)

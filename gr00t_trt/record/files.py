@@ -29,6 +29,9 @@ LARGEST = 1e20
 """No measurement comes near it; above, arithmetic on axes would overflow."""
 
 _FILE = ("record", "--record")
+_SHOWN = {"backend": str, "precision": str, "loop": str, "optimizations": list[str], "build": Mapping[str, Any]}
+"""What tables show of a plan, whose other settings are kept as they were written."""
+
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
 )
@@ -188,10 +191,13 @@ def record_from(raw: Any, path: str) -> Record:
             f"{path}: schema {raw['schema']!r} is not known to this release", known=f"schema 1 or {SCHEMA}"
         )
     for key in ("created_utc", "results"):
-        if key not in raw:
+        if raw.get(key) is None:
             raise RecordError(f"{path}: {key} is missing", known=f"the fields of schema {SCHEMA}", fix=RECORD_FIX)
     record = typed(Record, raw, "", path)
     assert isinstance(record, Record)
+    for key, kind in _SHOWN.items():
+        if record.setting(key) is not None:
+            record.plan[key] = typed(kind, record.setting(key), f"plan.{key}", path)
     if first:  # what it held against another baseline than today's is held against today's
         record.results = [_held_again(result) for result in record.results]
         record.drift = drift_of(record.results)
@@ -223,7 +229,8 @@ def typed(kind: Any, value: Any, at: str, path: str) -> Any:
         if not isinstance(value, dict):
             raise _misfit(value, "a mapping", at, path)
         # Among named figures a null is no figure; a version that is null is a package that is not there.
-        kept = {k: v for k, v in value.items() if v is not None or type(None) in typing.get_args(inside[1])}
+        nulls = inside[1] is Any or type(None) in typing.get_args(inside[1])
+        kept = {k: v for k, v in value.items() if v is not None or nulls}
         return {visible(k): typed(inside[1], v, f"{at}.{k}", path) for k, v in kept.items()}
     if kind is Samples:
         return _samples(value, at, path)

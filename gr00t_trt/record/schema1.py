@@ -26,8 +26,7 @@ def upgraded(old: Json, path: str) -> Json:
         for i, entry in enumerate(_list(old.get(key, []), key, path)):
             if not isinstance(entry, dict):
                 raise RecordError(f"{path}: {key}[{i}] is a {type(entry).__name__}", known="a mapping, or null")
-    plan = {"optimizations" if key == "optimisations" else key: value for key, value in _map(old.get("plan")).items()}
-    accuracy = _map(old.get("accuracy"))
+    plan, accuracy = _spelled(old.get("plan")), _map(old.get("accuracy"))
     whole = _map(old.get("end_to_end"))
     entries, compared = old.get("submodules") or [], old.get("comparison") or []
     results = [_submodule(entry, plan) for entry in entries]
@@ -118,7 +117,7 @@ def _compared(entry: Json, every: Json, plan: Mapping[str, Json]) -> Json:
 
 
 def _measured(entry: Json, gate: Json) -> Json:
-    settings, group = _map(entry.get("settings")), entry.get("group") or "measurement"
+    settings, group = _spelled(entry.get("settings")), entry.get("group") or "measurement"
     failures = [n.removeprefix(_OUTSIDE) for n in entry.get("notes") or () if str(n).startswith(_OUTSIDE)]
     own = {
         "failures": failures,
@@ -181,6 +180,11 @@ def _against(baseline: str, latency: Json, verdict: Json, names: Mapping[str, Js
     named = names.get(winner, winner) if isinstance(winner, str) else winner
     return {"baseline": baseline, "latency_ms": latency, "ratio": found.get("ratio"), "winner": named,
             "text": found.get("text")}  # fmt: skip
+
+
+def _spelled(settings: Json) -> Mapping[str, Json]:
+    """A plan, or a row's settings, in today's spelling."""
+    return {"optimizations" if key == "optimisations" else key: value for key, value in _map(settings).items()}
 
 
 def _map(value: Json) -> Mapping[str, Json]:

@@ -8,14 +8,15 @@ import fake_tensorrt
 import pytest
 import torch
 from fake_tensorrt import DataType, FakeEngine
-from gr00t_trt.compile.submodules import REGISTRY
 
 from gr00t_trt.backends import trt_runtime
-from gr00t_trt.backends.onnx.interface import POSITION_IDS, PUBLISHED, Interface, interface
+from gr00t_trt.backends.onnx.interface import Interface, interface
 from gr00t_trt.backends.tensorrt import ready_made
 from gr00t_trt.backends.tensorrt.job import OnnxJob
 from gr00t_trt.backends.tensorrt.network import TensorRT, describe_engine
 from gr00t_trt.model import Gr00tN1d5, load_model
+from gr00t_trt.model.n1_5.architecture import N1_5
+from gr00t_trt.model.n1_5.published import POSITION_IDS, PUBLISHED
 from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.schema import SUBMODULES, BuildOptions
 
@@ -42,13 +43,13 @@ def make_form(model: Gr00tN1d5, name: str, *, longest: int = 300, dtype: torch.d
         "encoder_hidden_states": (1, 296, text),
         "model_output": (1, 49, head.hidden_size),
     }
-    arguments = REGISTRY[name].arguments
+    arguments = N1_5.arguments[name]
     inputs = tuple(
         torch.zeros(shapes.get(a, (1,)), dtype=dtype if a in shapes and a != "attention_mask" else torch.int64)
         for a in arguments
     )
     ranges = tuple({axis: dims[dim] for axis, dim in axes.items()} for axes in arguments.values())
-    return interface(Target(name, model.eager_stage(name), inputs, tuple(arguments), ranges))
+    return interface(Target(name, model.eager_stage(name), inputs, tuple(arguments), ranges, PUBLISHED[name]))
 
 
 def as_built(form: Interface, *, longest: int = 300) -> FakeEngine:
@@ -95,7 +96,8 @@ def test_a_call_gets_its_position_ids(model: Gr00tN1d5) -> None:
     assert torch.equal(positions[2], torch.arange(256))
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     tower = load_model("synthetic").eager_stage("vision_model")
-    wrapped = interface(Target("vision_model", tower, (images,), ("pixel_values",), ({0: IMAGES},)))
+    names = PUBLISHED["vision_model"]
+    wrapped = interface(Target("vision_model", tower, (images,), ("pixel_values",), ({0: IMAGES},), names))
     torch.testing.assert_close(wrapped.target.module(*wrapped.arguments((images,))), tower(images))
 
 
@@ -231,6 +233,6 @@ def make_decoder(model: Gr00tN1d5) -> Target:
     hidden = torch.randn(1, 49, model.config.action_head.hidden_size, generator=torch.Generator().manual_seed(0))
     inputs = (hidden, torch.tensor([24]))
     return Target(
-        "action_decoder", model.eager_stage("action_decoder"), inputs, tuple(REGISTRY["action_decoder"].arguments),
-        ({0: BATCH}, {0: BATCH}),
+        "action_decoder", model.eager_stage("action_decoder"), inputs, tuple(N1_5.arguments["action_decoder"]),
+        ({0: BATCH}, {0: BATCH}), PUBLISHED["action_decoder"],
     )  # fmt: skip

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from gr00t_trt.compile.submodules import REGISTRY
 from small_submodules import make_target
 from torch import nn
 
 import gr00t_trt
 from gr00t_trt.engines import key as engine_key
-from gr00t_trt.engines.key import digest, module_hash, source_hash, target_gpu
+from gr00t_trt.engines.key import code_hash, digest, module_hash, source_hash, target_gpu
 from gr00t_trt.errors import BackendError
 from gr00t_trt.model.n1_5 import fast
+from gr00t_trt.model.n1_5.architecture import N1_5
 from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.schema import OPTIMIZATIONS
 
@@ -242,7 +242,7 @@ def test_another_process_finds_the_same_key() -> None:
 
 def test_every_stage_of_both_models_has_a_key() -> None:
     policy = gr00t_trt.load_policy("synthetic")
-    modules = {name: policy.model.eager_stage(name) for name in REGISTRY}
+    modules = {name: policy.model.eager_stage(name) for name in N1_5.arguments}
     restructured = fast.restructure(policy.model, optimizations=tuple(OPTIMIZATIONS))
     modules |= {f"restructured {name}": restructured.eager_stage(name) for name in restructured.stages}
     hashes = {name: module_hash(module) for name, module in modules.items()}
@@ -256,3 +256,10 @@ def test_the_gpu_that_an_engine_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert target_gpu((), cuda) == "NVIDIA H200 (9.0)"
+
+
+def test_comments_docstrings_and_layout_build_nothing_anew() -> None:
+    source = '"""Why."""\nLIMIT = 3\n"""Of what."""\ndef f(x):\n    """What."""\n    return x + LIMIT  # so\n'
+    assert code_hash(source) == code_hash("LIMIT = 3\n\n\ndef f(x):\n    return (x + LIMIT)\n")
+    assert code_hash(source) != code_hash(source.replace("+", "-"))
+    assert code_hash(source) != code_hash(source.replace("LIMIT = 3", "LIMIT = 4"))

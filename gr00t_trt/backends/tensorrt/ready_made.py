@@ -8,18 +8,18 @@ from pathlib import Path
 from ...engines.manifest import Binding
 from ...engines.serialized_engine import binding
 from ...model.targets import ArgumentRange
-from ..onnx.interface import PUBLISHED, Interface
+from ..onnx.interface import Interface
 
 
 def engine_path(folder: Path, form: Interface) -> tuple[Path | None, str]:
     """The file that would serve a submodule, or None and why there is none."""
-    name = form.target.name
-    if not form.published:
-        return None, f"{name} here takes other inputs than the published engine"
+    published = form.target.published
+    if published is None:
+        return None, f"{form.target.name} here takes other inputs than the published engine"
     path = folder / form.engine_file
     if path.is_file():
         return path, ""
-    pattern = PUBLISHED[name].engine_file.format(dtype="*")
+    pattern = published.engine_file.format(dtype="*")
     others = ", ".join(sorted(other.name for other in folder.glob(pattern)))
     return None, f"{folder} has no {form.engine_file}" + (f", only {others}" if others else "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .architecture import N1_5
 from .backbone import EagleBackbone
 from .config import Gr00tConfig
 from .inputs import check_inputs
+from .published import PUBLISHED
 
 Stage = Callable[..., Tensor]
 
@@ -179,7 +181,8 @@ class Gr00tN1d5(nn.Module):
         """A stage with its recorded inputs, in the stage's own dtype, on the model's device."""
         spec = Submodule(name, N1_5.arguments[name])
         dtypes = self.argument_dtypes(name)
-        return make_target(spec, self.eager_stage(name), recording[name][0], dtypes, self.device, dims)
+        target = make_target(spec, self.eager_stage(name), recording[name][0], dtypes, self.device, dims)
+        return replace(target, published=PUBLISHED.get(name))
 
     @torch.no_grad()
     def get_action(self, inputs: Inputs, noise: Tensor | None = None) -> dict[str, Tensor]:
