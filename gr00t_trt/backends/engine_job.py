@@ -9,15 +9,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ..engines.cache import Cached, EngineCache, Slot
-from ..engines.files import place_engine, write_engine
+from ..engines.files import place_engine, prepare_engine_dir, write_engine
 from ..engines.key import engine_key, target_gpu
 from ..engines.manifest import EngineFile
 from ..engines.serialized_engine import SerializedEngine
-from ..errors import Gr00tError
+from ..errors import BackendError, Gr00tError
 from ..model.targets import Target
+from ..plans.backends import Availability
 from ..plans.schema import BuildOptions
+from .compute_capabilities import check_this_gpu
 from .guarded import build_failed
+
+
+def require(available: Availability, target: Target, options: BuildOptions, engine_dir: Path | None) -> bool:
+    """Refuse what cannot be built here, before anything is; returns whether there is a GPU to run the engine.
+
+    Raises: BackendError, or RecordError when `engine_dir` cannot be written.
+    """
+    if not available.installed:
+        raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend inductor")
+    cuda = torch.cuda.is_available()
+    if cuda and any(x.device.type != "cuda" for x in target.inputs):
+        raise BackendError(
+            f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
+        )
+    if cuda:
+        check_this_gpu(options.compute_capabilities)
+    if engine_dir is not None:
+        prepare_engine_dir(engine_dir)
+    return cuda
 
 
 @dataclasses.dataclass(kw_only=True)

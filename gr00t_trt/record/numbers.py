@@ -23,10 +23,6 @@ def p50(latency: Any) -> str:
     return digits(None if latency is None else latency.p50)
 
 
-def megabytes(size: float | None) -> str:
-    return "-" if size is None else digits(size / 1e6)
-
-
 def percent(value: float | None) -> str:
     if value is None:
         return "-"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..plans.schema import ARCHITECTURE
-from ..record.numbers import digits, small
+from ..record.numbers import digits
 from ..record.samples import Samples
 from .views import Loaded, View, color, listed, rivals, rows_of
 
@@ -254,7 +254,3 @@ def letter(place: int) -> str:
         place, digit = divmod(place - 1, 26)
         text = chr(ord("A") + digit) + text
     return text
-
-
-def distance_text(value: float) -> str:
-    return small(value)

@@ -93,8 +93,7 @@ def number(value: float | None, scale: float = 1.0, **more: Any) -> Cell:
 def _latency(view: View, percentile: str) -> Cell:
     latency = view.result.latency_ms
     if latency is None:
-        idle = view.result.status is Status.BUILT_NOT_RUN
-        return Cell(mark="built" if idle else "", notes=(IDLE,) if idle and percentile == "p50" else ())
+        return Cell(mark="built" if view.result.status is Status.BUILT_NOT_RUN else "")
     if percentile == "p90" and len(latency.samples) < 2:
         return Cell()  # one sample has no spread
     value = getattr(latency, percentile)
@@ -349,7 +348,7 @@ def pivot(title: str, views: Sequence[View], keys: Sequence[str], heads: Mapping
         if key == "build" and backend == "eager":
             return Cell()  # builds nothing
         if key == "p50" and found.mark == "built":
-            return replace(found, text="built")
+            return replace(found, text="built", notes=(IDLE,))
         return replace(found, mark="FAIL") if key == "p50" and view.result.passed is False else found
 
     columns = [

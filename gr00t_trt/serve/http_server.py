@@ -51,30 +51,7 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
 
     @app.post("/act")
     async def act(request: Request) -> Response:
-        handed_over = False
-        try:
-            raw = await asyncio.wait_for(_body(request, max_request_bytes), request_timeout_s)
-            body = _unwrapped(raw)
-            service.check_token(body.get("api_token") or _token(request))
-            if "observation" not in body:
-                raise Refusal("Missing 'observation' field in payload", http_status=400)
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[Answer] = loop.create_future()
-            service.act(body["observation"], _client(request), lambda answer: _deliver(loop, done, answer))
-            handed_over = True  # and counted there
-            answer = await done
-            if answer.error is not None:
-                raise answer.error
-            reply: dict[str, Any] = dict(answer.action or {})
-            if body.get("timings") is True:
-                reply["timings"] = dict(answer.timings_ms)
-            return Response(encode_json(reply), media_type="application/json")
-        except Exception as error:  # whatever a request sets off is told to its sender
-            if isinstance(error, asyncio.TimeoutError):
-                error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
-            if not handed_over:
-                service.count("get_action", error)
-            return _refused(error)
+        return await _act(service, request, max_request_bytes, request_timeout_s)
 
     @app.get("/health")
     async def health() -> Response:
@@ -102,6 +79,33 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
         return Response(service.metrics_page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
+
+
+async def _act(service: Service, request: Request, max_request_bytes: int, request_timeout_s: float) -> Response:
+    handed_over = False
+    try:
+        raw = await asyncio.wait_for(_body(request, max_request_bytes), request_timeout_s)
+        body = _unwrapped(raw)
+        service.check_token(body.get("api_token") or _token(request))
+        if "observation" not in body:
+            raise Refusal("Missing 'observation' field in payload", http_status=400)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Answer] = loop.create_future()
+        service.act(body["observation"], _client(request), lambda answer: _deliver(loop, done, answer))
+        handed_over = True  # and counted there
+        answer = await done
+        if answer.error is not None:
+            raise answer.error
+        reply: dict[str, Any] = dict(answer.action or {})
+        if body.get("timings") is True:
+            reply["timings"] = dict(answer.timings_ms)
+        return Response(encode_json(reply), media_type="application/json")
+    except Exception as error:  # whatever a request sets off is told to its sender
+        if isinstance(error, asyncio.TimeoutError):
+            error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
+        if not handed_over:
+            service.count("get_action", error)
+        return _refused(error)
 
 
 async def _body(request: Request, limit: int) -> bytes:

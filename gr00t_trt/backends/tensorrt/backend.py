@@ -14,12 +14,10 @@ from pathlib import Path
 import torch
 
 from ...engines.cache import EngineCache
-from ...engines.files import prepare_engine_dir
-from ...errors import BackendError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, Built, Capturable
-from ..compute_capabilities import check_this_gpu
+from ..engine_job import require
 from ..guarded import first_line
 from ..onnx import export as onnx_export
 from ..torch_tensorrt.settings import TENSORRT_RTX
@@ -71,19 +69,9 @@ class TensorRTBackend:
             honour; RecordError, before anything is built, when `engine_dir` cannot be written.
         """
         available = self.availability()
-        if not available.installed:
-            raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend inductor")
-        cuda = torch.cuda.is_available()
-        if cuda and any(x.device.type != "cuda" for x in target.inputs):
-            raise BackendError(
-                f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
-            )
+        cuda = require(available, target, options, engine_dir)
         trt = trt_network.load_tensorrt(verbose=options.debug)
         trt_network.refuse_options(trt, options)
-        if cuda:
-            check_this_gpu(options.compute_capabilities)
-        if engine_dir is not None:
-            prepare_engine_dir(engine_dir)
         return OnnxJob(
             trt=trt,
             target=target,

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 
 from ...engines.cache import EngineCache
-from ...engines.files import prepare_engine_dir
-from ...errors import BackendError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, Built, Capturable
-from ..compute_capabilities import check_this_gpu, compute_capabilities
+from ..compute_capabilities import compute_capabilities
 from ..cpu_only import cpu_only
+from ..engine_job import require
 from ..guarded import first_line
 from ..trt_log import compiler_log
 from .job import TrtJob
@@ -82,17 +81,7 @@ class TorchTensorRTBackend:
             honour; RecordError, before anything is built, when `engine_dir` cannot be written.
         """
         available = self.availability()
-        if not available.installed:
-            raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend inductor")
-        cuda = torch.cuda.is_available()
-        if cuda and any(x.device.type != "cuda" for x in target.inputs):
-            raise BackendError(
-                f"{target.name}: its inputs are on the CPU and engines run on the GPU", fix="load the model on cuda"
-            )
-        if cuda:
-            check_this_gpu(options.compute_capabilities)
-        if engine_dir is not None:
-            prepare_engine_dir(engine_dir)
+        cuda = require(available, target, options, engine_dir)
         with compiler_log(options.debug) as log, cpu_only() as module:
             flavour = _flavour(module)
             settings = map_settings(

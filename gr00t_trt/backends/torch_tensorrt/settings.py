@@ -64,19 +64,8 @@ def map_settings(
     Raises: PlanError for an option that this release or flavour cannot honour without changing results;
         BackendError when a setting that results depend on is missing from the release.
     """
-    name = "Torch-TensorRT {}.{}".format(*release)
-    out: dict[str, Any] = {}
-    notes: list[str] = []
-
-    def need(key: str, value: Any) -> None:
-        if key not in fields:
-            raise BackendError(
-                f"{name} has no setting {key!r}, on which this build depends",
-                known=f"releases {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}",
-                fix="install one of these releases, or choose --backend inductor",
-            )
-        out[key] = value
-
+    settings = _Settings(options, release, fields)
+    need, notes = settings.need, settings.notes
     need("min_block_size", 1)
     need("truncate_double", True)
     need("require_full_compilation", options.require_full_compilation)
@@ -84,26 +73,18 @@ def map_settings(
     need("disable_tf32", options.disable_tf32)
     if not cuda:
         need("dryrun", True)
-
     if options.optimization_level is not None:
         if not 0 <= options.optimization_level <= 5:
             raise PlanError(f"optimization_level: {options.optimization_level} is outside 0 to 5")
         need("optimization_level", options.optimization_level)
-
-    _typing(options, release, name, fields, out, notes)
-    _attention(options, release, name, fields, out, notes)
-
-    if "use_python_runtime" in fields:
-        out["use_python_runtime"] = not options.use_cpp_runtime
-    elif options.use_cpp_runtime:
-        notes.append(f"use_cpp_runtime: {name} has one runtime and takes its C++ library whenever that is installed.")
-
+    settings.typing()
+    settings.attention()
+    settings.runtime()
     if options.cpu_offload:
         if cuda:
             need("offload_module_to_cpu", True)
         else:
             notes.append("cpu_offload: without a GPU the weights are on the CPU already.")
-
     if flavour == TENSORRT:
         need("timing_cache_path", timing_cache_path)
         if options.compute_capabilities:
@@ -112,44 +93,70 @@ def map_settings(
                 "the GPU that it runs on",
                 fix='install TensorRT-RTX to build for other GPUs (pip install "gr00t_trt[rtx]"), or leave it empty',
             )
-
     debugger = options.debug
     if options.debug and "debug" in fields:
-        out["debug"], debugger = True, False
-
+        settings.compile["debug"], debugger = True, False
     module = {"strict": False, "prefer_deferred_runtime_asserts_over_guards": True, "immutable_weights": False}
-    return TrtSettings(compile=out, module=module, debugger=debugger, notes=tuple(notes))
+    return TrtSettings(compile=settings.compile, module=module, debugger=debugger, notes=tuple(notes))
 
 
-def _typing(
-    options: BuildOptions, release: tuple[int, int], name: str, fields: Set[str], out: dict[str, Any], notes: list[str]
-) -> None:
-    # enabled_precisions is never passed: 2.10 to 2.12 refuse it beside explicit typing and 2.13 ignores it.
-    if options.use_explicit_typing:
-        if release < (2, 10):
-            if "use_explicit_typing" not in fields:
-                raise BackendError(f"{name} cannot keep the graph's dtypes", fix="install Torch-TensorRT 2.10 or newer")
-            out["use_explicit_typing"] = True
-        return
-    if "use_explicit_typing" not in fields:
-        raise PlanError(
-            f"use_explicit_typing: false is impossible with {name}: its TensorRT types every layer explicitly",
-            known="weak typing exists up to Torch-TensorRT 2.12",
-            fix="drop the setting; the plan's precision casts the submodule instead",
+class _Settings:
+    """What one release is told, and the user with it, as it is put together."""
+
+    def __init__(self, options: BuildOptions, release: tuple[int, int], fields: Set[str]):
+        self.options, self.release, self.fields = options, release, fields
+        self.name = "Torch-TensorRT {}.{}".format(*release)
+        self.compile: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def need(self, key: str, value: Any) -> None:
+        if key not in self.fields:
+            raise BackendError(
+                f"{self.name} has no setting {key!r}, on which this build depends",
+                known=f"releases {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}",
+                fix="install one of these releases, or choose --backend inductor",
+            )
+        self.compile[key] = value
+
+    def typing(self) -> None:
+        # enabled_precisions is never passed: 2.10 to 2.12 refuse it beside explicit typing and 2.13 ignores it.
+        known, name = "use_explicit_typing" in self.fields, self.name
+        if self.options.use_explicit_typing:
+            if self.release < (2, 10):
+                if not known:
+                    fix = "install Torch-TensorRT 2.10 or newer"
+                    raise BackendError(f"{name} cannot keep the graph's dtypes", fix=fix)
+                self.compile["use_explicit_typing"] = True
+            return
+        if not known:
+            raise PlanError(
+                f"use_explicit_typing: false is impossible with {name}: its TensorRT types every layer explicitly",
+                known="weak typing exists up to Torch-TensorRT 2.12",
+                fix="drop the setting; the plan's precision casts the submodule instead",
+            )
+        self.compile["use_explicit_typing"] = False
+        self.notes.append(
+            "use_explicit_typing is off: TensorRT may compute layers in another precision than the graph's."
         )
-    out["use_explicit_typing"] = False
-    notes.append("use_explicit_typing is off: TensorRT may compute layers in another precision than the graph's.")
 
+    def attention(self) -> None:
+        name = self.name
+        if "attn_bias_is_causal" in self.fields:
+            # The default reads every attention bias as a causal mask, wrong for vision, padding and diffusion.
+            self.compile["attn_bias_is_causal"] = False
+        elif self.release >= (2, 11):
+            self.notes.append(
+                f"{name} has no attn_bias_is_causal: compare masked attention with eager before trusting it."
+            )
+        if "decompose_attention" in self.fields:
+            self.compile["decompose_attention"] = self.options.decompose_attention
+        elif not self.options.decompose_attention:
+            self.notes.append(f"decompose_attention: {name} always lowers attention to matmul, softmax, matmul.")
 
-def _attention(
-    options: BuildOptions, release: tuple[int, int], name: str, fields: Set[str], out: dict[str, Any], notes: list[str]
-) -> None:
-    if "attn_bias_is_causal" in fields:
-        # The default reads every attention bias as a causal mask, wrong for vision, padding and the diffusion model.
-        out["attn_bias_is_causal"] = False
-    elif release >= (2, 11):
-        notes.append(f"{name} has no attn_bias_is_causal: compare masked attention with eager before trusting it.")
-    if "decompose_attention" in fields:
-        out["decompose_attention"] = options.decompose_attention
-    elif not options.decompose_attention:
-        notes.append(f"decompose_attention: {name} always lowers attention to matmul, softmax, matmul.")
+    def runtime(self) -> None:
+        if "use_python_runtime" in self.fields:
+            self.compile["use_python_runtime"] = not self.options.use_cpp_runtime
+        elif self.options.use_cpp_runtime:
+            self.notes.append(
+                f"use_cpp_runtime: {self.name} has one runtime and takes its C++ library whenever that is installed."
+            )
