@@ -1,4 +1,4 @@
-"""What a backend is: it takes one submodule and gives back something to call, and says what it built."""
+"""The backend protocol: a target in, a callable and a description of the build out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..plans.schema import BuildOptions
 
 @dataclass(frozen=True)
 class Built:
-    """What a backend made of a target.
+    """The result of a build.
 
     Attributes:
         call: Runs the submodule in the model, same arguments and result as the eager module.
@@ -56,7 +56,7 @@ since it keeps state that follows the shape last seen; or not at all, because it
 
 
 class Backend(Protocol):
-    """One way to make a submodule fast."""
+    """One way to run a submodule."""
 
     name: str
     capturable: Capturable

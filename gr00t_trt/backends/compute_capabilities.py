@@ -1,4 +1,4 @@
-"""For which GPUs TensorRT-RTX builds an engine, told by compute capability such as ``8.9``."""
+"""The compute capabilities, such as ``8.9``, that TensorRT-RTX builds engines for."""
 
 from __future__ import annotations
 

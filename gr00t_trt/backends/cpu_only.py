@@ -1,4 +1,4 @@
-"""Torch-TensorRT on a machine without a GPU: everything that stands in its way, answered in one scope.
+"""Torch-TensorRT on a machine without a GPU: every patch that this needs, applied in one scope and undone after it.
 
 Exporting, lowering, partitioning and (with TensorRT-RTX) building an engine need no GPU, but the code around
 them asks about one at import and at every turn. `cpu_only` answers those questions and takes all answers back on
@@ -42,7 +42,7 @@ _depth = 0
 
 
 class _EngineBytes:
-    """Stands for a deserialised engine: it can only give its bytes back."""
+    """Stand-in for a deserialised engine; it can only be serialised again."""
 
     def __init__(self, plan: Any):
         self._plan = plan

@@ -14,7 +14,7 @@ from .base import Availability, Built, Capturable
 
 
 class EagerBackend:
-    """Gives the module back. It accepts any shape, so nothing is checked."""
+    """Returns the module itself. It accepts any shape, so nothing is checked."""
 
     name = "eager"
     capturable: Capturable = "any shape"

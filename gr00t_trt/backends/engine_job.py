@@ -1,4 +1,4 @@
-"""What building an engine has in common, whatever the route: its phases, its place in the cache, its file."""
+"""The part of building an engine that both routes share: phases, cache, file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def require(available: Availability, target: Target, options: BuildOptions, engi
 
 @dataclasses.dataclass(kw_only=True)
 class EngineJob:
-    """Everything that one build needs, by either route; the routes' own jobs add what theirs needs besides.
+    """One build by either route; `TrtJob` and `OnnxJob` add what their route needs.
 
     Attributes:
         route: Name of the backend, which is part of the engine's key.

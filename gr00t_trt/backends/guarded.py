@@ -1,4 +1,4 @@
-"""A compiled submodule behind its shape and dtype check, so that no call can trigger a silent rebuild."""
+"""Shape and dtype checks in front of a compiled submodule, so that no call triggers a silent recompilation."""
 
 from __future__ import annotations
 

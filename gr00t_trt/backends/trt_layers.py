@@ -1,4 +1,4 @@
-"""How many layers Torch-TensorRT handed to TensorRT, and how many TensorRT made of them.
+"""Layer counts: of the network definition that TensorRT was given, and of the engine that it built.
 
 The first number is of the network definition, which exists while an engine is built, with or without a GPU. The second
 is of the engine, which tells it on a GPU only.

@@ -1,4 +1,4 @@
-"""What compilers and exporters say while they build, kept out of the user's terminal unless they asked for it."""
+"""The log output of compilers and exporters, captured unless --debug asks for it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every room uses: files, progress, the manners of a program, devices. Knows nothing of models."""
+"""Shared by all packages: files, progress, command lines, devices. Knows nothing of models."""

@@ -1,4 +1,4 @@
-"""What all programs of this package share: how flags are spelled and checked, where messages go, how a program ends.
+"""Command lines: how flags are spelled and checked, where messages go, exit statuses.
 
 Messages go to stderr and results to stdout. Exit status: 0 done, 1 a check failed, 2 bad input or something missing,
 130 interrupted (Ctrl-C, SIGTERM), 141 nobody reads the messages any more.
@@ -63,7 +63,7 @@ def parse_flags(p: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
 
 
 class _Console(Console):
-    """Where rich would end a run whose messages nobody reads with 1, which means a failed check here."""
+    """rich exits with 1 when its output pipe closes; here 1 means a failed check, so the pipe's own status is kept."""
 
     def on_broken_pipe(self) -> None:
         discard(sys.stderr)

@@ -1,4 +1,4 @@
-"""Files that hold results: found to be writable before a long run, and written whole or not at all."""
+"""Result files: checked to be writable before a long run, and written atomically."""
 
 from __future__ import annotations
 

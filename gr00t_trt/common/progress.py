@@ -1,4 +1,4 @@
-"""What is going on, for whoever waits: a live line on a terminal, one plain line per step in a log."""
+"""Progress: a live line on a terminal, one plain line per step in a log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def interruptible() -> Iterator[None]:
 
 
 class Steps:
-    """Told of each step as it begins; see `progress`."""
+    """Receives each step as it begins; see `progress`."""
 
     def __init__(self, console: Console, live: Progress | None):
         self._console = console

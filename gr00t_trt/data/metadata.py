@@ -1,4 +1,4 @@
-"""What normalising one embodiment's state and action needs to know, read from a checkpoint or from a dataset."""
+"""Statistics and layout of one embodiment's state and action, from a checkpoint or a dataset."""
 
 from __future__ import annotations
 

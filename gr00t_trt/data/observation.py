@@ -1,4 +1,4 @@
-"""What a policy accepts: an observation, checked once and brought into one batched form."""
+"""Validation of observations, and their conversion to one batched form."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A plan carried out on a policy that then answers requests."""
+"""A policy compiled as a plan says, ready to answer requests."""

@@ -41,7 +41,7 @@ OUTPUT = "action_pred"
 
 
 class Accelerated:
-    """What stands in a model's place now.
+    """A model of another package with ours in its place; `restore` undoes it.
 
     Attributes:
         deployment: How the plan was carried out: `backends`, the start-up's record.
@@ -146,7 +146,7 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 class _SeenNoise(TorchFunctionMode):
-    """Keeps the first normally distributed tensor of a shape that is drawn while the block runs."""
+    """Records the first normally distributed tensor of a given shape that is drawn inside the block."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A policy made ready for use: a plan carried out on it, checked against eager fp32, warmed up, and described."""
+"""Deployment: compile a policy as a plan says, check it against eager fp32, warm it up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARM_CALLS = 2
 
 @dataclass(frozen=True)
 class Deployment:
-    """A policy in service.
+    """A compiled and checked policy.
 
     Attributes:
         policy: Ready to answer; calls go through whatever serves each submodule.

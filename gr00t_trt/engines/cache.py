@@ -1,4 +1,4 @@
-"""Engines kept between runs, each under the key of everything that it depends on (`engine_key`).
+"""The engine cache: engines kept between runs, each under the key of everything that it depends on (`engine_key`).
 
 An entry is an engine and its manifest, `<submodule>-<digest of the key>.engine` and `.manifest.json`. It is used when
 every byte of the engine is as it was written and the manifest holds the very key that is asked for; anything else is

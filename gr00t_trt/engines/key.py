@@ -1,4 +1,4 @@
-"""What an engine depends on, all of it, known before anything is exported: the key of the engine cache.
+"""The cache key of an engine: everything that it depends on, known before anything is exported.
 
 Two targets with equal keys would be built into engines that do the same. Where that cannot be told, because a module
 holds something that has no plain description, there is no key and the engine is built.

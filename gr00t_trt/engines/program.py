@@ -263,7 +263,7 @@ def _table(rows: Sequence[_Row]) -> Table:
 def _age(created: str | None, now: float) -> float | None:
     try:
         return now - datetime.fromisoformat(created or "").timestamp()
-    except (TypeError, ValueError):  # a damaged engine, or a manifest that somebody made up
+    except (TypeError, ValueError):  # a damaged engine, or a manifest written by hand
         return None
 
 

@@ -21,7 +21,7 @@ Note = tuple[str, str]
 
 @dataclass(frozen=True)
 class ResolvedSubmodule:
-    """What a plan comes to for one compile target; nothing is left to inherit.
+    """The settings of one compile target, with nothing left to inherit.
 
     Attributes:
         backend: May be `auto`, which only a comparison decides.

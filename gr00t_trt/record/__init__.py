@@ -1,1 +1,1 @@
-"""What a run found, as one typed record: written, read, and described. Never imports torch."""
+"""Records: the typed results of a run, written and read as JSON. Never imports torch."""

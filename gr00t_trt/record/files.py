@@ -144,7 +144,7 @@ def _plain(value: Any, at: str, lost: list[NonFinite]) -> Any:
 
 
 def without_home(text: str) -> str:
-    """Home folders carry the user's name, which is nobody's business in a shared result."""
+    """Text with the home folder as ``~``: its path has the user's name, which a shared record must not."""
     home = os.path.expanduser("~")
     if len(home) <= 1:
         return text

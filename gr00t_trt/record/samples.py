@@ -1,4 +1,4 @@
-"""Latencies of one thing, every sample kept, their percentiles, and which of two is faster. Never imports torch."""
+"""Latency samples, their percentiles, and the comparison of two sets. Never imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a record holds, as types: written and read by the same. Never imports torch.
+"""The schema of a record, as dataclasses that are written and read. Never imports torch.
 
 A `Record` is one run: the machine, the plan, and a list of results. A `Result` is one thing that was tried: a candidate
 on a subject under a workload, with what building it took, its latency beside that of a baseline, its accuracy and its

@@ -1,4 +1,4 @@
-"""The control loop, twice: ask and then act, or act while the next answer is being computed.
+"""The control loop: sequential, or with inference overlapping execution.
 
 Rows of a chunk are sent at a fixed rate. A chunk starts where its observation was taken: when actions were sent in
 the meantime, that many rows of it are stale and skipped.

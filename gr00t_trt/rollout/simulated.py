@@ -1,4 +1,4 @@
-"""An SO-100 that exists on paper: six joints with bounded speed on a real clock, and two cameras that render it."""
+"""A simulated SO-100: six joints of limited speed in real time, and two rendered cameras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BALL = np.array([0.24, 0.05, 0.015])
 
 
 class SimulatedRobot:
-    """The robot that a rollout drives where there is no other.
+    """The default robot of a rollout.
 
     Units are those of LeRobot's driver, -100 to 100 and 0 to 100 for the gripper. The joints move while the clock
     runs, whether anybody looks or not, and the same targets at the same times always give the same poses.

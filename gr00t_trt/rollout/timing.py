@@ -1,4 +1,4 @@
-"""A trace of a rollout as numbers: how fast, how even, how long the robot had to wait."""
+"""Timing of a rollout: latency, loop period, jitter and stalls from its trace."""
 
 from __future__ import annotations
 

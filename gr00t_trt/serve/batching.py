@@ -1,4 +1,4 @@
-"""Single requests that can be answered by one pass through the model: which ones, how they join, how they part."""
+"""Dynamic batching: which waiting requests can share one forward pass, how they are stacked and split again."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class HttpServer:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Send what has been answered and end. Whoever answers must have ended before."""
+        """Send the remaining replies and stop. The worker must have stopped before."""
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()

@@ -1,4 +1,4 @@
-"""What a server counts and times, as a status page shows it and as Prometheus reads it. Never imports torch."""
+"""Counters and latency histograms, for `/status` and for Prometheus. Never imports torch."""
 
 from __future__ import annotations
 

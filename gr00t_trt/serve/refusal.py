@@ -1,4 +1,4 @@
-"""A request that the server answers with an error of its own, not the policy's."""
+"""Errors with which the server itself refuses a request."""
 
 from __future__ import annotations
 

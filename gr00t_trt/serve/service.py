@@ -1,4 +1,4 @@
-"""What the server does for its callers, whichever protocol they speak: who may ask, and what each question gets."""
+"""The endpoints of the server, independent of the protocol: authentication, actions, status, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From flags to a server that is ready: load, compile, check, warm up, listen, answer, end."""
+"""Starting and stopping a server: load, compile, check, warm up, listen, shut down."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def array_from_npy(data: object) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What an array's bytes mean; `size` is how many they must be, -1 for a shape that none can have."""
+    """dtype and shape of an array on the wire; `size` in bytes, -1 for an impossible shape."""
 
     dtype: np.dtype
     shape: tuple[int, ...]

@@ -74,7 +74,7 @@ class ZmqServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End when the answers have left. Whoever answers must have ended before."""
+        """Send the remaining replies and stop. The worker must have stopped before."""
         self._closing = True
         self._ring()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""What stands between an environment and a policy: several steps per action, and a video of every episode."""
+"""gymnasium wrappers: action chunks, stacked observations, and a video of every episode."""
 
 from __future__ import annotations
 

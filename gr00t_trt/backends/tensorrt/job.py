@@ -1,4 +1,4 @@
-"""One submodule through ONNX to TensorRT: its engine taken ready-made, found in the cache, or built."""
+"""One submodule through ONNX to TensorRT: its engine ready-made, loaded from the cache, or built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch-TensorRT's second half: the bytes of an engine, made of a partition or found in what a real build left.
+"""Serialised engines from Torch-TensorRT: built from a partition, or extracted from a module compiled on a GPU.
 
 Everything runs inside `cpu_only`; torch_tensorrt is imported inside the functions for that reason.
 """

@@ -1,4 +1,4 @@
-"""One submodule through Torch-TensorRT: its engine built or taken from the cache, and what became of it told."""
+"""One submodule through Torch-TensorRT: its engine built or loaded from the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch-TensorRT's first half: a submodule traced, lowered and partitioned, and what was taken into engines counted.
+"""Tracing, lowering and partitioning with Torch-TensorRT, and the count of operators that engines take.
 
 Everything runs inside `cpu_only`; torch_tensorrt is imported inside the functions for that reason.
 """

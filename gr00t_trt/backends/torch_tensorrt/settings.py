@@ -101,7 +101,7 @@ def map_settings(
 
 
 class _Settings:
-    """What one release is told, and the user with it, as it is put together."""
+    """Collects the settings of one release, and the notes for the user."""
 
     def __init__(self, options: BuildOptions, release: tuple[int, int], fields: Set[str]):
         self.options, self.release, self.fields = options, release, fields
