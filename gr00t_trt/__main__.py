@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 
 from .common.command import run_program
-from .errors import PlanError, unknown
+from .errors import UsageError, unknown
 
 COMMANDS: Mapping[str, str] = {
     "run": "compile, check and time the model: what run_groot_torchtrt.py does",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(argv: Sequence[str], _: Console) -> int:
-    raise unknown(PlanError, "no such command", argv[0], COMMANDS)
+    raise unknown(UsageError, "no such command", argv[0], COMMANDS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Everything this package raises on purpose.
 
     Gr00tError                 base; the command line prints it without a traceback and exits with 2
-    ├─ PlanError               a flag, a plan file or a combination of settings
+    ├─ PlanError               a plan file or a combination of settings that cannot work
+    │  └─ UsageError           a flag of a command line
     ├─ CheckpointError         a model folder: missing, truncated, a tensor missing, unexpected or misshapen
     ├─ TokenizerError          no tokenizer, or one that does not fit the model
     ├─ DatasetError            a LeRobot dataset: missing, empty, corrupt, without a video, column or statistic
@@ -42,7 +43,11 @@ class Gr00tError(Exception):
 
 
 class PlanError(Gr00tError):
-    """A flag, a plan key or a combination of settings that cannot work."""
+    """A plan key or a combination of settings that cannot work."""
+
+
+class UsageError(PlanError):
+    """A flag that is unknown, out of range, or at odds with another."""
 
 
 class CheckpointError(Gr00tError):

@@ -14,19 +14,19 @@ from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
-from ..errors import Gr00tError, PlanError, unknown
+from ..errors import Gr00tError, UsageError, unknown
 from .progress import interruptible
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, raising PlanError where argparse would print the whole usage and exit."""
+    """argparse without abbreviations, raising UsageError where argparse would print the whole usage and exit."""
 
     def __init__(self, **settings: Any):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise PlanError(f"command line: {message}", fix=f"{self.prog} --help explains every flag")
+        raise UsageError(f"command line: {message}", fix=f"{self.prog} --help explains every flag")
 
 
 def switch(group: Any, name: str, *, help: str, default: bool | None = False) -> None:
@@ -47,18 +47,18 @@ def underscored(argv: Sequence[str]) -> list[str]:
 def parse_flags(p: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The flags of a program, in either spelling.
 
-    Raises: PlanError for an unknown flag (the nearest one is offered), a value of the wrong kind, or an empty one.
+    Raises: UsageError for an unknown flag (the nearest one is offered), a value of the wrong kind, or an empty one.
     """
     args, strangers = p.parse_known_args(underscored(argv))
     flags = [option for action in p._actions for option in action.option_strings if option.startswith("--")]
     for stranger in strangers:
         if stranger.startswith("-"):
-            raise unknown(PlanError, "command line: no such flag", stranger.partition("=")[0], flags)
-        raise PlanError(f"command line: {stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
+            raise unknown(UsageError, "command line: no such flag", stranger.partition("=")[0], flags)
+        raise UsageError(f"command line: {stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
     for flag, value in vars(args).items():
         # Most often a shell variable that is not set; Path("") would be the working directory.
         if isinstance(value, str) and not value.strip():
-            raise PlanError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
+            raise UsageError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
     return args
 
 

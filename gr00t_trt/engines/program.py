@@ -23,7 +23,7 @@ from rich.text import Text
 
 from ..common.command import Parser, discard, parse_flags, run_program
 from ..common.progress import progress
-from ..errors import PlanError, RecordError, unknown
+from ..errors import RecordError, UsageError, unknown
 from ..plans.backends import BACKENDS, get_backend
 from ..plans.precisions import precision_of
 
@@ -85,7 +85,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
 
     cache = open_cache(args.engine_cache)
     if cache is None:
-        raise PlanError("the engine cache is off", fix=f"name its folder with --engine_cache, or unset {VARIABLE}")
+        raise UsageError("the engine cache is off", fix=f"name its folder with --engine_cache, or unset {VARIABLE}")
     # What is removed without regard to its bytes need not be read.
     rows = _rows(cache, console, every_byte=args.action == "list" or args.damaged)
     if args.action == "list":
@@ -107,17 +107,17 @@ def _main(argv: Sequence[str], console: Console) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.action not in ACTIONS:
-        raise unknown(PlanError, "gr00t-trt engines", args.action, ACTIONS)
+        raise unknown(UsageError, "gr00t-trt engines", args.action, ACTIONS)
     for flag in ("older_than", "max_gb"):
         value = getattr(args, flag)
         if value is not None and not (math.isfinite(value) and value >= 0):
-            raise PlanError(f"--{flag}: {value} is out of range", known="0 and more")
+            raise UsageError(f"--{flag}: {value} is out of range", known="0 and more")
     given = [flag for flag in ("damaged", "other_versions", "all") if getattr(args, flag)]
     given += [flag for flag in ("older_than", "max_gb") if getattr(args, flag) is not None]
     if args.action == "list" and (given or args.dry_run):
-        raise PlanError(f"--{(*given, 'dry_run')[0]} belongs to prune", fix="gr00t-trt engines prune ...")
+        raise UsageError(f"--{(*given, 'dry_run')[0]} belongs to prune", fix="gr00t-trt engines prune ...")
     if args.action == "prune" and not given:
-        raise PlanError(
+        raise UsageError(
             "prune: nothing was said about what to remove",
             known="--older_than DAYS, --max_gb N, --damaged, --other_versions, --all",
         )

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ..common.command import Parser, parse_flags, run_program, switch
 from ..common.progress import Steps, progress
-from ..errors import PlanError, unknown
+from ..errors import UsageError, unknown
 from ..policy.flags import optional
 from ..record.files import deliver, record_flags, record_path
 from .about import About
@@ -109,18 +109,18 @@ def _optional_int(text: str) -> int | None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags, checked as far as they can be without data. Raises: PlanError."""
+    """The flags, checked as far as they can be without data. Raises: UsageError."""
     args = parse_flags(parser(), argv)
     for name, least in (("trajs", 1), ("steps", 1), ("start_traj", 0)):
         if getattr(args, name) < least:
-            raise PlanError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
+            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
     if args.video_backend not in FRAME_RULES:
-        raise unknown(PlanError, "--video_backend", args.video_backend, FRAME_RULES)
+        raise unknown(UsageError, "--video_backend", args.video_backend, FRAME_RULES)
     check_policy_flags(args)
     if args.compare is not None and args.model_path is None:
-        raise PlanError(f"--compare {args.compare} needs a local policy", fix="add --model_path")
+        raise UsageError(f"--compare {args.compare} needs a local policy", fix="add --model_path")
     if args.compare == "eager" and plan_of(args) is None:
-        raise PlanError(
+        raise UsageError(
             "--compare eager: the local policy is eager fp32 itself",
             fix="add --use_torch_tensorrt, --backend, --precision or --config",
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..common.command import Parser, parse_flags, run_program
-from ..errors import PlanError, unknown
+from ..errors import UsageError, unknown
 from ..plans.flags import precision_flag
 from ..plans.precisions import find_precision, precision_names
 from ..policy.flags import check_seed, source_flags
@@ -70,22 +70,22 @@ def _main(argv: Sequence[str], console: Console) -> int:
     args = parse_flags(parser(), argv)
     if args.list is not None:
         if args.list not in ("cuda", "cpu"):
-            raise unknown(PlanError, "--list", args.list, ("cuda", "cpu"))
+            raise unknown(UsageError, "--list", args.list, ("cuda", "cpu"))
         _list(args.list)
         return 0
     if args.folder is None:
-        raise PlanError("command line: no FOLDER for the record", fix="gr00t-trt measure results")
+        raise UsageError("command line: no FOLDER for the record", fix="gr00t-trt measure results")
     precision = None
     if args.precision is not None:
         row = find_precision(args.precision)
         if row is None or row.unavailable:
-            raise unknown(PlanError, "--precision", args.precision, precision_names())
+            raise unknown(UsageError, "--precision", args.precision, precision_names())
         precision = row.name
     budget_s = args.budget_s
     if budget_s is None:
         budget_s = REHEARSAL_S if args.model_path == "synthetic" else BUDGET_S
     if not budget_s > 0:
-        raise PlanError(f"--budget_s: {budget_s:g} is no time at all", known="seconds above 0")
+        raise UsageError(f"--budget_s: {budget_s:g} is no time at all", known="seconds above 0")
     check_seed(args.seed)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from ..policy.source import Source

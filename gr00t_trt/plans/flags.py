@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import PlanError, unknown
+from ..errors import UsageError, unknown
 from .backends import BACKENDS
 from .load import load_plan, merge
 from .precisions import precision_names
@@ -81,27 +81,27 @@ def plan_from(args: argparse.Namespace, overrides: dict[str, Any], default: Plan
 
 
 def one_backend(wanted: dict[str, str | None]) -> str | None:
-    """The backend that flags name, each in its own way. Raises: PlanError where they name different ones."""
+    """The backend that flags name, each in its own way. Raises: UsageError where they name different ones."""
     given = {flag: backend for flag, backend in wanted.items() if backend is not None}
     if len(set(given.values())) > 1:
-        raise PlanError(f"{' and '.join(given)} exclude each other", fix="give one of them")
+        raise UsageError(f"{' and '.join(given)} exclude each other", fix="give one of them")
     return next(iter(given.values()), None)
 
 
 def named_backends(text: str, flag: str) -> tuple[str, ...]:
     """The backends in a list with commas between them, eager first; all of them for ``all``.
 
-    Raises: PlanError for an unknown name, one given twice, or nothing to compare eager with.
+    Raises: UsageError for an unknown name, one given twice, or nothing to compare eager with.
     """
     names = [name.strip().lower() for name in text.split(",")]
     if names == ["all"]:
         return tuple(BACKENDS)
     for i, name in enumerate(names):
         if name not in BACKENDS:
-            raise unknown(PlanError, flag, name, (*BACKENDS, "all"))
+            raise unknown(UsageError, flag, name, (*BACKENDS, "all"))
         if name in names[:i]:
-            raise PlanError(f"{flag}: {name} is named twice", known=BACKENDS)
+            raise UsageError(f"{flag}: {name} is named twice", known=BACKENDS)
     if names == ["eager"]:
         others = [name for name in BACKENDS if name != "eager"]
-        raise PlanError(f"{flag} eager: nothing to compare it with", known=(*others, "all"))
+        raise UsageError(f"{flag} eager: nothing to compare it with", known=(*others, "all"))
     return tuple(dict.fromkeys(("eager", *names)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import PlanError
+from ..errors import UsageError
 
 FLAGS: dict[str, dict[str, Any]] = {
     "model_path": {
@@ -75,11 +75,11 @@ def source_flags(group: Any, *names: str, helps: dict[str, str] | None = None, *
 
 
 def check_seed(value: int) -> None:
-    """Raises: PlanError for one that no generator takes."""
+    """Raises: UsageError for one that no generator takes."""
     check_range("seed", value)
 
 
 def check_range(flag: str, value: int) -> None:
-    """Raises: PlanError for a number outside 0 to 2^63 - 1."""
+    """Raises: UsageError for a number outside 0 to 2^63 - 1."""
     if not 0 <= value < 2**63:
-        raise PlanError(f"--{flag}: {value} is out of range", known="0 to 2^63 - 1")
+        raise UsageError(f"--{flag}: {value} is out of range", known="0 to 2^63 - 1")

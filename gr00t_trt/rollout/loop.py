@@ -61,7 +61,7 @@ class Loop:
         ask: Called from another thread when overlapped, from one at a time.
         horizon: Rows of a chunk that are executed before the next chunk is wanted.
         control_hz: Actions per second.
-        told: Called after each answer with the trace so far.
+        progress: Called after each answer with the trace so far.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Loop:
         horizon: int,
         control_hz: float,
         clock: Clock | None = None,
-        told: Callable[[Trace], None] = lambda trace: None,
+        progress: Callable[[Trace], None] = lambda trace: None,
     ):
         self.robot, self.ask, self.horizon = robot, ask, horizon
         self.period = 1.0 / control_hz
         self.clock = clock or Clock()
-        self.told = told
+        self.progress = progress
 
     def synchronous(self, actions: int) -> Trace:
         """Observe, ask, send `horizon` rows, and again; the robot waits for every answer. Raises: Gr00tError."""
@@ -86,7 +86,7 @@ class Loop:
         while len(trace.sent) < actions:
             self.clock.sleep_until(due)  # the last row gets its time, too
             chunk = self._infer(self._observe(trace), trace)
-            self.told(trace)
+            self.progress(trace)
             due = self.clock.now()
             for row in range(min(self.horizon, actions - len(trace.sent))):
                 self.clock.sleep_until(due)
@@ -105,7 +105,7 @@ class Loop:
         trace = Trace()
         with ThreadPoolExecutor(1, thread_name_prefix="inference") as pool:
             chunk = self._infer(self._observe(trace), trace)
-            self.told(trace)
+            self.progress(trace)
             row, due = 0, self.clock.now()
             pending: Future[Chunk] | None = None
             asked_at = 0
@@ -115,7 +115,7 @@ class Loop:
                     chunk, row = pending.result(), len(trace.sent) - asked_at
                     trace.skipped_rows += min(row, _rows(chunk))
                     pending = None
-                    self.told(trace)
+                    self.progress(trace)
                 left = max(0, self.horizon - row)
                 if pending is None and left <= self._ticks_ahead(trace) and left < actions - len(trace.sent):
                     asked_at = len(trace.sent)

@@ -16,7 +16,7 @@ from rich.text import Text
 from ..common.command import Parser, parse_flags, run_program, switch
 from ..common.interface import ModalityConfig, Observation
 from ..common.progress import progress
-from ..errors import PlanError, ServiceError, unknown
+from ..errors import ServiceError, UsageError, unknown
 from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
 from ..record.environment import ROOT
 from ..record.files import deliver, record_flags, record_path
@@ -95,25 +95,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags, checked as far as they can be without a robot. Raises: PlanError."""
+    """The flags, checked as far as they can be without a robot. Raises: UsageError."""
     args = parse_flags(parser(), argv)
     check_policy_flags(args)
     for name, least in (("action_horizon", 1), ("actions_to_execute", 1), ("warmup", 0)):
         if getattr(args, name) < least:
-            raise PlanError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
+            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
     if not 0 < args.control_hz <= 1000:
-        raise PlanError(f"--control_hz: {args.control_hz:g} is out of range", known="above 0, at most 1000")
+        raise UsageError(f"--control_hz: {args.control_hz:g} is out of range", known="above 0, at most 1000")
     args.robot_type = ARMS.get(args.robot_type, args.robot_type)
     arm = args.robot_type in ARMS.values()
     if not arm and args.robot_type != SIMULATED and "/" not in args.robot_type:
         raise unknown(
-            PlanError, "--robot.type", args.robot_type, [SIMULATED, *ARMS, *ARMS.values(), "gr00t_trt/TableTop-v0"]
+            UsageError, "--robot.type", args.robot_type, [SIMULATED, *ARMS, *ARMS.values(), "gr00t_trt/TableTop-v0"]
         )
     given = [name for name in ("robot_port", "robot_id", "robot_cameras") if getattr(args, name) is not None]
     if given and not arm:
-        raise PlanError(f"--{given[0].replace('_', '.')} concerns an arm of LeRobot", fix="add --robot.type so100")
+        raise UsageError(f"--{given[0].replace('_', '.')} concerns an arm of LeRobot", fix="add --robot.type so100")
     if arm and (args.robot_port is None or args.robot_cameras is None):
-        raise PlanError(
+        raise UsageError(
             f"--robot.type {args.robot_type} needs --robot.port and --robot.cameras",
             fix="lerobot-find-port and lerobot-find-cameras tell them",
         )
@@ -136,7 +136,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
             config = policy.get_modality_config()
             chunk = len(config["action"].delta_indices)
             if args.action_horizon > chunk:
-                raise PlanError(f"--action_horizon: {args.action_horizon}", known=f"1 to {chunk}, the policy's chunk")
+                raise UsageError(f"--action_horizon: {args.action_horizon}", known=f"1 to {chunk}, the policy's chunk")
             steps.step(f"connecting the robot: {args.robot_type}")
             robot = open_robot(args, config)
             try:
@@ -221,13 +221,13 @@ def _drive(
     names = [SYNCHRONOUS, OVERLAPPED] if args.compare_overlap else [OVERLAPPED if args.overlap else SYNCHRONOUS]
     said = time.monotonic()
 
-    def told(trace: Trace) -> None:
+    def show(trace: Trace) -> None:
         nonlocal said
         if time.monotonic() - said >= LIVE_S:
             said = time.monotonic()
             console.print(live(trace), markup=False, highlight=False, soft_wrap=True)
 
-    loop = Loop(robot, ask, horizon=args.action_horizon, control_hz=args.control_hz, told=told)
+    loop = Loop(robot, ask, horizon=args.action_horizon, control_hz=args.control_hz, progress=show)
     modes = {}
     for name in names:
         actions = args.actions_to_execute * args.action_horizon

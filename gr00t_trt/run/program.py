@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from ..common.command import Parser, parse_flags, run_program
-from ..errors import PlanError, unknown
+from ..errors import UsageError, unknown
 from ..plans import flags
 from ..plans.backends import AUTO, onnx_route
 from ..plans.resolve import Machine, Note, candidates_of, resolve, select
@@ -181,12 +181,12 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
 def compared(args: argparse.Namespace) -> tuple[str, ...]:
     """The backends that --compare names, eager first; empty without the flag.
 
-    Raises: PlanError as `flags.named_backends`, and for a --backend beside it.
+    Raises: UsageError as `flags.named_backends`, and for a --backend beside it.
     """
     if args.compare is None:
         return ()
     if args.backend is not None:
-        raise PlanError(
+        raise UsageError(
             f"--compare {args.compare} --backend {args.backend}: one tries several backends, the other runs one",
             fix="leave --backend out",
         )
@@ -196,13 +196,13 @@ def compared(args: argparse.Namespace) -> tuple[str, ...]:
 def chosen_plan_path(args: argparse.Namespace, plan: Plan, compare: tuple[str, ...], device: Any) -> Path | None:
     """Where the plan goes that `auto` comes to; None for a run that chooses nothing.
 
-    Raises: PlanError for --write_plan on such a run.
+    Raises: UsageError for --write_plan on such a run.
     """
     from ..measure.choose import default_plan_path
 
     if compare or not candidates_of(plan, select(args.fn_name, plan)):
         if args.write_plan is not None:
-            raise PlanError(
+            raise UsageError(
                 f"--write_plan {args.write_plan}: this run chooses no plan",
                 fix=f"add --backend {AUTO}, or leave it out",
             )
@@ -213,14 +213,14 @@ def chosen_plan_path(args: argparse.Namespace, plan: Plan, compare: tuple[str, .
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Note]]:
     """The flags, and (flag, sentence) for published flags that do nothing here.
 
-    Raises: PlanError for an unknown flag (the nearest one is offered), a value of the wrong kind, or a flag that
+    Raises: UsageError for an unknown flag (the nearest one is offered), a value of the wrong kind, or a flag that
         cannot be honoured.
     """
     args = parse_flags(parser(), argv)
     notes = []
     if args.attn_implementation is not None:
         if args.attn_implementation not in ATTENTION:
-            raise unknown(PlanError, "--attn_implementation", args.attn_implementation, ATTENTION)
+            raise unknown(UsageError, "--attn_implementation", args.attn_implementation, ATTENTION)
         notes.append(
             (
                 f"--attn_implementation {args.attn_implementation}",

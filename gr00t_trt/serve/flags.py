@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from ..common.command import Parser, parse_flags, switch
-from ..errors import PlanError
+from ..errors import UsageError
 from ..plans import flags
 from ..plans.backends import AUTO, BACKENDS
 from ..plans.load import merge
@@ -50,18 +50,7 @@ def parser() -> argparse.ArgumentParser:
     switch(g, "server", help="load, compile and warm up the policy, then answer")
     switch(g, "client", help="send one example observation to a server and show what comes back")
 
-    g = p.add_argument_group("where")
-    g.add_argument(
-        "--host",
-        default="localhost",
-        help="server: address to listen on, 0.0.0.0 for all (NVIDIA's ZeroMQ server ignores it and takes all); "
-        "client: where the server is [%(default)s]",
-    )
-    g.add_argument("--port", type=int, default=5555, metavar="N", help="0 for any that is free [%(default)s]")
-    switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
-    g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
-    g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what every request must carry [none]")
-
+    _where(p)
     g = p.add_argument_group("what is served")
     source_flags(
         g,
@@ -100,6 +89,25 @@ def parser() -> argparse.ArgumentParser:
         },
     )
 
+    _limits(p)
+    return p
+
+
+def _where(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("where")
+    g.add_argument(
+        "--host",
+        default="localhost",
+        help="server: address to listen on, 0.0.0.0 for all (NVIDIA's ZeroMQ server ignores it and takes all); "
+        "client: where the server is [%(default)s]",
+    )
+    g.add_argument("--port", type=int, default=5555, metavar="N", help="0 for any that is free [%(default)s]")
+    switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
+    g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
+    g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what every request must carry [none]")
+
+
+def _limits(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("limits")
     g.add_argument("--max_request_mb", type=float, default=32.0, metavar="MB", help="largest request [%(default)g]")
     g.add_argument(
@@ -112,17 +120,16 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--batch_wait_ms", type=float, default=0.0, metavar="MS", help="wait for others to share with [%(default)g]"
     )
-    return p
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, checked as far as they can be without a plan.
 
-    Raises: PlanError for an unknown flag, a value out of range, or flags that exclude each other.
+    Raises: UsageError for an unknown flag, a value out of range, or flags that exclude each other.
     """
     args = parse_flags(parser(), argv)
     if not (args.server or args.client):
-        raise PlanError("neither --server nor --client was given", fix="--help shows an example of each")
+        raise UsageError("neither --server nor --client was given", fix="--help shows an example of each")
     for flag, lowest, highest in (
         ("port", 0, 65535),
         ("http_port", 0, 65535),
@@ -134,11 +141,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     ):
         value = getattr(args, flag)
         if value is not None and not lowest <= value <= highest:
-            raise PlanError(f"--{flag}: {value} is out of range", known=f"{lowest:g} to {highest:g}")
+            raise UsageError(f"--{flag}: {value} is out of range", known=f"{lowest:g} to {highest:g}")
     if args.http_server and args.http_port is not None:
-        raise PlanError("--http_server puts HTTP on --port, --http_port beside ZeroMQ", fix="leave one of them out")
+        raise UsageError("--http_server puts HTTP on --port, --http_port beside ZeroMQ", fix="leave one of them out")
     if args.max_batch > 1 and args.bracketed_instruction:
-        raise PlanError("--bracketed_instruction holds for single requests, and --max_batch makes batches of them")
+        raise UsageError("--bracketed_instruction holds for single requests, and --max_batch makes batches of them")
     return args
 
 
@@ -169,7 +176,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         if args.use_fp32_acc is None and fp16:
             plan = merge(plan, {"build.use_fp32_acc": True})
     if args.max_batch > plan.ranges.batch[1]:
-        raise PlanError(
+        raise UsageError(
             f"--max_batch: {args.max_batch} is more than the plan's batches",
             known=f"up to {plan.ranges.batch[1]}",
             fix="raise `ranges: {batch: [1, N]}` in a plan file",

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ..common.command import Parser, parse_flags, run_program
 from ..common.progress import Steps, progress
-from ..errors import PlanError
+from ..errors import UsageError
 from ..evaluate.about import About
 from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags
 from ..record.environment import ROOT
@@ -75,17 +75,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags, checked as far as they can be without a simulator. Raises: PlanError."""
+    """The flags, checked as far as they can be without a simulator. Raises: UsageError."""
     args = parse_flags(parser(), argv)
     if args.server:
-        raise PlanError("--server: a simulation is a client", fix="start the service with `gr00t-trt serve --server`")
+        raise UsageError("--server: a simulation is a client", fix="start the service with `gr00t-trt serve --server`")
     actors = [f"--{name}" for name in ("client", "scripted", "model_path") if getattr(args, name)]
     if len(actors) > 1:
-        raise PlanError(f"{' and '.join(actors)} exclude each other", fix="name one policy")
+        raise UsageError(f"{' and '.join(actors)} exclude each other", fix="name one policy")
     check_policy_flags(args)
     for name in ("n_episodes", "n_envs", "n_action_steps", "max_episode_steps"):
         if getattr(args, name) < 1:
-            raise PlanError(f"--{name}: {getattr(args, name)} is out of range", known="at least 1")
+            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known="at least 1")
     return args
 
 
@@ -137,7 +137,7 @@ def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, About]:
     from .scripted import ScriptedPolicy
 
     if args.env_name != DEFAULT_ENV:
-        raise PlanError(f"--scripted knows nothing of {args.env_name}", known=DEFAULT_ENV)
+        raise UsageError(f"--scripted knows nothing of {args.env_name}", known=DEFAULT_ENV)
     return ScriptedPolicy(), About({"model": "scripted"})
 
 
