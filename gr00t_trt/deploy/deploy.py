@@ -65,18 +65,19 @@ def deploy(
     """
     plan, device = decided(resolved).plan, policy.model.device
     policy.denoising_steps = plan.denoising_steps
+    about = "an example observation" if observation is None else "the observation that was given"
     record = new_record(
         command,
         root=ROOT,
         device=str(device),
         plan=plan_to_mapping(plan),
-        inputs=Inputs(dataset="an example observation"),
+        inputs=Inputs(dataset=about),
     )
     record.skip_all(resolved.notes)
     with side_stream(device):
         request = one_request(policy, policy.example() if observation is None else observation, seed)
         harness = Harness(take_reference(policy, request, [plan.optimizations], steps), plan, steps)
-        record.inputs = replace(request.described(seed), dataset="an example observation")
+        record.inputs = replace(request.described(seed), dataset=about)
         parts = build_all(harness, resolved, open_cache(engine_cache))
         variant = harness.variant(candidate_of(resolved, parts), parts)
         steps.step("comparing the actions with eager fp32")
