@@ -6,32 +6,61 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gr00t_trt.measure.timers import Samples, verdict
-from gr00t_trt.record import records
+from gr00t_trt.record.files import write_record
+from gr00t_trt.record.samples import Samples
+from gr00t_trt.record.schema import (
+    REQUEST,
+    Against,
+    Agreement,
+    Baseline,
+    Build,
+    Candidate,
+    Inputs,
+    ModelInfo,
+    PeakMemory,
+    Record,
+    Result,
+    Roofline,
+    Status,
+    Work,
+    Workload,
+    new_record,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER = Samples(tuple(46.0 + i % 7 for i in range(120)))
 
 
-def row(name: str, factor: float, group: str = "waterfall", **known: Any) -> dict[str, Any]:
+def row(name: str, factor: float, group: str = "waterfall") -> Result:
     own = Samples(tuple(value / factor for value in EAGER.samples))
-    return records.measurement_entry(
+    return Result(
         group,
         name,
-        settings={"of": "model", "optimizations": () if name == "eager PyTorch" else ("all",)},
+        "model",
+        Candidate("inductor" if "compile" in name else "eager", None, () if name == "eager PyTorch" else ("all",)),
+        Workload(),
+        Status.MEASURED,
         latency_ms=own,
-        eager_latency_ms=EAGER,
-        verdict=None if factor == 1 else verdict(EAGER, own),
-        accuracy={"cosine": 0.99999987, "max_abs": 0.0031},
-        work={"gflop": 898.7, "bytes": 6.851e9, "operators": 1946, "operators_per_step": 249, "kernels": 815},
-        roofline={"device": "NVIDIA H200", "ms": 1.78, "percent": 178 / own.p50},
-        **known,
+        against=None if factor == 1 else Against.of(Baseline.ORIGINAL, EAGER, own, name),
+        accuracy=Agreement(cosine=0.99999987, max_abs=0.0031),
+        work=Work(gflop=898.7, bytes=6_851_000_000, operators=1946, operators_per_step=249, kernels=815),
+        roofline=Roofline("NVIDIA H200", ms=1.78, percent=178 / own.p50),
     )
+
+
+def empty(device: str, precision: str, wall_s: float, kind: str) -> Record:
+    inputs = Inputs(views=1, batch_size=1, sequence_length=296, denoising_steps=4)
+    model = ModelInfo("synthetic:full")
+    record = new_record("measure", device=device, plan={"precision": precision}, model=model, inputs=inputs)
+    record.environment = replace(record.environment, gpu="NVIDIA H200")
+    record.wall_s, record.peak_memory = wall_s, PeakMemory(kind, peak_bytes=12_000_000_000)
+    return record
 
 
 @pytest.fixture
@@ -39,21 +68,17 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of what is rendered, with one more record."""
     shutil.copytree(ROOT / "bench", tmp_path / "bench")
     shutil.copy(ROOT / "README.md", tmp_path)
-    record = records.new_record(
-        "measure", device="cuda:0", plan={"precision": "bf16"}, model={"path": "synthetic:full"}
-    )
-    record["environment"]["gpu"] = "NVIDIA H200"
-    record["workload"].update(views=1, batch_size=1, sequence_length=296, denoising_steps=4)
-    record.update(wall_s=480.0, peak_memory={"kind": "cuda allocator", "peak_bytes": 12e9})
-    record["measurements"] = [
+    record = empty("cuda:0", "bf16", 480.0, "cuda allocator")
+    late = "no time: about 90 s, and 3 s of 520 s were left"
+    record.results = [
         row("eager PyTorch", 1),
         row("+ embodiment_weights", 1.5),
         row("+ timestep_tables", 1.51),
         row("+ torch.compile", 4),
         row("plain, torch.compile default", 2, "compile"),
-        records.measurement_entry("views", "3 views", why_not="no time: about 90 s, and 3 s of 520 s were left"),
+        Result("views", "3 views", "model", status=Status.NO_TIME, why=late),
     ]
-    records.write_record(record, tmp_path / "bench" / "records" / "measured-h200.json")
+    write_record(record, tmp_path / "bench" / "records" / "measured-h200.json")
     return tmp_path
 
 
@@ -101,20 +126,20 @@ def test_a_measuring_run_is_rendered_and_checked(checkout: Path) -> None:
 
 
 def test_backends_side_by_side_are_one_line_a_submodule(checkout: Path) -> None:
-    record = records.new_record("run", device="cpu", plan={"precision": "fp16"}, model={"path": "synthetic:full"})
-    record["workload"].update(views=1, batch_size=1, sequence_length=296, denoising_steps=4)
-    record.update(wall_s=300.0, peak_memory={"kind": "process resident", "peak_bytes": 12e9})
-    agreement = {"cosine": 0.9999991}
-    record["comparison"] = [
-        records.comparison_entry("dit_model", "eager", runs=True, build_s=0.0, latency_ms=EAGER, accuracy=agreement),
-        records.comparison_entry(
-            "dit_model", "tensorrt", runs=False, build_s=31.04, engine_bytes=1.111e9, layers_before=1520,
-            layers_after=None, accuracy=agreement,
-        ),
-        records.comparison_entry("dit_model", "onnxruntime", why_not="not installed"),
-        records.comparison_entry("whole request", "eager", runs=True, latency_ms=EAGER, accuracy=agreement),
-    ]  # fmt: skip
-    records.write_record(record, checkout / "bench" / "records" / "compared.json")
+    record = empty("cpu", "fp16", 300.0, "process resident")
+
+    def entry(name: str, subject: str, status: Status, **known: Any) -> Result:
+        return Result("comparison", name, subject, Candidate(name), status=status, **known)
+
+    timed = {"status": Status.MEASURED, "latency_ms": EAGER, "accuracy": Agreement(cosine=0.9999991)}
+    engine = Build(31.04, engine_bytes=1_111_000_000, layers_before=1520)
+    record.results = [
+        entry("eager", "dit_model", build=Build(0.0), **timed),
+        entry("tensorrt", "dit_model", Status.BUILT_NOT_RUN, build=engine, accuracy=timed["accuracy"]),
+        entry("onnxruntime", "dit_model", Status.UNAVAILABLE, why="not installed"),
+        entry("eager", REQUEST, **timed),
+    ]
+    write_record(record, checkout / "bench" / "records" / "compared.json")
     assert render(checkout).returncode == 0
     full = (checkout / "README.md").read_text()
     assert (
@@ -130,7 +155,7 @@ def test_uncaptured_steps_are_judged_by_their_kernels(checkout: Path) -> None:
     path = checkout / "bench" / "records" / "measured-h200.json"
     record = json.loads(path.read_text())
     times = {"eager PyTorch": 9.0, "+ embodiment_weights": 8.9, "+ timestep_tables": 8.0, "+ torch.compile": 5.0}
-    for entry in record["measurements"]:
+    for entry in record["results"]:
         if entry["name"] in times:
             entry["work"]["kernel_ms"] = times[entry["name"]]
             entry["work"]["busiest_kernels"] = [{"name": "void a::gemm<int, 4>(float*)", "launches": 60, "ms": 1.25}]

@@ -55,8 +55,12 @@ def _fastest(tried: Sequence[View]) -> str:
     best = ranked[0]
     rate = f", {digits(latency.hz)} requests a second" if latency.hz else ""
     text = f"Fastest here: {best.label}, p50 {ms(latency.p50)}{rate}"
-    against = best.result.against.text if best.result.against else None
-    text += f"; {against}." if against else "."
+    against = best.result.against
+    if against is not None and best.ratio and best.baseline and best.baseline != against.latency_ms:
+        text += f"; {best.ratio:.2f}\u00d7 against the {ms(best.baseline.p50)} of the original in its own row"
+        text += f"; interleaved with each other, {against.text}." if against.text else "."
+    else:
+        text += f"; {against.text}." if against and against.text else "."
     roof = best.result.roofline.percent if best.result.roofline else None
     if roof is not None:
         text += f" That is {roof:.1f}\u00a0% of the roofline: of what the hardware allows."

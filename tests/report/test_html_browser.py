@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from headless_browser import CHROMIUM, Browser
-from sample_records import BUILT, COMPARED
+from sample_records import BUILT, COMPARED, change, found
 
+from gr00t_trt.record.files import write_record
+from gr00t_trt.record.schema import REQUEST
 from gr00t_trt.report.program import main
+from gr00t_trt.report.views import WHOLE
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -30,13 +33,11 @@ def browser(tmp_path_factory):
 def written(tmp_path_factory):
     """Both records on one page, with hostile text wherever a stranger could have put it."""
     folder, compared, built = tmp_path_factory.mktemp("page"), copy.deepcopy(COMPARED), copy.deepcopy(BUILT)
-    compared["workload"]["instruction"] = compared["command"] = HOSTILE
-    compared["comparison"][0]["notes"] = [HOSTILE]
-    compared["measurements"][3]["name"] = HOSTILE
-    paths = []
-    for name, record in (("compared", compared), ("built", built)):
-        paths.append(folder / f"{name}.json")
-        paths[-1].write_text(json.dumps(record))
+    compared.inputs, compared.command = replace(compared.inputs, instruction=HOSTILE), HOSTILE
+    change(compared, compared.of("comparison")[0], notes=(HOSTILE,))
+    change(compared, compared.measured[3], name=HOSTILE)
+    records = {"compared": compared, "built": built}
+    paths = [write_record(record, folder / f"{name}.json") for name, record in records.items()]
     output = folder / "report.html"
     assert main([*map(str, paths), "--output", str(output), "--title", "Which board? <b>"]) == 0
     return output
@@ -69,25 +70,27 @@ def test_its_security_policy_stops_what_the_page_did_not_bring(page) -> None:
 def test_the_cells_hold_the_numbers_of_the_record(page, compared) -> None:
     browser, _ = page
     cells = browser.evaluate("""
-        [...document.querySelectorAll("#tables table")[0].tBodies[0].rows].map(
+        [...document.querySelectorAll("#tables table")].slice(0, 2).flatMap((table) => [...table.tBodies[0].rows]).map(
             (row) => [...row.cells].map((cell) => [cell.textContent, cell.dataset.value, cell.title]))""")
     shown = {(row[0][0], row[1][0]): row for row in cells if row[2][0] == "#1"}
-    assert len(shown) == len(compared["comparison"])
-    for entry in compared["comparison"]:
-        label = " ".join(part for part in (entry["backend"], entry["precision"]) if part)
-        row = shown[entry["subject"], label]
-        if entry["latency_ms"] is None:
+    results = compared.of("comparison")
+    assert len(shown) == len(results)
+    for result in results:
+        label = " ".join(part for part in (result.name, result.candidate.precision) if part)
+        row = shown[WHOLE if result.subject == REQUEST else result.subject, label]
+        if result.latency_ms is None:
             assert [cell[0] for cell in row[3:6]] == ["–"] * 3
             assert "tensorrt is not installed" in row[-1][0]
         else:
             for place, name in ((3, "p50"), (4, "p90"), (5, "p99")):
-                assert float(row[place][1]) == entry["latency_ms"][name]
-                assert float(row[place][2]) == pytest.approx(entry["latency_ms"][name], abs=1e-6)
+                value = getattr(result.latency_ms, name)
+                assert float(row[place][1]) == value
+                assert float(row[place][2]) == pytest.approx(value, abs=1e-6)
 
 
 def test_pointing_at_a_bar_and_moving_the_focus_to_it_show_the_exact_figures(page, compared) -> None:
     browser, _ = page
-    whole = next(entry for entry in compared["comparison"] if entry["subject"] == "whole request")
+    whole = found(compared, "eager", REQUEST)
     script = """
         const mark = document.querySelector(".row .track[tabindex]");
         {}
@@ -99,7 +102,7 @@ def test_pointing_at_a_bar_and_moving_the_focus_to_it_show_the_exact_figures(pag
     ):
         hidden, text = browser.evaluate("{" + script.replace("{}", event) + "}").split("|")
         assert hidden == "false"
-        assert f"p50 {whole['latency_ms']['p50']:.6f} ms" in text
+        assert f"p50 {whole.latency_ms.p50:.6f} ms" in text
         assert "120 samples after 5 warm-ups by cuda_event" in text
     assert browser.evaluate("document.querySelectorAll('svg title').length") == 0
 
@@ -107,8 +110,8 @@ def test_pointing_at_a_bar_and_moving_the_focus_to_it_show_the_exact_figures(pag
 def test_a_heading_sorts_by_number_and_leaves_dashes_at_the_end(page) -> None:
     browser, _ = page
     column = """
-        [...document.querySelectorAll("#tables table")[0].tBodies[0].rows].map((row) => row.cells[3].textContent)"""
-    click = 'document.querySelectorAll("#tables th button")[3].click(); '
+        [...document.querySelectorAll("#tables table")[1].tBodies[0].rows].map((row) => row.cells[3].textContent)"""
+    click = 'document.querySelectorAll("#tables table")[1].querySelectorAll("th button")[3].click(); '
     up, down = browser.evaluate(click + column), browser.evaluate(click + column)
     values = [[float(text.replace("\u00a0", "")) for text in side if text != "–"] for side in (up, down)]
     assert values[0] == sorted(values[0]) == values[1][::-1]
@@ -136,7 +139,7 @@ def test_it_fits_every_width_in_the_light_and_in_the_dark(page, width) -> None:
 
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_measuring_run_fits_a_phone_and_a_desk(browser, measured, tmp_path, width) -> None:
-    (tmp_path / "measured.json").write_text(json.dumps(measured))
+    write_record(measured, tmp_path / "measured.json")
     assert main([str(tmp_path / "measured.json"), "--output", str(tmp_path / "report.html")]) == 0
     browser.resize(width, 900)
     browser.open(tmp_path / "report.html")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gr00t_trt.report.intake import load
-from gr00t_trt.report.plots import digest, drawn_from
 from matplotlib import image
+from sample_records import change, found
 
+from gr00t_trt.record.files import dumps, write_record
+from gr00t_trt.record.schema import REQUEST, ModelInfo
+from gr00t_trt.report.png import digest, drawn_from
 from gr00t_trt.report.program import main
+from gr00t_trt.report.views import load
 
 
 @pytest.fixture
 def files(tmp_path, monkeypatch, compared, built):
     monkeypatch.chdir(tmp_path)
     for name, record in (("compared", compared), ("built", built)):
-        Path(f"{name}.json").write_text(json.dumps(record))
+        write_record(record, f"{name}.json")
     return tmp_path
 
 
@@ -42,10 +46,11 @@ def test_paths_are_on_stdout_and_pictures_are_of_their_record_and_not_blank(file
 
 def test_hostile_names_are_drawn_as_they_are(files, compared, recwarn) -> None:
     text = "$\\frac{ <b> \ud83d 👩‍🚀 \x00"
-    compared["comparison"] = compared["comparison"][:2]
-    compared["measurements"] = compared["measurements"][:1]
-    compared["comparison"][1]["backend"] = compared["measurements"][0]["name"] = compared["model"]["path"] = text
-    Path("hostile.json").write_text(json.dumps(compared))
+    compared.results = [*compared.of("comparison")[:2], compared.measured[0]]
+    for result in compared.results[1:]:
+        change(compared, result, name=text, candidate=replace(result.candidate, backend=text))
+    compared.model = ModelInfo(text)
+    Path("hostile.json").write_text(json.dumps(json.loads(dumps(compared))))
     assert main(["hostile.json", "--plots", "plots"]) == 0
     assert [str(one.message) for one in recwarn] == []
 
@@ -63,14 +68,14 @@ def test_a_picture_names_a_step_by_all_that_stands_behind_it(files, measured, mo
         return save(self, path, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    Path("measured.json").write_text(json.dumps(measured))
+    write_record(measured, "measured.json")
     assert main(["measured.json", "--plots", "plots"]) == 0
     assert set(seen) == {"speed-accuracy", "waterfall", "stages", "roofline"}
     for name in ("waterfall", "stages", "roofline"):
-        assert "+ unpadded_mask (all optimizations)\n" in seen[name]
-    best = next(row for row in measured["measurements"] if row["name"] == "+ one CUDA graph")["latency_ms"]["p50"]
+        assert "+ prompt_cache (all optimizations)\n" in seen[name]
+    best = found(measured, "+ one CUDA graph").latency_ms.p50
     assert f"all optimizations, torch.compile, one CUDA graph: {best:.2f} ms" in seen["speed-accuracy"]
-    assert "unpadded_mask" not in seen["speed-accuracy"]
+    assert "prompt_cache" not in seen["speed-accuracy"]
 
 
 def test_the_vertical_axis_has_numbers_however_close_the_points_lie(files, compared, monkeypatch) -> None:
@@ -84,13 +89,12 @@ def test_the_vertical_axis_has_numbers_however_close_the_points_lie(files, compa
         labels.extend(tick.get_text() for tick in self.axes[0].get_yticklabels())
         return save(self, *args, **kwargs)
 
-    compared["accuracy"]["gate"] = None
-    compared["comparison"] = [entry for entry in compared["comparison"] if entry["subject"] == "whole request"]
-    for place, entry in enumerate(compared["comparison"]):
-        if entry["accuracy"]:
-            entry["accuracy"].update(cosine=1 - 1.1e-5 * (1 + 0.1 * place), exact=False)
-    compared["measurements"] = []
-    Path("close.json").write_text(json.dumps(compared))
+    compared.results = [result for result in compared.of("comparison") if result.subject == REQUEST]
+    for place, result in enumerate(compared.results):
+        if result.accuracy:
+            near = replace(result.accuracy, cosine=1 - 1.1e-5 * (1 + 0.1 * place), exact=False)
+            change(compared, result, accuracy=near, gate=None)
+    write_record(compared, "close.json")
     monkeypatch.setattr(Figure, "savefig", keep)
     assert main(["close.json", "--plots", "plots"]) == 0
     assert {"1e-05", "1e-04"} <= set(labels)
@@ -110,7 +114,7 @@ def test_two_records_of_one_name_keep_apart(files) -> None:
         (["."], "cannot be read: Is a directory", "name a record"),
         (["text.txt"], "text.txt: not a record", "name a record"),
         (["list.json"], "list.json: not a record: it has no schema number", "name a record"),
-        (["damaged.json"], "damaged.json: comparison[0].latency_ms.p50 is a str", "known: a number, or null"),
+        (["damaged.json"], "damaged.json: results[0].latency_ms.p50 is a str", "known: a number, or null"),
         (["infinite.json"], "wall_s is beyond anything that can be measured", "known: numbers up to 1e+20"),
         (["built.json", "--output", "built.json/report.html"], "the page cannot be written", "--output"),
         (["built.json", "--output", "."], "a folder, not a file", "add a file name"),
@@ -123,13 +127,15 @@ def test_two_records_of_one_name_keep_apart(files) -> None:
 def test_mistakes_end_with_2_and_a_way_out(files, capsys, compared, argv, what, fix) -> None:
     Path("text.txt").write_text("latency: fast")
     Path("list.json").write_text("[1, 2]")
-    Path("infinite.json").write_text(json.dumps({**compared, "wall_s": 0}).replace('"wall_s": 0', '"wall_s": 1e999'))
+    compared.wall_s = 0
+    Path("infinite.json").write_text(dumps(compared).replace('"wall_s": 0', '"wall_s": 1e999'))
     if argv == ["missing.json"]:
         for extra in ("list.json", "infinite.json"):
             Path(extra).unlink()
-    compared["comparison"][0]["latency_ms"]["p50"] = "fast"
+    damaged = json.loads(dumps(compared))
+    damaged["results"][0]["latency_ms"]["p50"] = "fast"
     if argv == ["damaged.json"]:
-        Path("damaged.json").write_text(json.dumps(compared))
+        Path("damaged.json").write_text(json.dumps(damaged))
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""

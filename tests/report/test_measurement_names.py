@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import pytest
-from gr00t_trt.record.records import measurement_entry
-from gr00t_trt.report.names import GROUPS, alone, form, in_its_group, is_between
 
-from gr00t_trt.measure.rows import Row, planned
+from gr00t_trt.measure.rows import planned
 from gr00t_trt.plans.schema import OPTIMIZATIONS
+from gr00t_trt.record.schema import Record, Result
+from gr00t_trt.report.views import GROUPS, View, together
 
 NAMES = tuple(OPTIMIZATIONS)
 
 BEST = "all optimizations, torch.compile, one CUDA graph"
 
 
-def entries(device: str) -> list[dict]:
-    def entry(row: Row) -> dict:
-        return measurement_entry(row.group, row.name, settings=row.settings())
+def views(*results: Result) -> list[View]:
+    (one,) = together([("record.json", Record(results=list(results)))])
+    return one.views
 
-    return [entry(row) for row in planned(device, ("vision_model",), tensorrt=True)]
+
+def rows(device: str) -> list[View]:
+    return views(*(row.result("bf16") for row in planned(device, ("vision_model",), tensorrt=True)))
 
 
 def test_every_group_that_is_planned_has_a_heading() -> None:
-    assert {row["group"] for device in ("cuda", "cpu") for row in entries(device)} <= set(GROUPS)
+    assert {row.result.group for device in ("cuda", "cpu") for row in rows(device)} <= set(GROUPS)
 
 
 def test_a_step_stands_on_those_before_it() -> None:
-    rows = [row for row in entries("cuda") if row["group"] == "waterfall"]
-    assert [alone(row) for row in rows] == [
+    steps = [row for row in rows("cuda") if row.result.group == "waterfall"]
+    assert [row.label for row in steps] == [
         "eager PyTorch",
         *(f"{n} of {len(NAMES)} optimizations" for n in range(1, len(NAMES))),
         "all optimizations",
         "all optimizations, torch.compile",
         BEST,
     ]
-    assert [in_its_group(row) for row in rows] == [
+    assert [row.step for row in steps] == [
         "eager PyTorch",
         *(f"+ {name}" for name in NAMES[:-1]),
         f"+ {NAMES[-1]} (all optimizations)",
         "+ torch.compile",
         "+ one CUDA graph",
     ]
-    assert [is_between(row) for row in rows] == [False, *[True] * (len(NAMES) - 1), False, False, False]
+    assert [row.between for row in steps] == [False, *[True] * (len(NAMES) - 1), False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -55,12 +57,13 @@ def test_a_step_stands_on_those_before_it() -> None:
     ],
 )
 def test_what_names_no_form_is_read_with_it(device: str, name: str, wanted: str) -> None:
-    (row,) = (row for row in entries(device) if row["name"] == name)
-    assert alone(row) == wanted
-    assert in_its_group(row) == name
-    assert not is_between(row)
+    (row,) = (row for row in rows(device) if row.result.name == name)
+    assert row.label == wanted
+    assert row.step == name
+    assert not row.between
 
 
 def test_a_record_that_does_not_say_keeps_its_names() -> None:
-    row = measurement_entry("waterfall", f"+ {NAMES[-1]}")
-    assert (alone(row), in_its_group(row), form(row), is_between(row)) == (row["name"], row["name"], None, False)
+    name = f"+ {NAMES[-1]}"
+    (row,) = views(Result("waterfall", name, "model"))
+    assert (row.label, row.step, row.form, row.between) == (name, name, None, False)
