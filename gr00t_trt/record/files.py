@@ -243,6 +243,7 @@ def typed(kind: Any, value: Any, at: str, path: str) -> Any:
             for field in fields(kind)
             if value.get(field.name) is not None
         }
+        known = {name: item for name, item in known.items() if item is not None}  # latencies without a sample are none
         try:
             return kind(**known)
         except TypeError:

@@ -9,7 +9,9 @@ from itertools import pairwise
 
 from ..plans.backends import BACKENDS
 from ..record.schema import Record, Result, Status
-from .tables import COLUMNS, WORK, Cell, Table, idle_backends, kernel_table, measured_tables, pivot, table, versions_of
+from .columns import COLUMNS, WORK, Cell, Table, table
+from .facts import versions_of
+from .tables import idle_backends, kernel_table, measured_tables, pivot
 from .terminal import drift_text
 from .views import SAME_WORK, Loaded, View, rows_of
 

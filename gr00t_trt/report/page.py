@@ -11,9 +11,11 @@ from pathlib import Path
 from ..record.schema import Record
 from . import charts, findings, published
 from .charts import Bars
+from .columns import Cell, Table, table
+from .facts import facts_table
 from .markup import Child, Html, element, join
 from .svg import MOST_ROWS, draw, legend, palette
-from .tables import Cell, Table, action_table, facts_table, kernel_table, table
+from .tables import action_table, kernel_table
 from .views import GROUPS, SAME_WORK, Loaded, View, color, in_short, listed, rivals, rows_of, several
 
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -56,9 +58,7 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
         _tables(loaded),
         _published(loaded),
         _open(loaded),
-        section(
-            "Machine, versions and work", "Latencies hold for these only.", written(facts_table(loaded), kind="facts")
-        ),
+        section("Machine, versions and work", "Latencies hold for these only.", written(facts_table(loaded), "facts")),
         _method(loaded),
     )
     policy = (
@@ -83,8 +83,7 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
     return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
 
 
-def _hash(text: str) -> str:
-    # Only this style and this script may run, whatever a record's text tries to add.
+def _hash(text: str) -> str:  # only this style and script may run, whatever a record's text tries to add
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

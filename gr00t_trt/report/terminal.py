@@ -18,7 +18,9 @@ from rich.text import Text
 from ..record.files import dumps, record_from
 from ..record.numbers import digits, p50, small
 from ..record.schema import REQUEST, Record, Status
-from .tables import Cell, Table, comparison_tables, measured_tables, run_tables, stage_table, versions_of
+from .columns import Cell, Table
+from .facts import versions_of
+from .tables import comparison_tables, measured_tables, run_tables, stage_table
 from .views import Loaded, together
 
 ONE_LINE_WIDTH = 112

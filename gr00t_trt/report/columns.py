@@ -1,0 +1,239 @@
+"""The figures of a result: each is one column, and every table is a list of columns. Never imports torch.
+
+A new figure is a field of `record.schema`, a row of `COLUMNS`, and its key in each of the `tables` that should show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..record.numbers import cosine, digits, gate, percent, small
+from ..record.schema import REQUEST, Build, Result, Status
+from .views import View
+
+DASH = "-"
+
+
+NO_WINNER = "no winner: too few samples, or the spreads (p10 to p90) overlap"
+
+
+IDLE = "built, and cannot run on this machine: it has no latency"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: As a terminal shows it; a dash for what is not known.
+        value: The number behind it, which is sorted by.
+        mark: ``pass``, ``FAIL``, ``best``, ``doubtful``, ``max`` (a p99 of fewer than 100 samples), ``built`` (an
+            engine that cannot run), ``strong``, or nothing.
+        notes: Sentences about it.
+    """
+
+    text: str = DASH
+    value: float | None = None
+    mark: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it is written.
+
+    Attributes:
+        heads: One per column. texts: How many of the first are text, aligned at the left.
+        stacked: Column -> the column under whose cells its own stand where the table would be too wide.
+        section: Rows before which a line is drawn.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    texts: int = 1
+    stacked: Mapping[int, int] | None = None
+    sections: tuple[int, ...] = ()
+
+    def filled(self) -> Table:
+        """Without the columns that say nothing in any row."""
+        kept = [
+            i
+            for i in range(len(self.heads))
+            if i < self.texts or any(row[i].text not in (DASH, "") and row[i].mark != "built" for row in self.rows)
+        ]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return replace(self, heads=tuple(self.heads[i] for i in kept), rows=rows, stacked=None)
+
+    def absent(self) -> list[str]:
+        """The heads of the columns that `filled` leaves out."""
+        return [head for head in self.heads if head not in self.filled().heads]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a result.
+
+    Attributes:
+        head: With its unit.
+        get: The cell of a result.
+        under: The key under whose cells it stands in a narrow terminal.
+    """
+
+    head: str
+    get: Callable[[View], Cell]
+    under: str | None = None
+
+
+def number(value: float | None, scale: float = 1.0, **more: Any) -> Cell:
+    shown = None if value is None else value * scale
+    return Cell(digits(shown), shown, **more)
+
+
+def _latency(view: View, percentile: str) -> Cell:
+    latency = view.result.latency_ms
+    if latency is None:
+        return Cell(mark="built" if view.result.status is Status.BUILT_NOT_RUN else "")
+    if percentile == "p90" and len(latency.samples) < 2:
+        return Cell()  # one sample has no spread
+    value = getattr(latency, percentile)
+    few = percentile == "p99" and latency.p99_is_max
+    return number(value, mark="max" if few else "best" if percentile == "p50" and view.result.best else "")
+
+
+def _tail(view: View) -> Cell:
+    latency = view.result.latency_ms
+    if latency is None or latency.p99_is_max or not latency.p50:
+        return Cell()
+    return Cell(f"{latency.p99 / latency.p50:.2f}", latency.p99 / latency.p50)
+
+
+def _speed_up(view: View) -> Cell:
+    if view.result.status is Status.BUILT_NOT_RUN:
+        why = "built, not run: what was built cannot run on this machine, so it has no latency"
+        return Cell(mark="built", notes=(why,))
+    ratio = view.ratio
+    if ratio is None:
+        return Cell()
+    doubt = view.doubtful
+    return Cell(f"{ratio:.2f}x", ratio, "doubtful" if doubt else "", (NO_WINNER,) if doubt else ())
+
+
+def _built(get: Callable[[Build], Cell]) -> Callable[[View], Cell]:
+    return lambda view: Cell() if view.result.build is None else get(view.result.build)
+
+
+def _seconds(build: Build) -> Cell:
+    return Cell("cached", None if build.seconds is None else 0.0) if build.from_cache else number(build.seconds)
+
+
+def _layers(build: Build) -> Cell:
+    before, after = build.layers_before, build.layers_after
+    if before is None and after is None:
+        return Cell()
+    return Cell(f"{digits(before)} > {digits(after)}", after if before is None else before)
+
+
+def _operators(build: Build) -> Cell:
+    if build.operators is None:
+        return Cell()
+    return Cell(f"{build.converted} of {build.operators}", float(build.converted or 0))
+
+
+def _accuracy(view: View, what: str) -> Cell:
+    found = view.result.accuracy
+    if found is None:
+        return Cell()
+    value = getattr(found, what)
+    return Cell(cosine(found) if what == "cosine" else small(value), value)
+
+
+def _gate(view: View) -> Cell:
+    word = gate(view.result.passed)
+    return Cell(word, mark="" if word == DASH else word)
+
+
+def _roofline(view: View) -> Cell:
+    share = view.result.roofline.percent if view.result.roofline else None
+    return Cell() if share is None else Cell(f"{share:.1f} %", share)
+
+
+def _work(what: str, scale: float = 1.0) -> Callable[[View], Cell]:
+    def get(view: View) -> Cell:
+        value = getattr(view.result.work, what) if view.result.work else None
+        return number(value, scale) if value is not None else Cell()
+
+    return get
+
+
+def remarks(result: Result) -> tuple[str, ...]:
+    """What a table says of a result in sentences."""
+    build = result.build
+    out = list(result.notes)
+    if build and build.unsupported:
+        out.append(f"left to PyTorch: {', '.join(f'{op} ({count})' for op, count in build.unsupported.items())}")
+    if build and (build.engines or 0) > 1 and result.subject != REQUEST:
+        out.append(f"{build.engines} engines instead of one")
+    return tuple(out)
+
+
+def _notes(view: View) -> Cell:
+    against = view.result.against
+    texts = (view.why, against.text if against else None, *remarks(view.result))
+    return Cell("; ".join(text for text in texts if text))
+
+
+COLUMNS: Mapping[str, Column] = {
+    "what": Column("what", lambda v: Cell(v.what)),
+    "on": Column("on", lambda v: Cell(v.label)),
+    "record": Column("record", lambda v: Cell(v.one.tag)),
+    "group": Column("group", lambda v: Cell(v.result.group)),
+    "step": Column("configuration", lambda v: Cell(v.step)),
+    "submodule": Column("submodule", lambda v: Cell(v.what, notes=remarks(v.result))),
+    "backend": Column("backend", lambda v: Cell(v.result.candidate.backend), "submodule"),
+    "precision": Column("type", lambda v: Cell(v.result.candidate.precision or DASH), "submodule"),
+    "calls": Column("calls", lambda v: number(len(v.result.latency_ms.samples) if v.result.latency_ms else None)),
+    "p50": Column("p50 ms", lambda v: _latency(v, "p50")),
+    "p90": Column("p90 ms", lambda v: _latency(v, "p90")),
+    "p99": Column("p99 ms", lambda v: _latency(v, "p99")),
+    "tail": Column("p99 ÷ p50", _tail),
+    "baseline": Column("baseline ms", lambda v: number(v.baseline.p50 if v.baseline else None)),
+    "speed_up": Column("speed-up", _speed_up),
+    "coverage": Column("in engine", _built(lambda b: Cell(percent(b.coverage_percent), b.coverage_percent))),
+    "operators_in": Column("operators in engine", _built(_operators)),
+    "engines": Column("engines", _built(lambda b: number(b.engines))),
+    "mb": Column("MB", _built(lambda b: number(b.engine_bytes, 1e-6)), "coverage"),
+    "build": Column("build s", _built(_seconds)),
+    "layers": Column("layers", _built(_layers)),
+    "peak": Column("peak MB", lambda v: number(v.result.peak_bytes and round(v.result.peak_bytes / 1e6))),
+    "cosine": Column("cosine", lambda v: _accuracy(v, "cosine")),
+    "max_abs": Column("max abs", lambda v: _accuracy(v, "max_abs"), "cosine"),
+    "gate": Column("gate", _gate),
+    "roofline": Column("of roofline", _roofline),
+    "roofline_ms": Column("roofline ms", lambda v: number(v.result.roofline.ms if v.result.roofline else None)),
+    "gflop": Column("GFLOP", _work("gflop")),
+    "moved": Column("MB moved", _work("bytes", 1e-6)),
+    "operators": Column("operators", _work("operators")),
+    "per_step": Column("in a step", _work("operators_per_step")),
+    "kernels": Column("kernels", _work("kernels")),
+    "kernel_ms": Column("ms in them", _work("kernel_ms")),
+    "notes": Column("notes", _notes),
+}
+"""Key -> figure."""
+
+
+WORK = ("gflop", "moved", "operators", "per_step", "kernels", "kernel_ms")
+
+
+def table(title: str, views: Iterable[View], keys: Sequence[str], *, texts: int = 1, **heads: str) -> Table:
+    """One row per view.
+
+    Args:
+        heads: Other heads than the columns' own, by key.
+    """
+    place = {key: i for i, key in enumerate(keys)}
+    stacked = {i: place[under] for key, i in place.items() if (under := COLUMNS[key].under) in place}
+    rows = tuple(tuple(COLUMNS[key].get(view) for key in keys) for view in views)
+    return Table(title, tuple(heads.get(key, COLUMNS[key].head) for key in keys), rows, texts, stacked)
