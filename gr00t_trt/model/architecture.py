@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a model generation, and what a model can do. Never imports torch.
+"""What the rest of the package knows of a model generation. Never imports torch.
 
 A generation is one folder beside this file with an `Architecture` in its `architecture.py`, and one row in
 `gr00t_trt.model.ARCHITECTURES`.
@@ -7,22 +7,13 @@ A generation is one folder beside this file with an `Architecture` in its `archi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from .targets import DimRange, Recording, Target
+from typing import Any
 
 BATCH, IMAGES, LENGTH = "batch", "images", "length"
 """The dimensions along which arguments of a compile target vary."""
 
-Inputs = Mapping[str, Any]
-"""Name of a model input -> tensor or array with a batch axis, see `n1_5.inputs.check_inputs`."""
 
 Arguments = Mapping[str, Mapping[int, str]]
 """Argument name of a compile target -> axis -> name of the dimension that varies along it."""
@@ -85,57 +76,3 @@ class Architecture:
     def parts_of(self, target: str) -> tuple[str, ...]:
         """The submodules that a compile target takes the place of: itself, or several."""
         return self.covers.get(target, self.joint.get(target, (target,)))
-
-
-class Model(Protocol):
-    """A model of any generation, plain or restructured: one table of stages, and requests that pass through it."""
-
-    stages: dict[str, Callable[..., Tensor]]
-    """Name -> callable on positional tensors; every call of a part goes through this table."""
-    stage_dtypes: dict[str, torch.dtype]
-    graphs: Callable[..., Tensor] | None
-    """What answers requests in the stages' place; always None for a model that cannot be replayed."""
-    loop: str
-    denoising_steps: int
-    action_horizon: int
-
-    @property
-    def architecture(self) -> Architecture: ...
-    @property
-    def optimizations(self) -> frozenset[str]:
-        """In use; none in the plain model."""
-        ...
-
-    @property
-    def config(self) -> Any: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def lookups_on_host(self) -> bool:
-        """Whether token ids, mask and embodiments are looked up in host memory."""
-        ...
-
-    def eager_stage(self, name: str) -> nn.Module: ...
-    def reset_stages(self) -> None: ...
-    def cast_stage(self, name: str, dtype: torch.dtype) -> None: ...
-    def cast_glue(self, dtype: torch.dtype) -> None: ...
-    def argument_dtypes(self, name: str) -> Sequence[torch.dtype]: ...
-    def get_action(self, inputs: Any, noise: Tensor | None = None) -> dict[str, Tensor]: ...
-    def prepare(self, inputs: Inputs) -> Any:
-        """A request checked and moved to the device, ready for `get_action` and for capturing."""
-        ...
-
-    def record(self, inputs: Inputs, noise: Tensor) -> tuple[Recording, Tensor]:
-        """Run a request and keep what every stage was called with and gave: a `targets.Recording`, and the actions."""
-        ...
-
-    def target(self, name: str, recording: Any, dims: Mapping[str, DimRange]) -> Target:
-        """A stage with its recorded inputs, as a `targets.Target`."""
-        ...
-
-    def uncaptured(self) -> AbstractContextManager[None]:
-        """Requests inside pass through the stages, whatever `graphs` is."""
-        ...

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gr00t_trt.engines import cache as engine_cache
 from gr00t_trt.engines import files as engine_files
 from gr00t_trt.engines.cache import EngineCache, Slot, open_cache
-from gr00t_trt.engines.file_lock import file_lock
 from gr00t_trt.engines.files import engine_paths, place_engine, verify
 from gr00t_trt.engines.manifest import Binding, checksum, read_manifest
 from gr00t_trt.errors import BackendError, RecordError
@@ -248,7 +248,7 @@ def build_slowly(cache: EngineCache, log: Path, name: str) -> None:
 
 
 def hold(path: Path, ready: Path) -> None:
-    with file_lock(path, timeout_s=10):
+    with FileLock(path).acquire(timeout=10):
         ready.touch()
         time.sleep(60)
 
@@ -306,8 +306,9 @@ class TestProcesses:
             holder.join(30)
         assert cache.remove(stem)
 
-    def test_a_lock_file_that_its_holder_removes_locks_nobody_out(self, tmp_path: Path) -> None:
-        path = tmp_path / "lock"
+    def test_a_lock_file_that_its_holder_removes_locks_nobody_out(self, cache: EngineCache) -> None:
+        cache.folder.mkdir()
+        path = cache.folder / ".stem.lock"
 
         def remove_while_waited_for() -> None:
             path.unlink()
@@ -317,18 +318,22 @@ class TestProcesses:
 
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with file_lock(path, timeout_s=10, waiting=remove_while_waited_for) as held:
+        with cache.lock("stem", timeout_s=10, waiting=remove_while_waited_for) as held:
             assert held
             assert path.exists()
-            with pytest.raises(TimeoutError), file_lock(path, timeout_s=0):
+            with pytest.raises(TimeoutError), cache.lock("stem", timeout_s=0):
                 pass
 
 
-def test_without_locks_in_the_system_engines_are_kept_all_the_same(cache: EngineCache, monkeypatch: Any) -> None:
-    from gr00t_trt.engines import file_lock as module
+@pytest.mark.parametrize("error", [OSError("no locks available"), NotImplementedError("no flock")])
+def test_without_locks_in_the_system_engines_are_kept_all_the_same(
+    cache: EngineCache, monkeypatch: Any, error: Exception
+) -> None:
+    def acquire(self: FileLock, *args: Any, **kwargs: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(module, "fcntl", None)
-    with file_lock(cache.folder / "lock", timeout_s=0) as held:
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with cache.lock("stem", timeout_s=0) as held:
         assert not held
     mine = slot(cache)
     with mine.reserved():

@@ -35,7 +35,7 @@ def test_the_record_holds_errors_latencies_and_the_difference(compared) -> None:
     found = record["evaluation"]
     eager, reduced = found["candidates"]
     assert (eager["name"], reduced["name"]) == ("eager fp32", "eager bf16")
-    assert set(reduced["served_by"].values()) == {"eager bf16"}
+    assert set(reduced["backends"].values()) == {"eager bf16"}
     for candidate in (eager, reduced):
         assert [(t["trajectory"], t["steps"], t["queries"]) for t in candidate["trajectories"]] == [
             (0, 32, 3),

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from gr00t_trt.compile.submodules import record
 
 import gr00t_trt
 from gr00t_trt.data import LeRobotDataset, data_config
 from gr00t_trt.export.program import main
-from gr00t_trt.measure.rows import Workload
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.model.targets import Recording
 from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.policy.policy import Gr00tPolicy
+from gr00t_trt.record.schema import Workload
 
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -75,7 +74,7 @@ def recordings(policy: Gr00tPolicy, demo: Path) -> dict[str, Recording]:
         "a batch with padding": padded(policy, requests),
     }
     noise = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1))
-    return {name: record(policy.model, each, noise[: len(each["state"])])[0] for name, each in inputs.items()}
+    return {name: policy.model.record(each, noise[: len(each["state"])])[0] for name, each in inputs.items()}
 
 
 def padded(policy: Gr00tPolicy, requests: Requests) -> dict[str, torch.Tensor]:

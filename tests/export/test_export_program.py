@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from gr00t_trt.compile.submodules import dimension_ranges, record, target
 from safetensors.torch import load_file
 
 from gr00t_trt.backends.onnx import export as onnx_export
 from gr00t_trt.backends.onnx.export import OnnxFile
+from gr00t_trt.compile.build import dimension_ranges
 from gr00t_trt.export.program import main
+from gr00t_trt.measure.workloads import Request, noise_of
 from gr00t_trt.model import Gr00tN1d5, load_model
+from gr00t_trt.model.protocol import Model
 from gr00t_trt.model.n1_5 import fast
 from gr00t_trt.model.targets import Call, Recording
 from gr00t_trt.plans.schema import SUBMODULES, BuildOptions, Ranges
+from gr00t_trt.record.schema import Workload
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -41,25 +44,30 @@ def toy(golden: Path) -> Gr00tN1d5:
 @pytest.fixture(scope="module")
 def recordings(toy: Gr00tN1d5, golden: Path) -> dict[str, Recording]:
     """Case -> every stage's calls in fp32. The original's own results hold the model to them in another test."""
-    return {case: record(toy, *request(toy, golden, case))[0] for case in (TRACED, *OTHERS)}
+    return {case: recorded(toy, request(toy, golden, case)) for case in (TRACED, *OTHERS)}
 
 
-def request(toy: Gr00tN1d5, golden: Path, case: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def recorded(model: Model, wanted: Request) -> Recording:
+    return model.record(wanted.inputs, wanted.noise)[0]
+
+
+def request(toy: Gr00tN1d5, golden: Path, case: str) -> Request:
     tensors = load_file(str(golden / f"case_{case}.safetensors"))
     inputs = {name.removeprefix("in."): value for name, value in tensors.items() if name.startswith("in.")}
-    shape = (len(inputs["state"]), toy.action_horizon, toy.config.action_head.action_dim)
-    return inputs, torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    batch = len(inputs["state"])
+    work = Workload(len(inputs["eagle_pixel_values"]) // batch, batch, toy.denoising_steps)
+    return Request(work, {}, inputs, noise_of(toy, batch, seed=5), batched=batch > 1)
 
 
 @pytest.fixture(scope="module")
 def files(
-    toy: Gr00tN1d5, recordings: dict[str, Recording], tmp_path_factory: pytest.TempPathFactory
+    toy: Gr00tN1d5, golden: Path, recordings: dict[str, Recording], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, OnnxFile]:
     folder = tmp_path_factory.mktemp("gr00t_onnx")
-    dims = dimension_ranges(toy.config, Ranges(), recordings[TRACED])
+    dims = dimension_ranges(toy.config, Ranges(), request(toy, golden, TRACED))
     return {
         name: onnx_export.export(
-            target(toy, name, recordings[TRACED], dims), folder, BuildOptions(), progress=lambda _: None
+            toy.target(name, recordings[TRACED], dims), folder, BuildOptions(), progress=lambda _: None
         )
         for name in SUBMODULES
     }
@@ -91,9 +99,9 @@ def test_a_restructured_stage_exports_under_its_own_name(
     toy: Gr00tN1d5, golden: Path, tmp_path: Path, name: str
 ) -> None:
     model = fast.restructure(copy.deepcopy(toy))
-    calls = {case: fast.record(model, *request(toy, golden, case))[0] for case in (TRACED, OTHERS[0])}
-    plain = record(toy, *request(toy, golden, TRACED))[0]
-    wanted = fast.target(model, name, calls[TRACED], dimension_ranges(toy.config, Ranges(), plain))
+    requests = {case: request(toy, golden, case) for case in (TRACED, OTHERS[0])}
+    calls = {case: recorded(model, wanted) for case, wanted in requests.items()}
+    wanted = model.target(name, calls[TRACED], dimension_ranges(toy.config, Ranges(), requests[TRACED]))
     file = onnx_export.export(wanted, tmp_path, BuildOptions(), progress=lambda _: None)
     assert file.path == tmp_path / f"{name}_fp32.onnx"
     assert [value.name for value in onnx.load(str(file.path)).graph.output] == ["output"]

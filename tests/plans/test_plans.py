@@ -8,20 +8,12 @@ import pytest
 import yaml
 
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans import checks as plan_fields
-from gr00t_trt.plans import load as plans
-from gr00t_trt.plans import schema as settings
-from gr00t_trt.plans.backends import BACKENDS, BuildOptions, Gate, Plan
-from gr00t_trt.plans.load import (
-    DEFAULT_GATES,
-    HONOURED,
-    load_plan,
-    merge,
-    plan_from_mapping,
-    plan_to_mapping,
-    plan_warnings,
-    resolve,
-)
+from gr00t_trt.plans import checks, schema
+from gr00t_trt.plans.backends import BACKENDS, honoring
+from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
+from gr00t_trt.plans.precisions import PRECISIONS
+from gr00t_trt.plans.resolve import plan_warnings, resolve_action_gate, resolve_submodule
+from gr00t_trt.plans.schema import BuildOptions, Gate, Plan
 
 SHIPPED = sorted((Path(__file__).parents[2] / "compile_configs").glob("*.yaml"))
 
@@ -237,12 +229,13 @@ def test_a_joint_backbone_with_equal_halves_is_fine():
     plan = plan_from_mapping(
         {"joint_backbone": True, "submodules": dict.fromkeys(("vision_model", "language_model"), half)}, "x"
     )
-    assert resolve(plan, "eagle_backbone").precision == "bf16"
+    assert resolve_submodule(plan, "eagle_backbone").precision == "bf16"
 
 
 def test_every_build_option_says_which_backends_honour_it():
-    assert {field.name for field in dataclasses.fields(BuildOptions)} == set(HONOURED)
-    assert set().union(*HONOURED.values()) < set(BACKENDS)
+    options = {field.name for field in dataclasses.fields(BuildOptions)}
+    assert set().union(*(row.honors for row in BACKENDS.values())) == options
+    assert {backend for option in options for backend in honoring(option)} < set(BACKENDS)
 
 
 @pytest.mark.parametrize("value", [3, "", True, ["a"]])
@@ -310,13 +303,16 @@ def test_what_only_the_plain_model_has_takes_the_restructuring_back_and_says_so(
 
 def test_a_stage_is_held_to_the_least_exact_precision_that_computes_in_it():
     mixed = plan_from_mapping({"precision": "fp32", "submodules": {"dit_model": {"precision": "bf16"}}}, "x")
-    assert resolve(mixed, "vl_components").gate == DEFAULT_GATES["bf16"]
-    assert resolve(mixed, "vl_components").precision == "fp32"
-    for names in ((), ("action_rows",)):
-        assert resolve(dataclasses.replace(mixed, optimizations=names), "vl_components").gate == DEFAULT_GATES["fp32"]
+    assert resolve_submodule(mixed, "vl_components").gate == PRECISIONS["bf16"].gate
+    assert resolve_submodule(mixed, "vl_components").precision == "fp32"
+    for names in ((), ("token_pruning",)):
+        assert (
+            resolve_submodule(dataclasses.replace(mixed, optimizations=names), "vl_components").gate
+            == PRECISIONS["fp32"].gate
+        )
     mixed = plan_from_mapping({"precision": "fp32", "submodules": {"action_decoder": {"precision": "fp16"}}}, "x")
-    assert resolve(mixed, "denoise_loop").gate == DEFAULT_GATES["fp16"]
-    assert resolve(mixed, "dit_model").gate == DEFAULT_GATES["fp32"]
+    assert resolve_submodule(mixed, "denoise_loop").gate == PRECISIONS["fp16"].gate
+    assert resolve_submodule(mixed, "dit_model").gate == PRECISIONS["fp32"].gate
 
 
 def test_defaults_warn_of_nothing():
@@ -349,12 +345,12 @@ def test_round_trip_through_yaml_and_json(mapping):
 @pytest.mark.parametrize(
     ("table", "cls"),
     [
-        (plan_fields.PLAN, settings.Plan),
-        (plan_fields.BUILD, settings.BuildOptions),
-        (plan_fields.RANGES, settings.Ranges),
-        (plan_fields.BENCHMARK, settings.BenchmarkOptions),
-        (plan_fields.GATE, settings.Gate),
-        (plan_fields.SUBMODULE, settings.SubmodulePlan),
+        (checks.PLAN, schema.Plan),
+        (checks.BUILD, schema.BuildOptions),
+        (checks.RANGES, schema.Ranges),
+        (checks.BENCHMARK, schema.BenchmarkOptions),
+        (checks.GATE, schema.Gate),
+        (checks.SUBMODULE, schema.SubmodulePlan),
     ],
 )
 def test_every_setting_can_be_given_in_a_plan(table, cls):
@@ -396,25 +392,25 @@ def test_resolve_inherits_field_by_field():
         "submodules": {"dit_model": {"precision": "bf16", "decompose_attention": True, "gate": {"cosine": 0.98}}},
     }
     plan = plan_from_mapping(mapping, "x")
-    dit, vision = resolve(plan, "dit_model"), resolve(plan, "vision_model")
+    dit, vision = resolve_submodule(plan, "dit_model"), resolve_submodule(plan, "vision_model")
     assert (dit.backend, dit.precision) == ("torch_tensorrt", "bf16")
     assert dit.build.decompose_attention
     assert dit.build.use_fp32_acc
-    assert dit.gate == Gate(0.98, 0.5, plans.DEFAULT_GATES["bf16"].sqnr_db)
-    assert vision.gate == Gate(0.99, 0.5, plans.DEFAULT_GATES["fp16"].sqnr_db)
+    assert dit.gate == Gate(0.98, 0.5, PRECISIONS["bf16"].gate.sqnr_db)
+    assert vision.gate == Gate(0.99, 0.5, PRECISIONS["fp16"].gate.sqnr_db)
     assert not vision.build.decompose_attention
 
 
 def test_resolve_refuses_other_names():
     with pytest.raises(PlanError, match="submodule: unknown value 'dit'"):
-        resolve(Plan(), "dit")
+        resolve_submodule(Plan(), "dit")
     with pytest.raises(PlanError, match="unknown value 'eagle_backbone'"):
-        resolve(Plan(), "eagle_backbone")
+        resolve_submodule(Plan(), "eagle_backbone")
 
 
 def test_gates_loosen_with_the_precision_and_both_measures_agree():
-    for table in (plans.DEFAULT_GATES, plans.DEFAULT_ACTION_GATES):
-        fp32, fp16, bf16 = (table[name] for name in ("fp32", "fp16", "bf16"))
+    for kind in ("gate", "action_gate"):
+        fp32, fp16, bf16 = (getattr(PRECISIONS[name], kind) for name in ("fp32", "fp16", "bf16"))
         assert fp32.cosine > fp16.cosine > bf16.cosine
         assert fp32.sqnr_db > fp16.sqnr_db > bf16.sqnr_db
         for gate in (fp32, fp16, bf16):
@@ -423,8 +419,8 @@ def test_gates_loosen_with_the_precision_and_both_measures_agree():
 
 
 def test_the_least_exact_precision_sets_the_action_gate():
-    assert plans.resolve_action_gate(Plan()) == plans.DEFAULT_ACTION_GATES["fp16"]
+    assert resolve_action_gate(Plan()) == PRECISIONS["fp16"].action_gate
     mixed = plan_from_mapping(
         {"submodules": {"vision_model": {"precision": "bf16"}}, "action_gate": {"max_abs": 0.1}}, "x"
     )
-    assert plans.resolve_action_gate(mixed) == dataclasses.replace(plans.DEFAULT_ACTION_GATES["bf16"], max_abs=0.1)
+    assert resolve_action_gate(mixed) == dataclasses.replace(PRECISIONS["bf16"].action_gate, max_abs=0.1)

@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from gr00t_trt.record.records import read_record
 
 from gr00t_trt.backends.tensorrt.backend import TensorRTBackend
 from gr00t_trt.common.command import underscored
 from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans.backends import BACKENDS, SUBMODULES, Availability, Plan, get_backend
-from gr00t_trt.plans.load import merge, resolve
-from gr00t_trt.run import job as run_module
+from gr00t_trt.plans.backends import BACKENDS, Availability, get_backend
+from gr00t_trt.plans.load import merge
+from gr00t_trt.plans.resolve import resolve_submodule
+from gr00t_trt.plans.schema import SUBMODULES, Plan
+from gr00t_trt.policy import source
+from gr00t_trt.record.files import read_record
+from gr00t_trt.run import job
 from gr00t_trt.run.program import compared, main, onnx_overrides, overrides, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +95,7 @@ def test_the_onnx_flags_choose_a_backend_for_their_submodule(installed: bool, mo
     keys, notes = onnx_overrides(args)
     route = "tensorrt" if installed else "onnxruntime"
     plan = merge(Plan(), {**overrides(args), **keys})
-    assert {name: resolve(plan, name).backend for name in SUBMODULES} == {
+    assert {name: resolve_submodule(plan, name).backend for name in SUBMODULES} == {
         **dict.fromkeys(SUBMODULES, "inductor"),
         "vision_model": route,
         "language_model": route,
@@ -169,7 +172,7 @@ def test_bad_input_ends_with_2_and_one_clear_error(argv: list[str], words: str, 
 def test_comparisons_that_cannot_work_are_refused_before_anything_is_loaded(
     argv: list[str], words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(run_module, "open_dataset")
+    monkeypatch.delattr(job, "load_source")
     Path("file").write_text("")
     assert main([*QUICK, *argv]) == 2
     out, err = capsys.readouterr()
@@ -181,7 +184,7 @@ def test_comparisons_that_cannot_work_are_refused_before_anything_is_loaded(
 def test_eager_is_always_among_what_is_compared() -> None:
     assert compared(parse(["--compare", "inductor"])[0]) == ("eager", "inductor")
     assert compared(parse(["--compare", " Inductor , EAGER"])[0]) == ("eager", "inductor")
-    assert compared(parse(["--compare", "all"])[0]) == BACKENDS
+    assert compared(parse(["--compare", "all"])[0]) == tuple(BACKENDS)
     assert compared(parse([])[0]) == ()
 
 
@@ -204,7 +207,7 @@ def test_an_unwritable_record_is_found_before_anything_is_loaded(
     def never(*_: object) -> None:
         raise AssertionError("the run began")
 
-    monkeypatch.setattr(run_module, "run", never)
+    monkeypatch.setattr(job, "run", never)
     Path("file").write_text("")
     assert main([*EAGER, "--record", "file/record.json"]) == 2
     assert "file/record.json: the record cannot be written" in capsys.readouterr().err
@@ -220,19 +223,19 @@ def test_a_run_in_fp32_agrees_with_itself_and_leaves_a_whole_record(
     assert out == "out/run.json\n"
     assert "PASS" in err
     record = read_record("out/run.json")
-    assert record["exit_reason"] == "done"
-    assert [s["name"] for s in record["submodules"]] == list(SUBMODULES)
-    assert all(s["accuracy"]["exact"] and s["eager_latency_ms"]["iterations"] == 2 for s in record["submodules"])
-    assert record["workload"]["sequence_length"] == 294
-    assert record["workload"]["views"] == 1
-    assert record["accuracy"]["normalised"]["max_abs"] <= max_abs
-    assert set(record["accuracy"]["per_key"]) == {
+    assert record.exit_reason == "done"
+    assert [s.subject for s in record.submodules] == list(SUBMODULES)
+    assert all(s.accuracy.exact and len(s.latency_ms.samples) == 2 for s in record.submodules)
+    assert record.inputs.sequence_length == 294
+    assert record.inputs.views == 1
+    assert record.request.accuracy.max_abs <= max_abs
+    assert set(record.per_key) == {
         "action.left_arm",
         "action.right_arm",
         "action.left_hand",
         "action.right_hand",
     }
-    stages = {s["stage"]: s["calls_per_request"] for s in record["stages"]}
+    stages = {s.stage: s.calls_per_request for s in record.stages}
     assert stages["preprocess"] == stages["postprocess"] == stages["vl_components"] == 1
     assert stages["dit_model"] == 4
     assert [p.name for p in Path("out").iterdir()] == ["run.json"]
@@ -240,7 +243,7 @@ def test_a_run_in_fp32_agrees_with_itself_and_leaves_a_whole_record(
 
 def test_json_prints_the_record_alone_on_stdout(capsys: pytest.CaptureFixture) -> None:
     assert main([*EAGER, "--fn_name", "action_decoder", "--json", "--record", "r.json"]) == 0
-    assert json.loads(capsys.readouterr().out) == read_record("r.json")
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("r.json").read_text())
 
 
 def test_a_failed_gate_ends_with_1_and_names_the_submodule(capsys: pytest.CaptureFixture) -> None:
@@ -250,9 +253,9 @@ def test_a_failed_gate_ends_with_1_and_names_the_submodule(capsys: pytest.Captur
     assert main([*QUICK, "--config", "strict.yaml", "--fn_name", "action_decoder", "--record", "r.json"]) == 1
     assert "FAIL" in capsys.readouterr().err
     record = read_record("r.json")
-    assert record["exit_reason"] == "gate failed"
-    assert record["submodules"][0]["failures"][0].startswith("action_decoder: max_abs ")
-    assert record["plan_path"] == "strict.yaml"
+    assert record.exit_reason == "gate failed"
+    assert record.submodules[0].failures[0].startswith("action_decoder: max_abs ")
+    assert record.plan_path == "strict.yaml"
 
 
 def test_an_interrupted_run_ends_with_130_and_leaves_no_record(
@@ -261,7 +264,7 @@ def test_an_interrupted_run_ends_with_130_and_leaves_no_record(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "run", interrupted)
+    monkeypatch.setattr(job, "run", interrupted)
     assert main([*EAGER, "--record", "r.json"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not Path("r.json").exists()
@@ -284,7 +287,7 @@ def test_bad_names_are_found_before_the_weights_are_loaded(
 
 def test_a_backend_without_engines_says_that_none_are_written() -> None:
     assert main([*EAGER, "--fn_name", "action_decoder", "--engine_dir", "engines", "--record", "r.json"]) == 0
-    skipped = {entry["what"]: entry["why"] for entry in read_record("r.json")["skipped"]}
+    skipped = {note.what: note.why for note in read_record("r.json").skipped}
     assert "only the torch_tensorrt, tensorrt, onnxruntime backends write files" in skipped["--engine_dir engines"]
     assert not Path("engines").exists()
 
@@ -312,7 +315,7 @@ def test_the_record_outlives_a_broken_stdout(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", _Gone(error))
     assert main([*EAGER, "--fn_name", "action_decoder", "--record", "r.json"]) == status
-    assert read_record("r.json")["exit_reason"] == "done"
+    assert read_record("r.json").exit_reason == "done"
     assert ("stdout cannot be written" in capsys.readouterr().err) == (status == 2)
 
 
@@ -325,13 +328,13 @@ def test_a_run_whose_messages_nobody_reads_ends_as_after_sigpipe(monkeypatch: py
 def test_what_others_print_does_not_reach_stdout(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = run_module.load_policy
+    original = source.load_policy
 
     def noisy(*args: object, **kwargs: object) -> object:
         print("a compiler's banner")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(run_module, "load_policy", noisy)
+    monkeypatch.setattr(source, "load_policy", noisy)
     assert main([*EAGER, "--fn_name", "action_decoder", "--record", "r.json"]) == 0
     out, err = capsys.readouterr()
     assert out == "r.json\n"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from gr00t_trt.record.records import read_record
 
 from gr00t_trt.engines.files import verify
 from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.record.files import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,9 +34,10 @@ def test_seven_engines_without_a_gpu_within_six_minutes(
     # In a process of its own: the peak is of this run alone.
     subprocess.run([sys.executable, "run_groot_torchtrt.py", *command.split()], cwd=ROOT, check=True)
     record = read_record(tmp_path / "record.json")
-    assert [entry["name"] for entry in record["submodules"]] == list(SUBMODULES)
-    for entry in record["submodules"]:
-        assert (entry["engines"], entry["coverage_percent"], entry["passed"]) == (1, 100.0, True), entry["name"]
-        assert verify(tmp_path / "engines" / f"{entry['name']}.engine")
-    assert record["wall_s"] < 360
-    assert record["peak_memory"]["peak_bytes"] < most_bytes
+    assert [entry.subject for entry in record.submodules] == list(SUBMODULES)
+    for entry in record.submodules:
+        found = (entry.build.engines, entry.build.coverage_percent, entry.passed)
+        assert found == (1, 100.0, True), entry.subject
+        assert verify(tmp_path / "engines" / f"{entry.subject}.engine")
+    assert record.wall_s < 360
+    assert record.peak_memory.peak_bytes < most_bytes

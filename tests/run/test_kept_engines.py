@@ -9,11 +9,9 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from gr00t_trt.record.records import read_record
 
 from gr00t_trt.backends.tensorrt import network as trt_network
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
@@ -21,6 +19,8 @@ from gr00t_trt.engines import program as engines
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import engine_paths, verify
 from gr00t_trt.plans.backends import get_backend
+from gr00t_trt.record.files import read_record
+from gr00t_trt.record.schema import Result
 from gr00t_trt.run.program import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,19 +54,19 @@ class Kept:
             f"--record {self.folder / name}.json"
         ).split()
 
-    def run(self, name: str) -> dict[str, dict[str, Any]]:
+    def run(self, name: str) -> dict[str, Result]:
         assert main(self.flags(name)) == 0
         return self.entries(name)
 
-    def entries(self, name: str) -> dict[str, dict[str, Any]]:
-        """The record's entries of the three submodules that get an engine, each of which must be whole."""
+    def entries(self, name: str) -> dict[str, Result]:
+        """The record's results of the three submodules that get an engine, each of which must be whole."""
         record = read_record(self.folder / f"{name}.json")
-        found = {entry["name"]: entry for entry in record["submodules"] if entry["name"] in BUILT}
+        found = {entry.subject: entry for entry in record.submodules if entry.subject in BUILT}
         assert list(found) == list(BUILT)
         for submodule, entry in found.items():
             manifest = verify(self.folder / name / f"{submodule}.engine")
-            assert (entry["backend"], entry["passed"]) == (self.backend, True)
-            assert (entry["engine_bytes"], entry["layers_before"]) == (manifest.bytes, manifest.layers)
+            assert (entry.candidate.backend, entry.passed) == (self.backend, True)
+            assert (entry.build.engine_bytes, entry.build.layers_before) == (manifest.bytes, manifest.layers)
             assert manifest.layers
         return found
 
@@ -77,7 +77,7 @@ def first(request: pytest.FixtureRequest, demo: Path, tmp_path_factory: pytest.T
     if not available.installed or "tensorrt_rtx" not in available.versions:
         pytest.skip("only TensorRT-RTX builds engines without a GPU")
     kept = Kept(request.param, demo, tmp_path_factory.mktemp(request.param))
-    assert not any(entry["from_cache"] for entry in kept.run("first").values())
+    assert not any(entry.build.from_cache for entry in kept.run("first").values())
     return kept
 
 
@@ -96,11 +96,13 @@ def forbid_building(patch: pytest.MonkeyPatch) -> None:
 def test_a_second_run_builds_nothing(first: Kept, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_building(monkeypatch)
     again = kept.run("second")
-    assert all(entry["from_cache"] for entry in again.values())
+    assert all(entry.build.from_cache for entry in again.values())
     for name, before in first.entries("first").items():
-        same = ("engine_bytes", "layers_before", "coverage_percent", "accuracy", "settings")
-        assert {key: again[name][key] for key in same} == {key: before[key] for key in same}
-        assert verify(kept.folder / "second" / f"{name}.engine").sha256 == verify(Path(before["engine_path"])).sha256
+        for same in ("engine_bytes", "layers_before", "coverage_percent", "settings"):
+            assert getattr(again[name].build, same) == getattr(before.build, same)
+        assert again[name].accuracy == before.accuracy
+        engine = kept.folder / "second" / f"{name}.engine"
+        assert verify(engine).sha256 == verify(Path(before.build.engine_path)).sha256
 
 
 def test_one_changed_byte_costs_that_engine_its_trust(kept: Kept, capsys: pytest.CaptureFixture) -> None:
@@ -113,12 +115,12 @@ def test_one_changed_byte_costs_that_engine_its_trust(kept: Kept, capsys: pytest
         file.write(bytes([byte ^ 1]))
     assert engines.main(["list", "--engine_cache", str(kept.cache.folder)]) == 1
     again = kept.run("again")
-    assert {name: entry["from_cache"] for name, entry in again.items()} == {
+    assert {name: entry.build.from_cache for name, entry in again.items()} == {
         "state_encoder": True,
         "action_encoder": False,
         "action_decoder": True,
     }
-    assert any("was not trusted, and built again" in note for note in again["action_encoder"]["notes"])
+    assert any("was not trusted, and built again" in note for note in again["action_encoder"].notes)
     capsys.readouterr()
     assert engines.main(["list", "--engine_cache", str(kept.cache.folder), "--json"]) == 0
     assert {row["status"] for row in json.loads(capsys.readouterr().out)} == {"valid"}
@@ -153,7 +155,7 @@ def test_two_processes_at_once_build_each_engine_once(kept: Kept) -> None:
             assert process.wait(timeout=120) == 0, (kept.folder / f"{name}.log").read_text()
     one, two = (kept.entries(name) for name in names)
     for submodule in BUILT:
-        assert one[submodule]["from_cache"] != two[submodule]["from_cache"], submodule
+        assert one[submodule].build.from_cache != two[submodule].build.from_cache, submodule
         assert len({verify(kept.folder / name / f"{submodule}.engine").sha256 for name in names}) == 1
     assert kept.cache.stems() == stems
     assert all(kept.cache.entry(stem).damage is None for stem in stems)

@@ -60,7 +60,7 @@ class Served:
     """A running server; `port` is ZeroMQ's."""
 
     puppet: Puppet
-    engine: Engine
+    worker: PolicyWorker
     service: Service
     port: int
     http_port: int
@@ -84,32 +84,32 @@ def serving(
     **settings: Any,
 ) -> Iterator[Served]:
     puppet, metrics = Puppet(), Metrics()
-    engine = Engine(puppet, metrics, tables=(puppet.stages,), batcher=Batcher(CONFIG, len), **settings)
+    worker = PolicyWorker(puppet, metrics, tables=(puppet.stages,), batcher=Batcher(CONFIG, len), **settings)
     description = {
         "submodules": {"dit_model": "eager fp32"},
         "observation": {"video.webcam": {"dtype": "uint8", "shape": [1, 8, 8, 3]}},
     }
-    service = Service(engine, metrics, description, CONFIG, api_token=api_token, may_kill=may_kill)
+    service = Service(worker, metrics, description, CONFIG, api_token=api_token, may_kill=may_kill)
     zmq_server = ZmqServer(service, "127.0.0.1", port, max_request_bytes=max_request_bytes)
     http_server = HttpServer(service, "127.0.0.1", 0, max_request_bytes=max_request_bytes, request_timeout_s=1.0)
-    worker = threading.Thread(target=engine.run)
-    for each in (worker, zmq_server, http_server):
+    thread = threading.Thread(target=worker.run)
+    for each in (thread, zmq_server, http_server):
         each.start()
     try:
         yield Served(
             puppet,
-            engine,
+            worker,
             service,
             int(zmq_server.endpoint.rpartition(":")[2]),
             int(http_server.endpoint.rpartition(":")[2]),
         )
     finally:
         puppet.go.set()
-        engine.stop()
-        worker.join(10)
+        worker.stop()
+        thread.join(10)
         zmq_server.close()
         http_server.close()
-        assert not worker.is_alive()
+        assert not thread.is_alive()
 
 
 def wait_until(true: Any, seconds: float = 5.0) -> None:

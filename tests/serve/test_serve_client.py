@@ -129,7 +129,7 @@ def test_a_server_that_dies_over_a_request_is_asked_once_more() -> None:
 def test_kill_server_takes_nil_for_an_answer() -> None:
     with serving() as served, BaseInferenceClient("127.0.0.1", served.port, timeout_ms=5000) as client:
         client.kill_server()
-        assert served.engine._stopping
+        assert served.worker._stopping
 
 
 def test_a_token_goes_with_every_request_and_an_empty_one_does_not() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans.load import resolve
+from gr00t_trt.plans.resolve import resolve_submodule
 from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.serve.__main__ import main
 from gr00t_trt.serve.client import RobotInferenceClient
@@ -58,7 +58,7 @@ def test_published_command_lines_parse_in_either_spelling(line: str) -> None:
 
 def test_a_dtype_that_is_not_given_follows_the_precision() -> None:
     plan = plan_of(parse(["--server", "--use_torch_tensorrt", "--precision", "FP16", "--llm_dtype", "bf16"]))
-    resolved = {name: resolve(plan, name) for name in SUBMODULES}
+    resolved = {name: resolve_submodule(plan, name) for name in SUBMODULES}
     assert {each.backend for each in resolved.values()} == {"torch_tensorrt"}
     assert {name for name, each in resolved.items() if each.precision == "bf16"} == {"language_model"}
     assert plan.build.use_fp32_acc  # as published, where it has a meaning

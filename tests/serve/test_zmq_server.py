@@ -166,7 +166,7 @@ def test_kill_replies_nil_and_ends_the_server() -> None:
     with serving() as served, requester(served.port) as client:
         client.send(msgpack.packb({"endpoint": "kill"}))
         assert client.recv() == b"\xc0"
-        wait_until(lambda: served.engine._stopping)
+        wait_until(lambda: served.worker._stopping)
 
 
 def test_kill_is_refused_to_strangers() -> None:
@@ -217,7 +217,7 @@ def test_a_flood_delays_others_by_its_turn_only() -> None:
         refused = [msgpack.unpackb(flood.recv_multipart()[1]) for _ in range(40)]
         assert all("wait already" in reply["error"] for reply in refused)
         client.send(by_hand(-1.0))
-        wait_until(lambda: len(served.engine._queue._waiting) == 2)
+        wait_until(lambda: len(served.worker._queue._waiting) == 2)
         served.puppet.go.set()
         assert (array_of(msgpack.unpackb(client.recv())["action.arm"]) == -1.0).all()
         # The flood's running request, one of its waiting ones, then this one.

@@ -52,7 +52,7 @@ def test_a_model_plays_and_runs_out_of_time(tmp_path: Path, capsys) -> None:
     found = json.loads((tmp_path / "r.json").read_text())
     (episode,) = found["simulation"]["episodes"]
     assert (episode["success"], episode["steps"], episode["queries"]) == (False, 20, 2)
-    assert found["simulation"]["policy"]["served_by"] == {"all": "eager fp32"}
+    assert found["simulation"]["policy"]["backends"] == {"all": "eager fp32"}
     assert found["skipped"][0]["what"] == "--n_envs 2"
     printed = capsys.readouterr()
     assert printed.out.strip() == str(tmp_path / "r.json")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ObservationError, PlanError, unknown
-from ..architecture import Inputs
+from ..protocol import Inputs
 from ..targets import DimRange, Recording, Submodule, Target, make_target, recording_calls
 from .action_head import ActionHead
 from .architecture import N1_5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ObservationError
-from ..architecture import Inputs
+from ..protocol import Inputs
 from .config import Gr00tConfig
 
 PIXELS, IDS, MASK = "eagle_pixel_values", "eagle_input_ids", "eagle_attention_mask"

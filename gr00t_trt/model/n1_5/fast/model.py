@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import ObservationError, PlanError, unknown
-from ...architecture import Inputs
+from ...protocol import Inputs
 from ...targets import DimRange, Recording, Target, make_target, recording_calls
 from ..architecture import N1_5
 from ..gr00t import Gr00tN1d5

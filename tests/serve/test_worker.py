@@ -11,20 +11,20 @@ import pytest
 from puppet import CONFIG, Puppet, observation, wait_until
 
 from gr00t_trt.errors import AccuracyError
-from gr00t_trt.serve import worker as engine_module
+from gr00t_trt.serve import worker
 from gr00t_trt.serve.batching import Batcher
 from gr00t_trt.serve.metrics import Metrics
 from gr00t_trt.serve.refusal import Refusal
-from gr00t_trt.serve.worker import Answer, Engine, Job
+from gr00t_trt.serve.worker import Answer, PolicyWorker, Request
 
 
 class Run:
-    """An engine on a thread; `ask` returns the place where the answer will stand."""
+    """A worker on a thread; `ask` returns the place where the answer will stand."""
 
     def __init__(self, **settings: Any):
         self.puppet, self.metrics = Puppet(), Metrics()
         self.reports: list[Exception] = []
-        self.engine = Engine(
+        self.worker = PolicyWorker(
             self.puppet,
             self.metrics,
             tables=(self.puppet.stages,),
@@ -37,13 +37,13 @@ class Run:
 
     def _run(self) -> None:
         try:
-            self.engine.run()
+            self.worker.run()
         except BaseException as error:
             self.failure = error
 
     def ask(self, value: float = 0.0, text: str = "go", client: str = "a") -> list[Answer]:
         answers: list[Answer] = []
-        self.engine.submit(Job(client, observation(value, text), answers.append))
+        self.worker.submit(Request(client, observation(value, text), answers.append))
         return answers
 
     def __enter__(self) -> Run:
@@ -52,7 +52,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.puppet.go.set()
-        self.engine.stop()
+        self.worker.stop()
         self.thread.join(10)
         assert not self.thread.is_alive()
 
@@ -76,7 +76,7 @@ def test_an_answer_says_where_its_time_went() -> None:
 def test_an_answer_does_not_wait_for_the_metrics() -> None:
     with Run() as run:
         counted: list[dict[str, Any]] = []
-        run.engine.submit(Job("a", observation(), lambda answer: counted.append(run.metrics.snapshot()["timings_ms"])))
+        run.worker.submit(Request("a", observation(), lambda _: counted.append(run.metrics.snapshot()["timings_ms"])))
         wait_until(lambda: run.metrics.snapshot()["timings_ms"])
     assert counted == [{}]
 
@@ -134,7 +134,7 @@ def test_at_the_end_the_running_request_is_finished_and_the_waiting_ones_are_tol
         running = run.ask(7.0)
         wait_until(lambda: run.puppet.calls)
         waiting = [run.ask(client=str(i)) for i in range(3)]
-        run.engine.stop()
+        run.worker.stop()
         run.puppet.go.set()
         done, *refused = answered(running, *waiting)
         run.thread.join(5)
@@ -144,11 +144,11 @@ def test_at_the_end_the_running_request_is_finished_and_the_waiting_ones_are_tol
 
 
 @pytest.mark.parametrize("max_batch", [1, 3])
-def test_a_gpu_that_is_spoilt_ends_the_engine_with_every_request_answered(max_batch: int, monkeypatch) -> None:
+def test_a_gpu_that_is_spoilt_ends_the_worker_with_every_request_answered(max_batch: int, monkeypatch) -> None:
     def drain(device: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(engine_module, "drain", drain)
+    monkeypatch.setattr(worker, "drain", drain)
     with Run(max_batch=max_batch, batch_wait_s=0.2) as run:
         answers = answered(run.ask(text="fail", client="a"), run.ask(text="fine", client="b"), run.ask(client="c"))
         run.thread.join(5)
