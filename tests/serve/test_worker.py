@@ -176,3 +176,24 @@ def test_metrics_are_a_page_that_prometheus_reads() -> None:
     families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(families) == len(set(families))
     assert all(line.startswith(("# ", "gr00t_")) for line in lines)
+
+
+def test_the_page_is_what_prometheus_own_parser_reads() -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    metrics = Metrics()
+    metrics.gauge("queue_length", "Requests that wait.", lambda: 2)
+    for ms in (1.0, 10.0, 100.0):
+        metrics.timings({"total": ms})
+    metrics.request("get_action", "ok")
+    odd = 'od"d\n\\'
+    families = {one.name: one for one in parser.text_string_to_metric_families(metrics.prometheus({odd: "eager fp32"}))}
+    assert {one.type for one in families.values()} == {"counter", "histogram", "gauge"}
+    assert all(one.documentation for one in families.values())
+    stage = families["gr00t_stage_seconds"]
+    assert stage.type == "histogram"
+    read = {(sample.name, sample.labels.get("le")): sample.value for sample in stage.samples}
+    assert read["gr00t_stage_seconds_count", None] == read["gr00t_stage_seconds_bucket", "+Inf"] == 3
+    assert read["gr00t_stage_seconds_sum", None] == pytest.approx(0.111)
+    (served,) = families["gr00t_served_by_info"].samples
+    assert (served.labels, served.value) == ({"submodule": odd, "backend": "eager fp32"}, 1)
+    assert families["gr00t_queue_length"].samples[0].value == 2
