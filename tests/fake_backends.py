@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from gr00t_trt.backends.base import Built
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.manifest import Coverage
 from gr00t_trt.errors import BackendError
-from gr00t_trt.measure import trial
-from gr00t_trt.measure.timers import Samples
+from gr00t_trt.measure import harness
 from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.model.targets import Target
-from gr00t_trt.plans.backends import BACKENDS, Availability
+from gr00t_trt.plans.backends import BACKENDS, Availability, BackendRow
 from gr00t_trt.plans.schema import BuildOptions
+from gr00t_trt.record.samples import Samples
 
 
 class Clock:
@@ -124,8 +125,16 @@ PLAIN_MS = 500.0
 """What a request costs with the plain model, besides what its stages cost."""
 
 
+def row_of(fake: Fake) -> BackendRow:
+    """A row like the real one of this name, whose backend is the fake."""
+    real = BACKENDS.get(fake.name)
+    row = replace(real) if real else BackendRow(fake.name, fake.name, "nowhere:Nothing", "#123456", moving_parts=9)
+    row.__dict__["backend"] = fake
+    return row
+
+
 def install(monkeypatch: pytest.MonkeyPatch, clock: Clock, *fakes: Fake) -> tuple[str, ...]:
-    """Put the fakes into the registry, and the clock under the trial; returns the fakes' names."""
+    """Put the fakes into the registry, and the clock under the harness; returns the fakes' names."""
     original = Gr00tN1d5.get_action
 
     def costly(self: Gr00tN1d5, *args: Any, **kwargs: Any) -> Any:
@@ -133,8 +142,8 @@ def install(monkeypatch: pytest.MonkeyPatch, clock: Clock, *fakes: Fake) -> tupl
         return original(self, *args, **kwargs)
 
     for fake in fakes:
-        monkeypatch.setitem(BACKENDS, fake.name, fake)
-    monkeypatch.setattr(trial, "measure_alternating", clock.measure)
+        monkeypatch.setitem(BACKENDS, fake.name, row_of(fake))
+    monkeypatch.setattr(harness, "measure_alternating", clock.measure)
     monkeypatch.setattr(Gr00tN1d5, "get_action", costly)
     return tuple(fake.name for fake in fakes)
 

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import PlanError
-from ..model.architecture import BATCH, IMAGES, LENGTH, Model
+from ..model.architecture import BATCH, IMAGES, LENGTH
+from ..model.protocol import Model
 from ..model.targets import DimRange
 from ..plans.precisions import PRECISIONS
 from ..plans.resolve import resolve_submodule

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ..errors import BackendError, PlanError
-from ..model.architecture import Inputs, Model
 from ..model.n1_5.fast import Capturer, CudaCapturer, RequestGraphs
 from ..model.n1_5.fast.graphs import LIMIT
 from ..model.n1_5.inputs import IDS, MASK
+from ..model.protocol import Inputs, Model
 from ..plans.backends import get_backend
 from ..plans.resolve import graph_tolerance
 from ..plans.schema import Plan

@@ -23,9 +23,9 @@ from ..common.progress import Steps
 from ..errors import AccuracyError, PlanError
 from ..measure import accuracy
 from ..model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
-from ..model.architecture import Inputs
 from ..model.config_files import build_config
 from ..model.config_section import Section
+from ..model.protocol import Inputs
 from ..plans.precisions import PRECISIONS
 from ..plans.resolve import Machine, resolve
 from ..plans.schema import Plan

@@ -19,6 +19,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ from ..compile.build import dimension_ranges, set_precision
 from ..compile.capture import request_graphs
 from ..engines.cache import EngineCache
 from ..errors import BackendError
-from ..model.architecture import Model
 from ..model.n1_5.fast import RequestGraphs
+from ..model.protocol import Model
 from ..model.targets import Call, Recording, Target, cast_inputs
 from ..plans.backends import get_backend
 from ..plans.resolve import Resolved, ResolvedSubmodule, graph_tolerance, resolve_action_gate
@@ -223,7 +224,7 @@ class Harness:
         self._expected, self._recordings = dict(reference.actions), dict(reference.recordings)
         self._uncast = all(row == "fp32" for row in self._precisions())
         self._models: dict[tuple[str, ...], Model] = {(): self.plain}
-        self._captured: set[tuple[int, Workload]] = set()
+        self._captured: WeakKeyDictionary[RequestGraphs, set[Workload]] = WeakKeyDictionary()
         set_precision(self.plain, plan)
         self.original = Variant(Candidate(precision=plan.precision), self.plain, dict(self.plain.stages))
 
@@ -359,14 +360,16 @@ class Harness:
 
     def capture(self, variant: Variant, request: Request) -> None:
         """Capture requests of this workload, unless that was done. Raises: BackendError saying why it cannot be."""
-        key = (id(variant.graphs), request.workload)
-        if variant.graphs is None or key in self._captured:
+        if variant.graphs is None:
+            return
+        captured = self._captured.setdefault(variant.graphs, set())
+        if request.workload in captured:
             return
         self.install(variant, request.workload)
         refused = variant.graphs.capture(variant.model.prepare(request.resident(variant.model)), request.noise)
         if refused is not None:
             raise BackendError(f"one CUDA graph: {refused}")
-        self._captured.add(key)
+        captured.add(request.workload)
 
     @torch.no_grad()
     def check(self, variant: Variant, request: Request) -> Checked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import threading
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import psutil
@@ -144,13 +145,16 @@ class GpuMeter:
             for name, value in vars(nvml).items()
             if name.startswith("nvmlClocksEventReason") and not name.endswith(("All", "None", "GpuIdle"))
         }
+        reads: dict[str, Callable[[], float]] = {
+            "clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "power": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "temperature": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        }
         while not self._stop.wait(self.INTERVAL_S):
+            for name, read in reads.items():
+                with contextlib.suppress(Exception):  # not every GPU has every sensor
+                    self._seen[name].append(float(read()))
             with contextlib.suppress(Exception):
-                self._seen["clock"].append(float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)))
-                self._seen["power"].append(nvml.nvmlDeviceGetPowerUsage(handle) / 1e3)
-                self._seen["temperature"].append(
-                    float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
-                )
                 mask = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
                 self._reasons |= {name for bit, name in names.items() if mask & bit}
 

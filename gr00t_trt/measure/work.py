@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..compile.build import torch_dtype
 from ..model import Gr00tConfig, Gr00tN1d5
-from ..model.architecture import Model
 from ..model.n1_5.inputs import EMBODIMENT
+from ..model.protocol import Model
 from ..record.environment import usable_cores
 from ..record.schema import Candidate, Workload
 from .roofline import Trace, trace

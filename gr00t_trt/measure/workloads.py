@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..common.interface import Observation
-from ..model.architecture import Model
 from ..model.n1_5.inputs import IDS, LOOKED_UP, MASK, PIXELS
+from ..model.protocol import Model
 from ..policy.policy import ModelPolicy
 from ..record.schema import Inputs, Workload
 

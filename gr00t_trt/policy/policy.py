@@ -27,8 +27,8 @@ from ..data import data_config as data_config_from_name
 from ..data.device import DeviceTransfer
 from ..errors import PlanError
 from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
-from ..model.architecture import Inputs, Model
 from ..model.n1_5.inputs import LOOKED_UP
+from ..model.protocol import Inputs, Model
 
 Action = dict[str, np.ndarray]
 

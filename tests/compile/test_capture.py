@@ -14,17 +14,20 @@ from rich.console import Console
 
 import gr00t_trt
 from gr00t_trt.common.progress import Steps
+from gr00t_trt.compile import capture as module
 from gr00t_trt.compile.capture import capture_requests, capturer_for, with_length
 from gr00t_trt.data import example_observation
 from gr00t_trt.deploy.deploy import Deployment, deploy
 from gr00t_trt.errors import PlanError
-from gr00t_trt.measure import trial
 from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, graphs, restructure
 from gr00t_trt.model.n1_5.inputs import IDS, MASK
 from gr00t_trt.plans.backends import BACKENDS, get_backend
-from gr00t_trt.plans.load import merge, plan_from_mapping, plan_warnings
+from gr00t_trt.plans.load import merge, plan_from_mapping
+from gr00t_trt.plans.resolve import Machine, graph_tolerance, plan_warnings, resolve
 from gr00t_trt.plans.schema import SUBMODULES, Plan
 from gr00t_trt.policy.policy import Gr00tPolicy
+from gr00t_trt.policy.source import Source
+from gr00t_trt.record.schema import Replay
 from gr00t_trt.run.job import Job, run
 from gr00t_trt.run.program import overrides, parse
 
@@ -56,14 +59,14 @@ def model(policy: Gr00tPolicy) -> FastGr00tN1d5:
 def capturer(monkeypatch: pytest.MonkeyPatch) -> FakeCapturer:
     """What captures in place of CUDA, on the CPU as well."""
     made = FakeCapturer()
-    monkeypatch.setattr(trial, "capturer_for", lambda device: made)
+    monkeypatch.setattr(module, "capturer_for", lambda device: made)
     monkeypatch.setattr(graphs, "WARM_CALLS", 1)
     return made
 
 
 def capture(
     model: FastGr00tN1d5, inputs: dict[str, torch.Tensor], wanted: Plan, capturer: FakeCapturer | None, **backends: str
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> tuple[Replay | None, list[str]]:
     notes: list[str] = []
     served = {**dict.fromkeys(SUBMODULES, "eager"), **backends}
     found = capture_requests(model, wanted, inputs, NOISE, backends=served, capturer=capturer, note=notes.append)
@@ -75,8 +78,9 @@ def test_further_lengths_are_captured_at_the_start(model, inputs, capturer: Fake
     wanted = plan(cuda_graph_lengths=[length - 3, length, length + 5])
     found, notes = capture(model, inputs, wanted, capturer)
     assert notes == []
-    assert found == {"graphs": 3, "input_bytes": found["input_bytes"], "strayed": 0.0}
-    assert found["input_bytes"] > 3 * 4 * 3 * 224 * 224
+    assert found is not None
+    assert found == Replay(3, found.input_bytes, max_rel_error=0.0)
+    assert found.input_bytes > 3 * 4 * 3 * 224 * 224
     for other in (length - 3, length, length + 5, length + 1):
         request = with_length(inputs, other, model.config)
         request = {**request, IDS: torch.where(request[IDS] < 1018, request[IDS].roll(1) % 1018, request[IDS])}
@@ -112,7 +116,7 @@ def test_without_a_gpu_it_says_so_and_nothing_changes(model, inputs) -> None:
 
 
 def test_backends_that_cannot_be_captured_are_named(model, inputs, capturer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {backend.capturable for backend in BACKENDS.values()} <= {"any shape", "one shape", "none"}
+    assert {row.backend.capturable for row in BACKENDS.values()} <= {"any shape", "one shape", "none"}
     monkeypatch.setattr(type(get_backend("inductor")), "capturable", "none")
     found, notes = capture(model, inputs, plan(), capturer, dit_model="inductor", vision_model="inductor")
     assert (found, model.graphs, capturer.captured) == (None, None, 0)
@@ -123,7 +127,7 @@ def test_engines_are_captured_at_one_shape(model, inputs, capturer: FakeCapturer
     wanted = plan(cuda_graph="on_demand", cuda_graph_lengths=[290])
     found, (note,) = capture(model, inputs, wanted, capturer, dit_model="torch_tensorrt")
     assert found is not None
-    assert found["graphs"] == 1
+    assert found.graphs == 1
     assert "requests of one shape only" in note
     assert "because of dit_model (torch_tensorrt)" in note
 
@@ -135,14 +139,20 @@ def test_what_cannot_be_captured_is_told_and_runs_uncaptured(model, inputs, capt
     assert notes == ["no graph was captured, so requests run kernel by kernel: NotCapturable: it waits"]
 
 
+def test_a_graph_is_held_to_what_the_least_exact_precision_allows() -> None:
+    assert graph_tolerance(plan()) == 1e-5
+    assert graph_tolerance(plan(precision="fp16")) == 2e-3
+    assert graph_tolerance(plan(precision="fp16", submodules={"dit_model": {"precision": "bf16"}})) == 2e-2
+
+
 def _deployed(**settings: Any) -> Deployment:
     quiet = Steps(Console(file=io.StringIO()), None)
-    return deploy(gr00t_trt.load_policy("synthetic"), plan(**settings), quiet)
+    return deploy(gr00t_trt.load_policy("synthetic"), resolve(plan(**settings), Machine("cpu")), quiet)
 
 
 def test_a_deployed_policy_answers_by_replay(capturer: FakeCapturer) -> None:
     done, plain = _deployed(), gr00t_trt.load_policy("synthetic", denoising_steps=1)
-    assert done.record["end_to_end"]["cuda_graph"]["graphs"] == 1
+    assert done.record.cuda_graph.graphs == 1
     assert capturer.captured == 1
     before = capturer.replays
     words = ("pick the pear from the counter and place it in the plate", "pick the apple")
@@ -157,8 +167,8 @@ def test_a_deployed_policy_answers_by_replay(capturer: FakeCapturer) -> None:
 
 def test_a_start_says_which_prompt_lengths_are_replayed(capturer: FakeCapturer) -> None:
     def told(**settings: Any) -> list[str]:
-        skipped = _deployed(**settings).record["skipped"]
-        return [entry["why"].split(" tokens")[0] for entry in skipped if "are replayed" in entry["why"]]
+        skipped = _deployed(**settings).record.skipped
+        return [note.why.split(" tokens")[0] for note in skipped if "are replayed" in note.why]
 
     assert told() == ["prompts of 294"]
     assert told(cuda_graph_lengths=[290, 294, 300]) == ["prompts of 290, 294, 300"]
@@ -166,10 +176,10 @@ def test_a_start_says_which_prompt_lengths_are_replayed(capturer: FakeCapturer) 
 
 
 def test_a_run_says_why_there_is_no_graph() -> None:
-    job = Job(model_path="synthetic", dataset_path="synthetic", device="cpu", fn_name="state_encoder")
-    record = run(job, plan(), Console(file=io.StringIO()))
-    assert record["end_to_end"]["cuda_graph"] is None
-    assert [entry["why"] for entry in record["skipped"] if entry["what"] == "cuda_graph"] == [
+    resolved = resolve(plan(), Machine("cpu"), "state_encoder")
+    record = run(Job(Source("synthetic", "synthetic")), resolved, Console(file=io.StringIO()))
+    assert record.cuda_graph is None
+    assert [note.why for note in record.skipped if note.what == "cuda_graph"] == [
         "no graph was captured, so requests run kernel by kernel: the model is not on a GPU"
     ]
 

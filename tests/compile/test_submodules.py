@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gr00t_trt.compile.submodules import REGISTRY, dimension_ranges, record, select, target
 
 import gr00t_trt
+from gr00t_trt.compile.build import dimension_ranges
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
 from gr00t_trt.errors import PlanError
+from gr00t_trt.measure.workloads import one_request
+from gr00t_trt.model.n1_5.architecture import N1_5
+from gr00t_trt.plans.resolve import select
 from gr00t_trt.plans.schema import GROUPS, OPTIMIZATIONS, SUBMODULES, Plan, Ranges
 
 
@@ -15,10 +18,9 @@ def recorded():
     policy = gr00t_trt.load_policy("synthetic")
     config = data_config("fourier_gr1_arms_only")
     observation = LeRobotDataset(synthetic_dataset(), config.modality_config()).step(0, 0)
-    inputs, _ = policy.preprocess(observation)
-    noise = torch.zeros(1, 16, 32)
-    recording, actions = record(policy.model, inputs, noise)
-    return policy.model, inputs, noise, recording, actions
+    request = one_request(policy, observation, seed=0)
+    recording, actions = policy.model.record(request.inputs, request.noise)
+    return policy.model, request, recording, actions
 
 
 def test_every_name_and_group_selects_its_submodules_in_the_order_of_a_request() -> None:
@@ -38,7 +40,7 @@ def test_the_joint_backbone_replaces_both_towers() -> None:
 
 def test_the_restructured_model_has_the_same_targets_and_may_join_the_loop() -> None:
     assert Plan().optimizations == tuple(OPTIMIZATIONS)
-    for names in ((), ("cross_attention_kv",)):
+    for names in ((), ("kv_cache",)):
         assert select("all", Plan(optimizations=names)) == SUBMODULES
     joined = Plan(loop="denoise_loop")
     assert select("all", joined) == (*SUBMODULES[:4], "denoise_loop")
@@ -60,18 +62,18 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         select("dit", Plan())
 
 
-def test_the_registrys_arguments_are_the_forwards_own(recorded) -> None:
+def test_the_targets_arguments_are_the_forwards_own(recorded) -> None:
     import inspect
 
     model = recorded[0]
-    for name, spec in REGISTRY.items():
-        assert list(inspect.signature(model.eager_stage(name).forward).parameters) == list(spec.arguments), name
+    for name, arguments in N1_5.arguments.items():
+        assert list(inspect.signature(model.eager_stage(name).forward).parameters) == list(arguments), name
 
 
 def test_a_recording_holds_every_call_and_replays_to_the_same_result(recorded) -> None:
-    model, _, _, recording, _ = recorded
+    model, _, recording, _ = recorded
     counts = {name: len(calls) for name, calls in recording.items()}
-    assert counts == {**dict.fromkeys(REGISTRY, 1), "action_encoder": 4, "dit_model": 4, "action_decoder": 4}
+    assert counts == {**dict.fromkeys(N1_5.arguments, 1), "action_encoder": 4, "dit_model": 4, "action_decoder": 4}
     assert [int(call.inputs[2][0]) for call in recording["dit_model"]] == [0, 250, 500, 750]
     for name, calls in recording.items():
         for call in calls:
@@ -79,16 +81,16 @@ def test_a_recording_holds_every_call_and_replays_to_the_same_result(recorded) -
 
 
 def test_recording_leaves_the_model_as_it_was(recorded) -> None:
-    model, inputs, noise, _, actions = recorded
+    model, request, _, actions = recorded
     before = dict(model.stages)
-    again = record(model, inputs, noise)[1]
+    again = model.record(request.inputs, request.noise)[1]
     assert model.stages == before
     assert torch.equal(again, actions)
 
 
 def test_ranges_cover_three_cameras_and_tune_for_the_recorded_request(recorded) -> None:
-    model, _, _, recording, _ = recorded
-    dims = dimension_ranges(model.config, Ranges(), recording)
+    model, request, recording, _ = recorded
+    dims = dimension_ranges(model.config, Ranges(), request)
     length = recording["language_model"][0].inputs[0].shape[1]
     sizes = {name: (d.minimum, d.optimum, d.maximum) for name, d in dims.items()}
     assert sizes == {"batch": (1, 1, 8), "images": (1, 1, 24), "length": (32, length, 1024)}
@@ -96,17 +98,17 @@ def test_ranges_cover_three_cameras_and_tune_for_the_recorded_request(recorded) 
 
 
 def test_a_request_outside_the_plans_ranges_is_refused(recorded) -> None:
-    model, _, _, recording, _ = recorded
+    model, request, _, _ = recorded
     with pytest.raises(PlanError, match="the observation has batch 1, outside the plan's range 2 to 4"):
-        dimension_ranges(model.config, Ranges(batch=(2, 4)), recording)
+        dimension_ranges(model.config, Ranges(batch=(2, 4)), request)
 
 
 def test_a_target_has_the_stages_dtype_and_named_ranges(recorded) -> None:
-    recording = recorded[3]
+    _, request, recording, _ = recorded
     model = gr00t_trt.load_model("synthetic")
     model.cast_stage("dit_model", torch.bfloat16)
-    dims = dimension_ranges(model.config, Ranges(), recording)
-    made = target(model, "dit_model", recording, dims)
+    dims = dimension_ranges(model.config, Ranges(), request)
+    made = model.target("dit_model", recording, dims)
     assert [x.dtype for x in made.inputs] == [torch.bfloat16, torch.bfloat16, torch.int64]
     assert made.argument_names == ("hidden_states", "encoder_hidden_states", "timestep")
     assert [{axis: d.name for axis, d in r.items()} for r in made.ranges] == [

@@ -15,13 +15,15 @@ from gr00t_trt.data import example_observation
 from gr00t_trt.deploy.deploy import deploy
 from gr00t_trt.errors import AccuracyError, PlanError
 from gr00t_trt.plans.load import plan_from_mapping
+from gr00t_trt.plans.resolve import Machine, Resolved, resolve
 from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.record.schema import REQUEST, Status
 
 QUIET = Steps(Console(file=io.StringIO()), None)
 
 
-def plan(**settings):
-    return plan_from_mapping({"backend": "eager", **settings}, "test")
+def plan(**settings) -> Resolved:
+    return resolve(plan_from_mapping({"backend": "eager", **settings}, "test"), Machine("cpu"))
 
 
 def test_the_deployed_policy_answers_as_before_in_its_precision() -> None:
@@ -30,7 +32,7 @@ def test_the_deployed_policy_answers_as_before_in_its_precision() -> None:
     noise = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(1))
     before = policy.get_action(observation, noise=noise)
     done = deploy(policy, plan(precision="bf16", denoising_steps=4), QUIET)
-    assert done.served_by == dict.fromkeys(SUBMODULES, "eager bf16")
+    assert done.backends == dict.fromkeys(SUBMODULES, "eager bf16")
     after = done.policy.get_action(observation, noise=noise)
     for key, value in before.items():
         scale = np.abs(value).max()
@@ -38,13 +40,22 @@ def test_the_deployed_policy_answers_as_before_in_its_precision() -> None:
         np.testing.assert_allclose(after[key], value, atol=0.05 * scale)
 
 
+def test_the_start_is_checked_and_not_timed() -> None:
+    record = deploy(gr00t_trt.load_policy("synthetic"), plan(precision="fp32"), QUIET).record
+    assert [result.subject for result in record.results] == [*SUBMODULES, REQUEST]
+    for result in record.results:
+        assert (result.status, result.passed, result.latency_ms) == (Status.CHECKED, True, None), result.subject
+        assert result.accuracy.cosine is not None
+    assert record.request.first_call_ms > 0
+
+
 def test_the_restructured_model_is_what_the_policy_is_left_with() -> None:
     policy = gr00t_trt.load_policy("synthetic")
     plain = policy.model
     done = deploy(policy, plan(precision="fp32", loop="denoise_loop"), QUIET)
     assert done.policy.model is not plain
-    assert done.served_by["denoise_loop"] == "eager fp32"
-    assert "dit_model" not in done.served_by
+    assert done.backends["denoise_loop"] == "eager fp32"
+    assert "dit_model" not in done.backends
 
 
 def test_a_policy_that_misses_its_gate_is_refused() -> None:
@@ -72,8 +83,8 @@ def test_padded_prompts_deploy_the_language_model_as_well() -> None:
     batch[annotation] = ["lift the cup", "lift the cup and put it on the shelf next to the window"]
     before = policy.get_action(batch, noise=torch.zeros(2, 16, 32))
     done = deploy(policy, plan(precision="fp32"), QUIET, observation=batch)
-    assert [e["passed"] for e in done.record["submodules"] if e["name"] == "language_model"] == [True]
-    assert any(skipped["what"] == "language_model_padded" for skipped in done.record["skipped"])
+    assert [r.passed for r in done.record.submodules if r.subject == "language_model"] == [True]
+    assert any(skipped.what == "language_model_padded" for skipped in done.record.skipped)
     after = done.policy.get_action(batch, noise=torch.zeros(2, 16, 32))
     for name, value in before.items():
         np.testing.assert_allclose(after[name], value, atol=1e-4)

@@ -138,7 +138,7 @@ def test_dtype_follows_the_originals(original, one) -> None:
     done = gr00t_trt.accelerate(original, plan_from_mapping({"backend": "eager", "precision": "bf16"}, "test"))
     assert 0 < done.agreement.max_abs < 0.05
     assert original.get_action(one)["action_pred"].dtype == torch.bfloat16
-    assert done.deployment.served_by["dit_model"] == "eager bf16"
+    assert done.deployment.backends["dit_model"] == "eager bf16"
 
 
 def test_noise_is_drawn_anew_and_follows_the_seed(original, one) -> None:
@@ -227,7 +227,7 @@ def test_inputs_that_other_packages_send_to_the_gpu_are_answered_by_a_graph(orig
     plan = plan_from_mapping({"backend": "eager", "precision": "fp32", "cuda_graph": "startup"}, "test")
     done = gr00t_trt.accelerate(original, plan, inputs=one)
     assert done.agreement.max_abs < 1e-4
-    assert done.deployment.record["end_to_end"]["cuda_graph"]["graphs"] == 1
+    assert done.deployment.record.cuda_graph.graphs == 1
     uncaptured: list[None] = []
     model = done.deployment.policy.model
     run = model.run

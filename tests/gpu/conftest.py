@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from gr00t_trt.measure.trial import full_fp32
 from torch import Tensor
 
+from gr00t_trt.measure.accuracy import full_fp32
 from gr00t_trt.model import Gr00tN1d5, load_model
 
 MakeRequest = Callable[..., dict[str, Tensor]]

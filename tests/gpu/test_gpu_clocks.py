@@ -7,10 +7,12 @@ import time
 import pytest
 import torch
 
-from gr00t_trt.measure.kernels import kernels, summary
+from gr00t_trt.measure.kernels import kernels
+from gr00t_trt.measure.memory import GpuMeter, MemoryMeter
 from gr00t_trt.measure.roofline import ceilings
-from gr00t_trt.measure.stages import REST, TOTAL, PeakMemory, StageTimer
-from gr00t_trt.measure.timers import measure_alternating, verdict
+from gr00t_trt.measure.stages import REST, TOTAL, StageTimer
+from gr00t_trt.measure.timers import measure_alternating
+from gr00t_trt.record.samples import verdict
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_stages_add_up_to_the_request(cycles_per_ms: float, gpu: torch.device) -
                 table["long"]()
                 table["short"]()
                 torch.cuda._sleep(int(2 * cycles_per_ms))
-        rows = {row["stage"]: row["latency_ms"].p50 for row in timer.rows()}
+        rows = {row.stage: row.latency_ms.p50 for row in timer.rows()}
     assert rows["short"] == pytest.approx(2, rel=0.2)
     assert rows["long"] == pytest.approx(4, rel=0.2)
     assert rows[REST] == pytest.approx(2, rel=0.3)
@@ -58,16 +60,41 @@ def test_stages_add_up_to_the_request(cycles_per_ms: float, gpu: torch.device) -
 
 
 def test_peak_memory_sees_what_was_given_back(gpu: torch.device) -> None:
-    with PeakMemory(gpu) as outer, PeakMemory(gpu) as memory:
+    with MemoryMeter(gpu) as outer, MemoryMeter(gpu) as memory:
         torch.empty(256 << 20, dtype=torch.uint8, device=gpu)
     for each in (memory, outer):
         assert 256 << 20 <= (each.added_bytes or 0) < 300 << 20
-    assert memory.to_dict()["device_used_bytes"] > 256 << 20
+    assert (memory.result().device_used_bytes or 0) > 256 << 20
+
+
+def test_the_stopping_rule_ends_on_a_steady_gpu(cycles_per_ms: float) -> None:
+    taken = measure_alternating({"two": lambda: torch.cuda._sleep(int(2 * cycles_per_ms))})["two"]
+    assert 10 <= len(taken.samples) <= 100
+    assert len(taken.samples) == 100 or (taken.median_uncertainty or 1) <= 0.02
+    assert taken.p50 == pytest.approx(2, rel=0.2)
+
+
+def test_the_driver_tells_what_the_gpu_did(gpu: torch.device) -> None:
+    pytest.importorskip("pynvml")
+    a = torch.randn(4096, 4096, dtype=torch.bfloat16, device=gpu)
+    with GpuMeter(gpu) as meter:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            a @ a
+            torch.cuda.synchronize()
+    found = meter.result()
+    if found is None:
+        pytest.skip("the driver tells nothing of this GPU")
+    assert found.samples > 1
+    assert 100 < (found.sm_clock_mhz_min or 0) <= (found.sm_clock_mhz_p50 or 0) < 5000
+    assert 0 < (found.power_w_p50 or 0) <= (found.power_w_max or 0) < 3000
+    assert 0 < (found.temperature_c_max or 0) < 120
+    assert found.energy_j is None or 0 < found.energy_j < 3000
 
 
 def test_kernels_are_counted(gpu: torch.device) -> None:
     x = torch.rand(64, 64, device=gpu)
-    assert summary(kernels(lambda: x.sin().cos().exp()))["kernels"] == 3
+    assert sum(kernel.launches for kernel in kernels(lambda: x.sin().cos().exp()) or ()) == 3
 
 
 def test_the_ceilings_of_a_known_gpu_are_not_far_from_what_it_does(gpu: torch.device) -> None:

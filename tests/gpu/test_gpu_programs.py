@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gr00t_trt.record.records import read_record
 from rich.console import Console
 
 import gr00t_trt
 from gr00t_trt.evaluate.__main__ import main as evaluate
 from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.record.files import read_record
+from gr00t_trt.record.schema import Record, Status
 from gr00t_trt.rollout.__main__ import main as rollout
 from gr00t_trt.run.program import main as groot
 from gr00t_trt.serve.ask import example
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SYNTHETIC = ["--model_path", "synthetic", "--dataset_path", "synthetic"]
 
 
-def record_of(tmp_path: Path, *line: str) -> dict:
+def record_of(tmp_path: Path, *line: str) -> Record:
     path = tmp_path / "record.json"
     assert groot([*SYNTHETIC, *line, "--record", str(path)]) == 0
     return read_record(path)
@@ -39,28 +39,29 @@ def test_the_main_job_captures_what_it_has_compiled(tmp_path: Path, gpu: torch.d
         tmp_path, "--backend", "inductor", "--precision", "bf16", "--loop", "denoise_loop",
         "--cuda_graph", "startup", "--benchmark", "cuda_event", "--num_iterations", "20",
     )  # fmt: skip
-    assert record["device"] == "cuda:0"
-    assert record["environment"]["gpu"] == torch.cuda.get_device_name(gpu)
-    assert record["accuracy"]["passed"]
-    assert {entry["latency_ms"]["timer"] for entry in record["submodules"]} == {"cuda_event"}
-    whole = record["end_to_end"]
-    assert whole["cuda_graph"]["graphs"] == 1
-    assert whole["cuda_graph"]["strayed"] <= 2e-2
-    assert whole["latency_ms"]["p50"] < whole["eager_latency_ms"]["p50"]
-    assert not [entry for entry in record["skipped"] if entry["what"] == "cuda_graph"]
-    assert record["peak_memory"]["kind"] == "cuda allocator"
+    assert record.device == "cuda:0"
+    assert record.environment.gpu == torch.cuda.get_device_name(gpu)
+    assert not record.failures
+    whole = record.request
+    assert whole.passed
+    assert {result.latency_ms.timer for result in record.submodules} == {"cuda_event"}
+    assert record.cuda_graph.graphs == 1
+    assert record.cuda_graph.max_rel_error <= 2e-2
+    assert whole.latency_ms.p50 < whole.against.latency_ms.p50
+    assert not [note for note in record.skipped if note.what == "cuda_graph"]
+    assert record.peak_memory.kind == "cuda allocator"
 
 
 def test_backends_are_compared_and_the_fastest_becomes_a_plan(tmp_path: Path) -> None:
     record = record_of(tmp_path, "--compare", "all", "--fn_name", "action_head", "--num_iterations", "5")
-    tried = {entry["backend"]: entry for entry in record["comparison"] if entry["subject"] == "dit_model"}
-    assert {"eager", "inductor"} <= {name for name, entry in tried.items() if entry["latency_ms"]}
-    assert all(entry["latency_ms"] or entry["why_not"] or not entry["runs"] for entry in tried.values())
+    tried = {result.name: result for result in record.of("comparison") if result.subject == "dit_model"}
+    assert {"eager", "inductor"} <= {name for name, result in tried.items() if result.latency_ms}
+    assert all(r.latency_ms or r.why or r.status is Status.BUILT_NOT_RUN for r in tried.values())
     plan = tmp_path / "plan.yaml"
     record = record_of(
         tmp_path, "--backend", "auto", "--fn_name", "dit_model", "--write_plan", str(plan), "--num_iterations", "5"
     )
-    assert record["exit_reason"] == "done"
+    assert record.exit_reason == "done"
     assert "backend:" in plan.read_text()
 
 
@@ -68,7 +69,7 @@ def test_offline_evaluation_tells_what_a_lower_precision_changes(tmp_path: Path)
     path = tmp_path / "evaluation.json"
     line = [*SYNTHETIC, "--trajs", "1", "--steps", "20", "--precision", "bf16", "--compare", "--record", str(path)]
     assert evaluate(line) == 0
-    assert json.loads(path.read_text())["evaluation"]
+    assert read_record(path).evaluation
 
 
 def test_a_robots_loop_runs(tmp_path: Path) -> None:
@@ -112,11 +113,13 @@ def test_the_policy_of_a_deployment_answers_like_eager_fp32(gpu: torch.device) -
     from gr00t_trt.common.progress import Steps
     from gr00t_trt.deploy.deploy import deploy
     from gr00t_trt.plans.load import plan_from_mapping
+    from gr00t_trt.plans.resolve import Machine, resolve
 
     settings = {"backend": "eager", "precision": "fp32", "cuda_graph": "on_demand"}
     policy = gr00t_trt.load_policy("synthetic", device=gpu)
     plain = gr00t_trt.load_policy("synthetic")
-    done = deploy(policy, plan_from_mapping(settings, "test"), Steps(Console(stderr=True), None))
+    resolved = resolve(plan_from_mapping(settings, "test"), Machine(str(gpu)))
+    done = deploy(policy, resolved, Steps(Console(stderr=True), None))
     observation = plain.example()
     for seed in range(3):
         start = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(seed))

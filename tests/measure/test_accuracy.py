@@ -1,5 +1,6 @@
 """Agreement: the numbers, the odd cases, and the words of a failed gate."""
 
+import json
 import math
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gr00t_trt.errors import ShapeError
 from gr00t_trt.measure import accuracy
 from gr00t_trt.measure.accuracy import check, compare, compare_each
-from gr00t_trt.plans.schema import Gate
+from gr00t_trt.plans.precisions import Gate
+from gr00t_trt.record.files import dumps
 
 
 def pair(seed=0, shape=(3, 50), noise=1e-2):
@@ -37,8 +39,9 @@ def test_equal_tensors_are_exact():
     _, b = pair()
     got = compare(b.clone(), b)
     assert (got.exact, got.cosine, got.max_abs, got.sqnr_db) == (True, pytest.approx(1.0), 0.0, None)
-    assert got.to_dict()["sqnr_db"] is None
-    assert got.to_dict()["exact"] is True
+    written = json.loads(dumps(got))
+    assert written["sqnr_db"] is None
+    assert written["exact"] is True
     assert check(got, Gate(cosine=0.999, max_abs=0.0, sqnr_db=100.0)) == []
 
 

@@ -1,15 +1,21 @@
 """Latency: percentiles, timers, alternation, and when there is no winner."""
 
+import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import fake_cuda
 import numpy as np
 import pytest
 
 from gr00t_trt.errors import PlanError
-from gr00t_trt.measure.timers import measure_alternating, resolve_timer, verdict
-from gr00t_trt.record.samples import Samples, percentile
+from gr00t_trt.measure import timers
+from gr00t_trt.measure.timers import FEWEST, MOST, measure_alternating
+from gr00t_trt.plans.resolve import resolve_timer
+from gr00t_trt.plans.schema import BenchmarkOptions
+from gr00t_trt.record.files import dumps
+from gr00t_trt.record.samples import Samples, percentile, verdict
 
 
 def measure(call, **settings):
@@ -127,6 +133,82 @@ def test_what_the_callable_raises_passes_through():
         measure(lambda: 1 / 0, device="cpu")
 
 
+# --- how many samples
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A GPU whose milliseconds are numbers, and the host's clock that goes with it."""
+    made = fake_cuda.install(monkeypatch)
+    monkeypatch.setattr(timers, "time", SimpleNamespace(perf_counter=lambda: made.now / 1e3))
+    return made
+
+
+def until(clock, *costs, then=(5.0,), **settings):
+    """One callable that costs `costs` and after them `then` in turn, timed after no warm-up."""
+    coming = itertools.chain(costs, itertools.cycle(then))
+
+    def work():
+        clock.now += next(coming)
+
+    return measure(work, **{"warmup": 0, "device": "cuda:0", **settings})
+
+
+def test_steady_samples_stop_at_the_fewest(clock):
+    assert BenchmarkOptions().iterations is None
+    got = until(clock)
+    assert (len(got.samples), got.note) == (FEWEST, None) == (10, None)
+    assert got.median_uncertainty == 0
+
+
+def test_noisy_samples_go_on_until_the_median_is_known(clock):
+    got = until(clock, *[4.0, 6.0] * 5)
+    # Of 20 samples the interval still reaches from 5 to 6 ms, of 40 it has no width any more.
+    assert len(got.samples) == 40
+    assert Samples(got.samples[:10]).median_uncertainty > Samples(got.samples[:20]).median_uncertainty > 0.02
+    assert got.median_uncertainty <= 0.02
+    assert got.note is None
+
+
+def test_a_spread_that_leaves_the_median_known_takes_no_further_samples(clock):
+    got = until(clock, then=(4.95, 5.0, 5.0, 5.05))
+    assert len(got.samples) == FEWEST
+    assert 0 < got.median_uncertainty <= 0.02
+
+
+def test_what_stays_noisy_ends_at_the_most(clock):
+    got = until(clock, then=(4.0, 6.0))
+    assert (len(got.samples), got.note) == (MOST, None) == (100, None)
+    assert got.median_uncertainty > 0.02
+
+
+def test_rivals_go_on_together_until_the_last_median_is_known(clock):
+    noisy = itertools.chain([4.0, 6.0] * 5, itertools.repeat(5.0))
+
+    def cost(ms):
+        clock.now += ms
+
+    taken = measure_alternating(
+        {"steady": lambda: cost(1.0), "noisy": lambda: cost(next(noisy))}, warmup=0, device="cuda:0"
+    )
+    assert {name: len(own.samples) for name, own in taken.items()} == {"steady": 40, "noisy": 40}
+
+
+@pytest.mark.parametrize("count", [1, 3, 37, 250])
+@pytest.mark.parametrize("costs", [(5.0,), (4.0, 6.0)], ids=["steady", "noisy"])
+def test_a_fixed_count_is_exact(clock, count, costs):
+    got = until(clock, then=costs, iterations=count)
+    assert (len(got.samples), got.note) == (count, None)
+
+
+def test_the_time_limit_ends_it_and_is_told_where_the_fewest_were_not_reached(clock):
+    got = until(clock, then=(4.0, 6.0), max_seconds=0.12)
+    assert (len(got.samples), got.note) == (24, None)
+    cut = until(clock, then=(4.0, 6.0), max_seconds=0.02)
+    assert len(cut.samples) == 4
+    assert cut.note == "4 of at least 10 iterations after 0 of 0 warm-ups: 0.02 s had passed"
+
+
 # --- verdicts
 
 
@@ -172,7 +254,7 @@ def test_unlike_clocks_give_no_verdict():
 def test_times_too_short_for_the_clock():
     got = verdict(samples(*[1] * 5), samples(*[0] * 5))
     assert (got.winner, got.ratio) == ("compiled", None)
-    assert json.dumps(got.to_dict())
+    assert json.loads(dumps(got))["ratio"] is None
 
 
 def test_slow_calls_stop_at_the_time_limit_and_the_note_says_what_was_left_out() -> None:

@@ -10,14 +10,15 @@ import fake_backends
 import pytest
 import torch
 from fake_backends import Clock, Fake, failure
-from gr00t_trt.record.records import WHOLE_REQUEST, comparison_entry, new_record, read_record
 
 from gr00t_trt.measure.choose import default_plan_path, leader, plan_text, winner, with_choice
-from gr00t_trt.measure.timers import Samples
-from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping, plan_warnings, resolve
-from gr00t_trt.plans.schema import AUTO, BACKENDS, OPTIMIZATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
-from gr00t_trt.run import job as run_module
-from gr00t_trt.run.job import to_compare
+from gr00t_trt.plans.backends import AUTO, BACKENDS
+from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
+from gr00t_trt.plans.resolve import candidates_of, plan_warnings, resolve_submodule
+from gr00t_trt.plans.schema import OPTIMIZATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
+from gr00t_trt.record.files import read_record
+from gr00t_trt.record.samples import Samples
+from gr00t_trt.record.schema import REQUEST, Inputs, Record, Result, Status, new_record
 from gr00t_trt.run.program import main
 
 RUN = ["--model_path", "synthetic", "--dataset_path", "synthetic", "--device", "cpu", "--precision", "fp32",
@@ -38,14 +39,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(switching_ms: float = 0.0, **backends: dict[str, Any]) -> dict[str, Fake]:
         clock = Clock(switching_ms)
         fakes = [Fake(name, clock, **how) for name, how in backends.items()]
-        monkeypatch.setattr(run_module, "BACKENDS", fake_backends.install(monkeypatch, clock, *fakes))
+        names = fake_backends.install(monkeypatch, clock, *fakes)
+        for name in set(BACKENDS) - set(names):
+            monkeypatch.delitem(BACKENDS, name)
         return {fake.name: fake for fake in fakes}
 
     return install
 
 
-def chosen(record: dict[str, Any]) -> dict[str, str]:
-    return {entry["name"]: entry["backend"] for entry in record["submodules"]}
+def chosen(record: Record) -> dict[str, str]:
+    return {result.subject: result.candidate.backend for result in record.submodules}
+
+
+def requests_of(record: Record) -> dict[str, Result]:
+    return {result.name: result for result in record.of("comparison") if result.subject == REQUEST}
 
 
 # --- the rule
@@ -82,11 +89,11 @@ def test_the_fastest_wins_and_doubt_goes_to_the_simpler(latencies, wins: str, le
 def test_auto_stands_where_a_backend_does(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("backend: inductor\nsubmodules: {dit_model: {backend: AUTO}}\n")
     plan = load_plan(tmp_path / "p.yaml")
-    assert to_compare(plan, ("state_encoder", "dit_model"), ()) == {
-        "state_encoder": ("inductor",), "dit_model": BACKENDS,
+    assert candidates_of(plan, ("state_encoder", "dit_model")) == {
+        "state_encoder": ("inductor",), "dit_model": tuple(BACKENDS),
     }  # fmt: skip
-    assert to_compare(plan, ("state_encoder",), ()) == {}
-    assert to_compare(plan, ("state_encoder",), ("eager", "inductor")) == {"state_encoder": ("eager", "inductor")}
+    assert candidates_of(plan, ("state_encoder",)) == {}
+    assert candidates_of(plan, ("state_encoder",), ("eager", "inductor")) == {"state_encoder": ("eager", "inductor")}
     settings = {"build": {"use_fp32_acc": True}, "submodules": {"dit_model": {"decompose_attention": True}}}
     assert plan_warnings(plan_from_mapping({"backend": AUTO, **settings}, "test")) == []
 
@@ -107,17 +114,17 @@ def test_each_submodule_gets_its_fastest_and_the_plan_is_what_ran(machine, capsy
                "action_decoder": "eager"}  # fmt: skip
     assert chosen(record) == fastest
     assert [fake.built for fake in fakes.values()] == [list(fastest), list(fastest), ["vl_components"]]
-    assert all(e["passed"] and e["latency_ms"] for e in record["submodules"] if e["backend"] != "eager")
-    dit = next(e for e in record["submodules"] if e["name"] == "dit_model")
-    assert (dit["eager_latency_ms"]["p50"], dit["verdict"]["winner"]) == (pytest.approx(8.0), "compiled")
-    whole = {e["backend"]: e for e in record["comparison"] if e["subject"] == WHOLE_REQUEST}
-    assert list(whole) == ["plain", "eager", "inductor", "torch_tensorrt", "auto"]
-    assert whole["auto"]["best"]
-    assert whole["auto"]["latency_ms"]["p50"] == pytest.approx(4 * 8 + 1, rel=1e-3)
-    assert "vl_components cannot run on this machine" in whole["torch_tensorrt"]["why_not"]
-    assert record["end_to_end"]["latency_ms"]["p50"] == pytest.approx(33, rel=1e-3)
-    assert record["end_to_end"]["first_call_ms"] is None
-    assert record["accuracy"]["passed"]
+    assert all(r.passed and r.latency_ms for r in record.submodules if r.candidate.backend != "eager")
+    dit = next(r for r in record.submodules if r.subject == "dit_model")
+    assert (dit.against.latency_ms.p50, dit.against.winner) == (pytest.approx(8.0), "inductor")
+    whole = requests_of(record)
+    assert list(whole) == ["original", "eager", "inductor", "torch_tensorrt", "auto"]
+    assert whole["auto"].best
+    assert whole["auto"].latency_ms.p50 == pytest.approx(4 * 8 + 1, rel=1e-3)
+    assert "vl_components cannot run on this machine" in whole["torch_tensorrt"].why
+    assert record.request.latency_ms.p50 == pytest.approx(33, rel=1e-3)
+    assert record.request.first_call_ms is None
+    assert record.request.passed
 
     text = Path("plan.yaml").read_text()
     assert "#   python run_groot_torchtrt.py --config plan.yaml --fn_name action_head\n" in text
@@ -130,23 +137,23 @@ def test_each_submodule_gets_its_fastest_and_the_plan_is_what_ran(machine, capsy
     assert rows["state_encoder"] == ["8.00", "20.0", "-", "eager"]
 
     plan = load_plan("plan.yaml")
-    assert plan == plan_from_mapping(record["plan"], "the record")
-    assert {name: resolve(plan, name).backend for name in fastest} == fastest
-    assert resolve(plan, "vision_model").backend == "eager"
+    assert plan == plan_from_mapping(record.plan, "the record")
+    assert {name: resolve_submodule(plan, name).backend for name in fastest} == fastest
+    assert resolve_submodule(plan, "vision_model").backend == "eager"
     out, err = capsys.readouterr()
     assert out == "r.json\n"
     assert "plan: plan.yaml" in err
     assert main([*RUN, "--config", "plan.yaml"]) == 0
     assert chosen(again := read_record("r.json")) == fastest
-    assert again["comparison"] == []
+    assert again.of("comparison") == []
 
 
 def test_one_backend_for_all_is_taken_where_the_mixture_makes_a_slower_request(machine, capsys) -> None:
     machine(switching_ms=50.0, eager={"costs": {"": 8.0}}, inductor={"costs": {"": 9.0, "dit_model": 1.0}})
     assert main([*AUTO_RUN, "--optimizations", "none"]) == 0
     record = read_record("r.json")
-    whole = {e["backend"]: e["latency_ms"]["p50"] for e in record["comparison"] if e["subject"] == WHOLE_REQUEST}
-    assert whole["inductor"] < whole["auto"]
+    whole = requests_of(record)
+    assert whole["inductor"].latency_ms.p50 < whole["auto"].latency_ms.p50
     assert set(chosen(record).values()) == {"inductor"}
     assert "inductor for all of them does" in " ".join(capsys.readouterr().err.split())
     assert load_plan("plan.yaml").submodules["state_encoder"].backend == "inductor"
@@ -171,8 +178,8 @@ def test_what_cannot_win_does_not(machine) -> None:
     assert main(AUTO_RUN) == 0
     record = read_record("r.json")
     assert set(chosen(record).values()) == {"eager"}
-    assert record["exit_reason"] == "done"
-    assert "auto" not in {e["backend"] for e in record["comparison"]}
+    assert record.exit_reason == "done"
+    assert "auto" not in {r.name for r in record.of("comparison")}
     assert fakes["torch_tensorrt"].built == ["vl_components"]
 
 
@@ -181,7 +188,7 @@ def test_a_plan_that_misses_its_gates_is_not_written(machine, capsys) -> None:
     assert main(AUTO_RUN) == 1
     assert not Path("plan.yaml").exists()
     assert "plan.yaml: not written" in capsys.readouterr().err
-    assert read_record("r.json")["exit_reason"] == "gate failed"
+    assert read_record("r.json").exit_reason == "gate failed"
 
 
 def test_what_the_user_settled_is_built_and_not_up_for_choice(machine) -> None:
@@ -196,7 +203,7 @@ def test_what_the_user_settled_is_built_and_not_up_for_choice(machine) -> None:
     plan = load_plan("plan.yaml")
     assert plan.submodules["vision_model"] == SubmodulePlan(precision="fp16")
     assert plan.submodules["state_encoder"].backend == "inductor"
-    assert [e["backend"] for e in record["comparison"] if e["subject"] == "state_encoder"] == ["inductor"]
+    assert [r.name for r in record.of("comparison") if r.subject == "state_encoder"] == ["inductor"]
 
 
 def test_a_settled_backend_that_fails_is_an_error(machine, capsys) -> None:
@@ -214,7 +221,7 @@ def test_a_settled_engine_that_cannot_run_here_leaves_the_request_untimed(machin
     record = read_record("r.json")
     assert chosen(record)["state_encoder"] == "torch_tensorrt"
     assert chosen(record)["dit_model"] == "eager"
-    assert record["end_to_end"]["latency_ms"] is None
+    assert (record.request.latency_ms, record.request.status) == (None, Status.BUILT_NOT_RUN)
 
 
 def test_a_loop_of_one_graph_decides_for_its_three_parts(machine) -> None:
@@ -239,17 +246,17 @@ def test_a_loop_of_one_graph_decides_for_its_three_parts(machine) -> None:
 ], ids=str)  # fmt: skip
 def test_any_plan_comes_back_from_its_file(plan: Plan) -> None:
     plan = with_choice(dataclasses.replace(plan, backend=AUTO), dict.fromkeys(SUBMODULES, plan.backend))
-    record = new_record("x", workload={"views": 1, "batch_size": 1, "sequence_length": 9, "denoising_steps": 4})
-    record["plan"] = {"precision": plan.precision}
+    record = new_record("x", plan={"precision": plan.precision}, inputs=Inputs(1, 1, 9, 4))
     Path("plan.yaml").write_text(plan_text(plan, record, Path("plan.yaml"), "all"))
     assert load_plan("plan.yaml") == plan
 
 
 def test_names_from_elsewhere_stay_inside_the_comment() -> None:
-    record = new_record("x", device="cuda:0", workload={})
-    record["plan"] = {"precision": "fp32"}
-    record["environment"].update(gpu="A GPU\nbackend: inductor\x1b[31m", driver="1\u2028precision: bf16")
-    record["comparison"] = [comparison_entry("dit_model", "eager")]
+    record = new_record("x", device="cuda:0", plan={"precision": "fp32"})
+    record.environment = dataclasses.replace(
+        record.environment, gpu="A GPU\nbackend: inductor\x1b[31m", driver="1\u2028precision: bf16"
+    )
+    record.results = [Result("comparison", "eager", "dit_model")]
     text = plan_text(Plan(backend="eager"), record, Path("a\nloop: denoise_loop.yaml"), "all")
     Path("plan.yaml").write_text(text)
     assert load_plan("plan.yaml") == Plan(backend="eager")
@@ -268,7 +275,7 @@ def test_the_default_path_names_machine_precision_and_part(monkeypatch: pytest.M
 def test_a_joint_backbone_decides_for_its_two_parts() -> None:
     plan = plan_from_mapping({"backend": AUTO, "joint_backbone": True}, "test")
     decided = with_choice(plan, {"eagle_backbone": "inductor", **dict.fromkeys(SUBMODULES[2:], "eager")})
-    assert resolve(decided, "eagle_backbone").backend == "inductor"
+    assert resolve_submodule(decided, "eagle_backbone").backend == "inductor"
     assert {name: own.backend for name, own in decided.submodules.items()} == {
         "vision_model": "inductor", "language_model": "inductor", **dict.fromkeys(SUBMODULES[2:], "eager"),
     }  # fmt: skip

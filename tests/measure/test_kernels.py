@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from gr00t_trt.measure.kernels import SHOWN, Kernel, kernels, summary
+from gr00t_trt.measure import sweep
+from gr00t_trt.measure.kernels import kernels
+from gr00t_trt.measure.roofline import Trace
+from gr00t_trt.measure.rows import PLAIN, Row
+from gr00t_trt.record.schema import Kernel, Work
 
 CUDA, CPU = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
 
@@ -17,10 +22,20 @@ def event(name: str, us: float, device: Any = CUDA) -> SimpleNamespace:
     return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: us))
 
 
+def summary(found: list[Kernel] | None, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """What a row of a measuring run says of these kernels."""
+    monkeypatch.setattr(sweep, "kernels", lambda call: found)
+    monkeypatch.setattr(sweep.Sweep, "_seconds_of_a_call", lambda self: 1.0)
+    harness: Any = MagicMock(device=torch.device("cpu"))
+    counter: Any = SimpleNamespace(trace=lambda question: Trace())
+    return sweep.Sweep(harness, MagicMock(), counter, MagicMock())._work(Row("steps", "", PLAIN, 1), MagicMock())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_without_a_gpu_no_kernels_are_claimed() -> None:
+def test_without_a_gpu_no_kernels_are_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels(lambda: torch.ones(3) + 1) is None
-    assert set(summary(None).values()) == {None}
+    told = summary(None, monkeypatch)
+    assert (told.kernels, told.kernel_ms, told.busiest_kernels) == (None, None, ())
 
 
 def test_launches_of_one_name_are_added_up_and_copies_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +64,8 @@ def test_launches_of_one_name_are_added_up_and_copies_left_out(monkeypatch: pyte
     found = kernels(lambda: calls.append(None))
     assert len(calls) == 2  # one to warm up
     assert found == [Kernel("gemm", 2, 0.06), Kernel("norm", 1, 0.005)]
-    told = summary(found)
-    assert (told["kernels"], told["kernel_ms"]) == (3, pytest.approx(0.065))
-    assert told["busiest_kernels"][0] == {"name": "gemm", "launches": 2, "ms": 0.06}
-    assert len(summary([Kernel(str(i), 1, 1.0) for i in range(30)])["busiest_kernels"]) == SHOWN
+    told = summary(found, monkeypatch)
+    assert (told.kernels, told.kernel_ms) == (3, pytest.approx(0.065))
+    assert told.busiest_kernels[0] == Kernel("gemm", launches=2, ms=0.06)
+    many = summary([Kernel(str(i), 1, 1.0) for i in range(30)], monkeypatch)
+    assert len(many.busiest_kernels) == sweep.BUSIEST

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from gr00t_trt.record.records import measurement_entry
+import json
+from dataclasses import replace
 
-from gr00t_trt.measure.rows import ALL, PLAIN, Row, Workload, planned
+import pytest
+
+from gr00t_trt.measure.rows import ALL, PLAIN, Row, planned
+from gr00t_trt.record.files import dumps, record_from
+from gr00t_trt.record.schema import Record, Workload
 
 NAMES = ("vision_model", "language_model", "denoise_step")
 KINDS = {
@@ -17,7 +21,7 @@ both = pytest.mark.parametrize("rows", KINDS.values(), ids=list(KINDS))
 
 
 def first(rows: list[Row], count: int) -> list[str]:
-    return [row.name for row in sorted(rows, key=lambda row: row.importance)[:count]]
+    return [row.name for row in sorted(rows, key=lambda row: row.priority)[:count]]
 
 
 @both
@@ -40,8 +44,8 @@ def test_the_waterfall_adds_one_optimization_at_a_time(rows: list[Row]) -> None:
 
 
 def test_the_headline_comes_first() -> None:
-    assert first(KINDS["cpu"], 3) == ["+ unpadded_mask", "eager PyTorch", "denoising loop, restructured"]
-    assert first(KINDS["cuda"], 4) == ["+ unpadded_mask", "eager PyTorch", "+ torch.compile", "+ one CUDA graph"]
+    assert first(KINDS["cpu"], 3) == ["+ prompt_cache", "eager PyTorch", "denoising loop, restructured"]
+    assert first(KINDS["cuda"], 4) == ["+ prompt_cache", "eager PyTorch", "+ torch.compile", "+ one CUDA graph"]
 
 
 def test_a_cpu_is_asked_for_no_cuda_graph() -> None:
@@ -75,8 +79,12 @@ def test_compiled_for_one_request_means_one_request(rows: list[Row]) -> None:
 
 @both
 def test_settings_fit_a_record(rows: list[Row]) -> None:
-    for row in rows:
-        settings = measurement_entry(row.group, row.name, settings=row.settings())["settings"]
-        assert settings["steps"] == row.workload.steps
-        assert settings["optimizations"] == row.candidate.optimizations
+    results = [row.result("bf16") for row in rows]
+    record = Record(created_utc="now", results=results)
+    assert record_from(json.loads(dumps(record)), "x").results == results
+    for row, result in zip(rows, results, strict=True):
+        assert (result.group, result.name, result.subject, result.workload) == (
+            row.group, row.name, row.of, row.workload,
+        )  # fmt: skip
+        assert result.candidate == replace(row.candidate, precision="bf16")
     assert Workload() == Workload(views=1, batch=1, steps=4)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gr00t_trt.measure.bench import to_count
 
 from gr00t_trt.measure import work as module
-from gr00t_trt.measure.rows import ALL, OURS, PLAIN, Workload, planned
-from gr00t_trt.measure.work import Counter, Subject
+from gr00t_trt.measure.rows import ALL, OURS, PLAIN, planned
+from gr00t_trt.measure.sweep import to_count
+from gr00t_trt.measure.work import Counted, Counter
 from gr00t_trt.measure.workloads import with_views
 from gr00t_trt.model import load_config
 from gr00t_trt.model.n1_5.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE
+from gr00t_trt.record.schema import Workload
 
 
 def inputs_of(work: Workload) -> dict[str, torch.Tensor]:
@@ -44,19 +45,19 @@ def tiny(requests_) -> Counter:
 
 
 def test_steps_cost_the_same_each(tiny: Counter) -> None:
-    flops = [tiny.trace(Subject.of(OURS, Workload(steps=n))).flops for n in (1, 2, 4)]
+    flops = [tiny.trace(Counted.of(OURS, Workload(steps=n))).flops for n in (1, 2, 4)]
     assert flops[2] - flops[1] == 2 * (flops[1] - flops[0]) > 0
 
 
 def test_a_batch_shares_weights_and_not_activations(tiny: Counter) -> None:
-    one, many = (tiny.trace(Subject.of(OURS, Workload(batch=n))) for n in (1, 4))
+    one, many = (tiny.trace(Counted.of(OURS, Workload(batch=n))) for n in (1, 4))
     assert many.flops == pytest.approx(4 * one.flops, rel=1e-6)
     assert many.weight_bytes < 1.5 * one.weight_bytes
     assert many.bytes - many.weight_bytes > 3.5 * (one.bytes - one.weight_bytes)
 
 
 def test_restructuring_saves_work_and_operators(tiny: Counter) -> None:
-    plain, ours = (tiny.trace(Subject.of(candidate, Workload())) for candidate in (PLAIN, OURS))
+    plain, ours = (tiny.trace(Counted.of(candidate, Workload())) for candidate in (PLAIN, OURS))
     assert ours.flops < plain.flops
     assert ours.bytes < plain.bytes
     assert ours.operators < 0.7 * plain.operators
@@ -65,18 +66,18 @@ def test_restructuring_saves_work_and_operators(tiny: Counter) -> None:
 def test_counting_ahead_in_other_processes_gives_the_same_counts(tiny, requests_, monkeypatch) -> None:
     monkeypatch.setattr(module, "usable_cores", lambda: 8)
     counter = Counter(load_config("synthetic"), "bf16", requests_.inputs)
-    subject = Subject.of(OURS, Workload(views=2))
-    with counter.ahead([subject], [ALL]):
+    question = Counted.of(OURS, Workload(views=2))
+    with counter.ahead([question], [ALL]):
         pass
     monkeypatch.setattr(module, "_traced", None)  # nothing is counted again
     monkeypatch.setattr(module, "_operators_per_step", None)
-    ahead = counter.trace(subject), counter.operators_per_step(ALL)
+    ahead = counter.trace(question), counter.operators_per_step(ALL)
     monkeypatch.undo()
-    assert ahead == (tiny.trace(subject), tiny.operators_per_step(ALL))
+    assert ahead == (tiny.trace(question), tiny.operators_per_step(ALL))
 
 
 def test_what_will_be_asked_is_counted_once() -> None:
-    subjects, steps = to_count(planned("cuda", ("vision_model",)))
-    assert len(set(subjects)) == len(subjects)
-    assert {work.steps for work in (subject.work for subject in subjects)} == {1, 2, 4, 8}
+    questions, steps = to_count(planned("cuda", ("vision_model",)))
+    assert len(set(questions)) == len(questions)
+    assert {question.work.steps for question in questions} == {1, 2, 4, 8}
     assert steps == [(), *(ALL[:n] for n in range(1, len(ALL) + 1))]

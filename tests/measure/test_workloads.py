@@ -8,9 +8,9 @@ import torch
 
 from gr00t_trt.data import Prompter
 from gr00t_trt.data.tokenizer import synthetic_tokenizer
-from gr00t_trt.measure.rows import Workload
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.model.n1_5.inputs import IDS, MASK, PIXELS, check_inputs
+from gr00t_trt.record.schema import Workload
 
 
 @pytest.mark.parametrize("work", [Workload(), Workload(views=2), Workload(views=3), Workload(batch=5), Workload(2, 2)])
@@ -19,7 +19,7 @@ def test_the_model_takes_them(policy, requests_: Requests, work: Workload) -> No
     assert inputs[PIXELS].shape[0] == work.views * work.batch
     assert inputs[IDS].shape[0] == work.batch
     assert bool((inputs[MASK] == 1).all())
-    assert requests_.noise(work).shape == (work.batch, 16, 32)
+    assert requests_.get(work).noise.shape == (work.batch, 16, 32)
 
 
 def test_further_views_make_the_prompt_as_long_as_the_prompter_makes_it(policy, requests_: Requests) -> None:
@@ -42,7 +42,7 @@ def test_a_batch_is_of_several_observations(requests_: Requests) -> None:
     torch.testing.assert_close(pixels[3], pixels[0])  # three observations, from the start again
 
 
-def test_noise_is_the_same_for_every_form_and_differs_within_a_batch(requests_: Requests) -> None:
-    noise = requests_.noise(Workload(batch=2))
-    torch.testing.assert_close(noise, requests_.noise(Workload(batch=2, steps=8)))
+def test_noise_is_the_same_for_every_candidate_and_differs_within_a_batch(requests_: Requests) -> None:
+    noise = requests_.get(Workload(batch=2)).noise
+    torch.testing.assert_close(noise, requests_.get(Workload(batch=2, steps=8)).noise)
     assert not torch.equal(noise[0], noise[1])

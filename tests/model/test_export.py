@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from gr00t_trt.compile.submodules import REGISTRY
 from torch import Tensor
 from torch.export import Dim
 
 from gr00t_trt.model import Gr00tN1d5
+from gr00t_trt.model.n1_5.architecture import N1_5
 
 SIZES = {"traced": {"batch": 2, "images": 3, "length": 40}, "other": {"batch": 5, "images": 7, "length": 61}}
 RANGES = {"batch": (1, 8), "images": (1, 24), "length": (32, 1024)}
@@ -48,11 +48,11 @@ def joint_tensors(batch: int, images: int, length: int) -> tuple[Tensor, ...]:
 
 def export(module: torch.nn.Module, name: str, args: tuple[Tensor, ...]) -> Any:
     dims = {dim: Dim(dim, min=low, max=high) for dim, (low, high) in RANGES.items()}
-    shapes = tuple({axis: dims[d] for axis, d in axes.items()} for axes in REGISTRY[name].arguments.values())
+    shapes = tuple({axis: dims[d] for axis, d in axes.items()} for axes in N1_5.arguments[name].values())
     return torch.export.export(module, args, dynamic_shapes=shapes, strict=False)
 
 
-@pytest.mark.parametrize("name", [n for n in REGISTRY if n != "eagle_backbone"])
+@pytest.mark.parametrize("name", [n for n in N1_5.arguments if n != "eagle_backbone"])
 @torch.no_grad()
 def test_stage(shared_tiny: Gr00tN1d5, name: str) -> None:
     module = shared_tiny.eager_stage(name)
@@ -72,11 +72,11 @@ def test_joint_backbone(shared_tiny: Gr00tN1d5) -> None:
         torch.testing.assert_close(module(*args), shared_tiny.run_stage("eagle_backbone", *args))
 
 
-@pytest.mark.parametrize("name", [n for n in REGISTRY if n != "eagle_backbone"])
+@pytest.mark.parametrize("name", [n for n in N1_5.arguments if n != "eagle_backbone"])
 def test_argument_names_are_the_registry_s(shared_tiny: Gr00tN1d5, name: str) -> None:
     import inspect
 
-    assert tuple(inspect.signature(shared_tiny.eager_stage(name).forward).parameters) == tuple(REGISTRY[name].arguments)
+    assert tuple(inspect.signature(shared_tiny.eager_stage(name).forward).parameters) == tuple(N1_5.arguments[name])
 
 
 def test_language_stage_carries_no_embedding_table(shared_tiny: Gr00tN1d5) -> None:

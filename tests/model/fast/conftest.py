@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.n1_5.fast import OPTIMIZATIONS, FastGr00tN1d5, restructure
+from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, restructure
+from gr00t_trt.plans.schema import OPTIMIZATIONS
 
 MakeRequest = Callable[..., dict[str, Tensor]]
 MakeFast = Callable[..., FastGr00tN1d5]

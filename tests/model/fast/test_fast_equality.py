@@ -14,7 +14,8 @@ from torch import Tensor
 from gr00t_trt.errors import PlanError
 from gr00t_trt.measure.accuracy import compare
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.n1_5.fast import LOOPS, OPTIMIZATIONS, restructure
+from gr00t_trt.model.n1_5.fast import restructure
+from gr00t_trt.plans.schema import LOOPS, OPTIMIZATIONS
 
 CASES = ("b1_v1", "b2_v2", "b2_v1_leftpad")
 TOLERANCE = 1e-5
@@ -68,7 +69,7 @@ REQUESTS = {
 def test_tiny_model(plain: Gr00tN1d5, make_fast, make_request, noise, request_: dict[str, int]) -> None:
     inputs, start = make_request(**request_), noise(request_["batch"])
     expected = plain.get_action(inputs, noise=start)["action_pred"]
-    for names in (SETS["all"], SETS["none"], SETS["only unpadded_mask"]):
+    for names in (SETS["all"], SETS["none"], SETS["only prompt_cache"]):
         model = make_fast(names)
         for model.loop in LOOPS:
             actual = model.get_action(inputs, noise=start)["action_pred"]
@@ -110,7 +111,7 @@ def test_other_geometries(make_request, noise, plain: Gr00tN1d5) -> None:
         fill_synthetic(model, dtype=torch.float32, device=torch.device("cpu"))
         model.eval().requires_grad_(False)
         expected = model.get_action(inputs, noise=start)["action_pred"]
-        for names in (SETS["all"], SETS["none"], SETS["without action_rows"]):
+        for names in (SETS["all"], SETS["none"], SETS["without token_pruning"]):
             actual = restructure(copy.deepcopy(model), optimizations=names).get_action(inputs, noise=start)
             assert float((actual["action_pred"] - expected).abs().max()) < TOLERANCE
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from gr00t_trt.model.n1_5.fast.recent import Recent
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gr00t_trt.errors import ObservationError, PlanError
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.n1_5.fast import LOOPS, FastGr00tN1d5, restructure
+from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, restructure
 from gr00t_trt.model.n1_5.fast.projections import Projections
+from gr00t_trt.model.n1_5.fast.weight_cache import WeightCache
+from gr00t_trt.plans.schema import LOOPS
 
 
 def act(model, inputs, start: Tensor) -> Tensor:
@@ -51,10 +52,10 @@ def test_settings_and_requests_change_between_calls(plain: Gr00tN1d5, make_fast,
 
 
 def test_what_is_kept_is_computed_once(make_fast, make_request, noise, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gr00t_trt.model.n1_5.fast import conditions, prompts
+    from gr00t_trt.model.n1_5.fast import constants, prompts
 
     calls: list[str] = []
-    for module, name in ((conditions, "modulation_rows"), (prompts, "rotation_table")):
+    for module, name in ((constants, "modulation_rows"), (prompts, "rotation_table")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _n=name, _r=real: (calls.append(_n), _r(*a))[1])
     model = make_fast()
@@ -68,7 +69,7 @@ def test_what_is_kept_is_computed_once(make_fast, make_request, noise, monkeypat
 def test_prepared_requests(plain: Gr00tN1d5, make_fast, make_request, noise) -> None:
     model, inputs = make_fast(), make_request(2)
     prepared = model.prepare(inputs)
-    assert prepared.prompt.visible is None
+    assert (prepared.prompt.key_mask, prepared.prompt.query_mask) == (None, None)
     for model.denoising_steps in (4, 2):
         plain_like = copy.deepcopy(plain)
         plain_like.denoising_steps = model.denoising_steps
@@ -200,9 +201,9 @@ def test_noise_is_fresh_and_reproducible(make_fast, make_request) -> None:
     assert torch.equal(model.get_action(inputs)["action_pred"], first)
 
 
-def test_recent_is_bounded_and_forgets() -> None:
+def test_a_weight_cache_is_bounded_and_forgets() -> None:
     weight = torch.zeros(3)
-    kept: Recent[int] = Recent(2, [weight])
+    kept: WeightCache[int] = WeightCache(2, [weight])
     made: list[int] = []
 
     def value(key: int) -> int:
@@ -226,8 +227,8 @@ def test_projections_share_with_their_layers() -> None:
     with torch.no_grad():
         layers[1].weight.mul_(2)
     torch.testing.assert_close(fused(x)[1], layers[1](x))
-    assert [n for n, _ in fused.named_parameters()] == ["weight", "bias"]
+    assert [n for n, _ in fused.named_parameters()] == ["product.weight", "product.bias"]
     layers[0].double()
     layers[1].double()
     fused.join()
-    assert fused.weight.dtype == torch.float64
+    assert fused.product.weight.dtype == torch.float64
