@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gr00t_trt.backends.base import Built
+from gr00t_trt.backends.base import BuildContext, Built
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.manifest import Coverage
 from gr00t_trt.errors import BackendError
@@ -80,23 +80,15 @@ class Fake:
     def availability(self) -> Availability:
         return Availability(not self.absent, self.absent)
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         if self._last is not None:
             self.alive_at_next_build.append(self._last() is not None)
-        progress("building")
+        context.progress("building")
         if target.name in self.breaks:
             raise self.breaks[target.name]
         self.built.append(target.name)
-        self.folders.append(engine_dir)
-        self.caches.append(cache)
+        self.folders.append(context.engine_dir)
+        self.caches.append(context.cache)
         call = _Call(self, target)
         self._last = weakref.ref(call)
         if self.name == "eager":

@@ -50,6 +50,21 @@ class Built:
     from_cache: bool = False
 
 
+@dataclass(frozen=True)
+class BuildContext:
+    """Where a build writes, what it may reuse, and whom it reports to.
+
+    Attributes:
+        engine_dir: Where engines are written; None keeps them in memory.
+        progress: Called with a short phrase at each phase ("exporting", "building engine").
+        cache: Where engines are looked for first and kept; of no use to a backend that makes none.
+    """
+
+    engine_dir: Path | None = None
+    progress: Callable[[str], None] = lambda phase: None
+    cache: EngineCache | None = None
+
+
 Capturable = Literal["any shape", "one shape", "none"]
 """Whether calls of what a backend built can be captured as a CUDA graph: at any number of shapes side by side; at one,
 since it keeps state that follows the shape last seen; or not at all, because it waits for the GPU or leaves it."""
@@ -63,21 +78,9 @@ class Backend(Protocol):
 
     def availability(self) -> Availability: ...
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         """Build one submodule.
 
-        Args:
-            engine_dir: Where engines are written; None keeps them in memory.
-            progress: Called with a short phrase at each phase ("exporting", "building engine").
-            cache: Where engines are looked for first and kept; of no use to a backend that makes none.
         Raises: BackendError naming the submodule and the phase that failed.
         """
         ...

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 
-from ..engines.cache import EngineCache
 from ..model.targets import Target
 from ..plans.schema import BuildOptions
-from .base import Availability, Built, Capturable
+from .base import Availability, BuildContext, Built, Capturable
 
 
 class EagerBackend:
@@ -22,13 +18,5 @@ class EagerBackend:
     def availability(self) -> Availability:
         return Availability(installed=True, versions={"torch": str(torch.__version__)})
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         return Built(call=target.module, runs=True, build_s=0.0)

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..backends.base import Backend, Built
+from ..backends.base import Backend, BuildContext, Built
 from ..common.progress import Steps
 from ..compile.build import dimension_ranges, set_precision
 from ..compile.capture import request_graphs
@@ -290,7 +290,7 @@ class Harness:
         with MemoryMeter(self.device) as memory:
             target = model.target(name, recording, dims)
             maker = backend or get_backend(resolved.backend)
-            built = maker.build(target, resolved.build, engine_dir=engine_dir, progress=progress, cache=cache)
+            built = maker.build(target, resolved.build, BuildContext(engine_dir, progress, cache))
             progress("comparing with eager fp32")
             agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), self.device)
         failures = judge(name, agreement, resolved.gate)

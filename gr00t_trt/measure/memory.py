@@ -109,7 +109,7 @@ class GpuMeter:
         self._device = device
         self._nvml: Any = None
         self._seen: dict[str, list[float]] = {"clock": [], "power": [], "temperature": []}
-        self._reasons: set[str] = set()
+        self._reasons: set[str] | None = None
         self._energy: list[float] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -156,7 +156,7 @@ class GpuMeter:
                     self._seen[name].append(float(read()))
             with contextlib.suppress(Exception):
                 mask = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
-                self._reasons |= {name for bit, name in names.items() if mask & bit}
+                self._reasons = (self._reasons or set()) | {name for bit, name in names.items() if mask & bit}
 
     def result(self) -> Telemetry | None:
         """For the record, once the block has ended."""
@@ -171,5 +171,5 @@ class GpuMeter:
             power_w_max=max(power, default=None),
             temperature_c_max=max(heat, default=None),
             energy_j=self._energy[-1] - self._energy[0] if len(self._energy) == 2 else None,
-            throttle_reasons=tuple(sorted(self._reasons)),
+            throttle_reasons=None if self._reasons is None else tuple(sorted(self._reasons)),
         )

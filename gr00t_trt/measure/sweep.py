@@ -350,7 +350,7 @@ class Sweep:
             steps,
             None if found is None else sum(kernel.launches for kernel in found),
             None if found is None else sum(kernel.ms for kernel in found),
-            tuple((found or ())[:BUSIEST]),
+            None if found is None else tuple(found[:BUSIEST]),
         )
 
     def _roofline(self, row: Row, own: Samples) -> Roofline | None:

@@ -212,7 +212,7 @@ class Work:
     operators_per_step: int | None = None
     kernels: int | None = None
     kernel_ms: float | None = None
-    busiest_kernels: tuple[Kernel, ...] = ()
+    busiest_kernels: tuple[Kernel, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ class Telemetry:
     """What the GPU did during a run, sampled; None where the driver does not say.
 
     Attributes:
-        throttle_reasons: Why clocks were held down at any time, in the driver's words.
+        throttle_reasons: Why clocks were held down at any time, in the driver's words; empty for never.
     """
 
     samples: int = 0
@@ -348,7 +348,7 @@ class Telemetry:
     power_w_max: float | None = None
     temperature_c_max: float | None = None
     energy_j: float | None = None
-    throttle_reasons: tuple[str, ...] = ()
+    throttle_reasons: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,10 @@ def _during(one: Loaded) -> str | None:
     seen = one.record.telemetry
     if seen is None:
         return None
-    held = ", ".join(seen.throttle_reasons) or "nothing"
+    reasons = seen.throttle_reasons
+    held = "not told by the driver" if reasons is None else f"held down by {', '.join(reasons) or 'nothing'}"
     clock = f"{digits(seen.sm_clock_mhz_p50)} MHz (lowest {digits(seen.sm_clock_mhz_min)})"
-    return f"{clock}, {digits(seen.power_w_p50)} W, {digits(seen.energy_j)} J in all; clocks held down by {held}"
+    return f"{clock}, {digits(seen.power_w_p50)} W, {digits(seen.energy_j)} J in all; clocks {held}"
 
 
 FACTS: Mapping[str, Callable[[Loaded], Any]] = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_submodules import cosine, make_target, needs_torch_tensorrt, tensors
 
-from gr00t_trt.backends.base import Built
+from gr00t_trt.backends.base import BuildContext, Built
 from gr00t_trt.errors import BackendError, PlanError, ShapeError
 from gr00t_trt.model.targets import Target
 from gr00t_trt.plans.backends import BACKENDS, get_backend
@@ -27,7 +27,7 @@ def built(request: pytest.FixtureRequest) -> tuple[str, Target, Built]:
         pytest.skip(available.reason)
     target = make_target("attention")
     said: list[str] = []
-    result = backend.build(target, BuildOptions(use_fp32_acc=True), engine_dir=None, progress=said.append)
+    result = backend.build(target, BuildOptions(use_fp32_acc=True), BuildContext(None, said.append))
     assert said or request.param == "eager"
     return request.param, target, result
 
@@ -144,4 +144,4 @@ def test_inductor_without_a_compiler(monkeypatch):
         assert not available.installed
         assert "g++" in available.reason
         with pytest.raises(BackendError, match=r"attention: .*C\+\+ compiler"):
-            InductorBackend().build(make_target("attention"), BuildOptions(), engine_dir=None, progress=print)
+            InductorBackend().build(make_target("attention"), BuildOptions(), BuildContext(None, print))

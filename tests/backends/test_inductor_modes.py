@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.inductor.backend import GRAPHED_MODES, InductorBackend, _Announced
 from gr00t_trt.errors import BackendError, PlanError
 from gr00t_trt.model.targets import Target
@@ -17,7 +18,7 @@ def test_without_a_gpu_they_are_refused_before_anything_is_compiled(mode: str) -
     target = Target("state_encoder", nn.Linear(2, 2), (torch.zeros(1, 2),), ("state",), ({},))
     said: list[str] = []
     with pytest.raises(BackendError, match=f"state_encoder: mode {mode} replays CUDA graphs, and there is no GPU"):
-        InductorBackend(mode).build(target, BuildOptions(), engine_dir=None, progress=said.append)
+        InductorBackend(mode).build(target, BuildOptions(), BuildContext(None, said.append))
     assert not said
 
 

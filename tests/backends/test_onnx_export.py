@@ -11,7 +11,7 @@ import torch
 from small_submodules import BATCH, cosine, make_target, needs_no_gpu, needs_onnx, tensors
 from torch import nn
 
-from gr00t_trt.backends.base import Built
+from gr00t_trt.backends.base import BuildContext, Built
 from gr00t_trt.backends.onnx import backend as onnxruntime
 from gr00t_trt.backends.onnx import export as onnx_export
 from gr00t_trt.backends.tensorrt import network as trt_network
@@ -195,7 +195,7 @@ def test_bf16_on_a_cpu_is_refused_before_anything_is_exported(monkeypatch: pytes
     monkeypatch.setattr(onnx_export, "export", lambda *_: pytest.fail("exported"))
     with pytest.raises(BackendError, match=r"encoder: ONNX Runtime has no bf16 matrix product for the CPU\n"):
         get_backend("onnxruntime").build(
-            make_target("encoder", torch.bfloat16), BuildOptions(), engine_dir=None, progress=print
+            make_target("encoder", torch.bfloat16), BuildOptions(), BuildContext(None, print)
         )
 
 
@@ -206,7 +206,7 @@ def test_what_is_not_installed_is_told_with_the_extra(monkeypatch: pytest.Monkey
         available = get_backend(name).availability()
         assert not available.installed
         with pytest.raises(BackendError, match=r"encoder: .*not installed: pip install"):
-            get_backend(name).build(make_target("encoder"), BuildOptions(), engine_dir=None, progress=print)
+            get_backend(name).build(make_target("encoder"), BuildOptions(), BuildContext(None, print))
 
 
 class TestProviders:
@@ -259,7 +259,7 @@ def built(tmp_path_factory: pytest.TempPathFactory):
     options = BuildOptions(
         use_fp32_acc=True, disable_tf32=True, optimization_level=1, compute_capabilities=("8.9", "12.0")
     )
-    return folder, backend.build(make_target("encoder"), options, engine_dir=folder, progress=lambda _: None)
+    return folder, backend.build(make_target("encoder"), options, BuildContext(folder, lambda _: None))
 
 
 class TestTensorRT:
@@ -308,9 +308,7 @@ class TestTensorRT:
         target, cache = make_target("encoder"), EngineCache(tmp_path / "cache")
 
         def build() -> Built:
-            return get_backend("tensorrt").build(
-                target, BuildOptions(), engine_dir=tmp_path, progress=lambda _: None, cache=cache
-            )
+            return get_backend("tensorrt").build(target, BuildOptions(), BuildContext(tmp_path, lambda _: None, cache))
 
         first = build()
         with pytest.MonkeyPatch.context() as patch:
@@ -330,6 +328,6 @@ class TestTensorRT:
 
     def test_bf16_is_built_and_checked_by_the_eager_module(self, built, tmp_path: Path) -> None:
         target = dataclasses.replace(make_target("encoder", torch.bfloat16), name="small")
-        result = get_backend("tensorrt").build(target, BuildOptions(), engine_dir=tmp_path, progress=lambda _: None)
+        result = get_backend("tensorrt").build(target, BuildOptions(), BuildContext(tmp_path, lambda _: None))
         assert verify(tmp_path / "small.engine").outputs[0].dtype == "bfloat16"
         assert any("of the eager module" in note for note in result.notes)

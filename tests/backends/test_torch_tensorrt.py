@@ -9,6 +9,7 @@ import torch
 from small_submodules import cosine, make_target, needs_no_gpu, needs_torch_tensorrt, tensors, unconvertible
 from torch import nn
 
+from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.compute_capabilities import check_this_gpu
 from gr00t_trt.backends.torch_tensorrt import backend as module_under_test
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
@@ -25,7 +26,7 @@ PLAN_MAGIC = (b"ftrt", b"vtrt")
 
 
 def build(target, options=OPTIONS, engine_dir=None, progress=lambda phase: None):
-    return get_backend("torch_tensorrt").build(target, options, engine_dir=engine_dir, progress=progress)
+    return get_backend("torch_tensorrt").build(target, options, BuildContext(engine_dir, progress))
 
 
 class TestAvailability:
@@ -209,7 +210,7 @@ def test_debug_writes_a_log(rtx, tmp_path):
     handlers = logging.getLogger().handlers[:]
     options = dataclasses.replace(OPTIONS, debug=True)
     built = get_backend("torch_tensorrt").build(
-        make_target("encoder"), options, engine_dir=tmp_path, progress=print, cache=EngineCache(tmp_path / "cache")
+        make_target("encoder"), options, BuildContext(tmp_path, print, EngineCache(tmp_path / "cache"))
     )
     assert any(note.startswith("debug: the engine cache was not used") for note in built.notes)
     assert not (tmp_path / "cache").exists()

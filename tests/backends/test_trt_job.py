@@ -15,6 +15,7 @@ import torch
 from small_submodules import cosine, make_target, tensors, unconvertible
 from torch import nn
 
+from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.torch_tensorrt import backend as torch_tensorrt
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
@@ -225,9 +226,7 @@ class TestKeptGpuEngines:
 
 def build(cache, options=OPTIONS, engine_dir=None):
     backend = get_backend("torch_tensorrt")
-    return backend.build(
-        make_target("encoder"), options, engine_dir=engine_dir, progress=lambda phase: None, cache=cache
-    )
+    return backend.build(make_target("encoder"), options, BuildContext(engine_dir, lambda phase: None, cache))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import types
 
 from small_submodules import make_target
 
+from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.cpu_only import cpu_only
 from gr00t_trt.backends.trt_layers import engine_layers, network_layers
 from gr00t_trt.plans.backends import get_backend
@@ -26,7 +27,7 @@ def test_they_are_those_of_the_network_as_it_goes_into_the_builder(rtx, monkeypa
 
         monkeypatch.setattr(TRTInterpreter, "_construct_trt_network_def", count)
         target = make_target("encoder")
-        built = get_backend("torch_tensorrt").build(target, BuildOptions(), engine_dir=None, progress=lambda _: None)
+        built = get_backend("torch_tensorrt").build(target, BuildOptions(), BuildContext(None, lambda _: None))
         assert built.layers_before == len(before_the_build)
         assert "MATRIX_MULTIPLY" in before_the_build
         assert TRTInterpreter.run is run

@@ -16,8 +16,8 @@ from gr00t_trt.compile.build import dimension_ranges
 from gr00t_trt.export.program import main
 from gr00t_trt.measure.workloads import Request, noise_of
 from gr00t_trt.model import Gr00tN1d5, load_model
-from gr00t_trt.model.protocol import Model
 from gr00t_trt.model.n1_5 import fast
+from gr00t_trt.model.protocol import Model
 from gr00t_trt.model.targets import Call, Recording
 from gr00t_trt.plans.schema import SUBMODULES, BuildOptions, Ranges
 from gr00t_trt.record.schema import Workload

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.inductor.backend import InductorBackend
 from gr00t_trt.compile.build import dimension_ranges, set_precision
 from gr00t_trt.measure.kernels import kernels
@@ -162,7 +163,7 @@ def test_compiled_stages_are_captured(tiny, make_request, noise, gpu, precision:
     set_precision(model, plan)
     for name in select("all", plan):
         built = InductorBackend().build(
-            model.target(name, recording, dims), BuildOptions(), engine_dir=None, progress=lambda _: None
+            model.target(name, recording, dims), BuildOptions(), BuildContext(None, lambda _: None)
         )
         model.stages[name] = built.call
     uncaptured = {seed: model.get_action(make_request(seed=seed), noise=noise(seed=seed)) for seed in range(3)}

@@ -40,7 +40,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         clock = Clock(switching_ms)
         fakes = [Fake(name, clock, **how) for name, how in backends.items()]
         names = fake_backends.install(monkeypatch, clock, *fakes)
-        for name in set(BACKENDS) - set(names):
+        for name in [
+            name for name in reversed(BACKENDS) if name not in names
+        ]:  # undone backwards, the order comes back
             monkeypatch.delitem(BACKENDS, name)
         return {fake.name: fake for fake in fakes}
 

@@ -35,7 +35,7 @@ def summary(found: list[Kernel] | None, monkeypatch: pytest.MonkeyPatch) -> Work
 def test_without_a_gpu_no_kernels_are_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels(lambda: torch.ones(3) + 1) is None
     told = summary(None, monkeypatch)
-    assert (told.kernels, told.kernel_ms, told.busiest_kernels) == (None, None, ())
+    assert (told.kernels, told.kernel_ms, told.busiest_kernels) == (None, None, None)
 
 
 def test_launches_of_one_name_are_added_up_and_copies_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

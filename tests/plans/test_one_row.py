@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gr00t_trt.backends.base import Built
+from gr00t_trt.backends.base import BuildContext, Built
 from gr00t_trt.evaluate import program as evaluate
 from gr00t_trt.measure import program as measure
 from gr00t_trt.model.targets import Target
@@ -43,8 +42,8 @@ class Dummy:
     def availability(self) -> Availability:
         return Availability(True, versions={"dummy": "7"}, caveats=("it makes nothing faster",))
 
-    def build(self, target: Target, options: BuildOptions, *, progress: Callable[[str], None], **_: Any) -> Built:
-        progress("looking busy")
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
+        context.progress("looking busy")
         return Built(target.module, runs=True, build_s=0.125, notes=("made of nothing",))
 
 

@@ -6,17 +6,15 @@ import importlib.util
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
-from ...engines.cache import EngineCache
 from ...errors import BackendError, PlanError
 from ...model.targets import Target, tracing_example
 from ...plans.schema import BuildOptions
-from ..base import Availability, Built, Capturable, describe
+from ..base import Availability, BuildContext, Built, Capturable, describe
 from ..guarded import GuardedModule, build_failed, same_form
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
@@ -45,15 +43,7 @@ class InductorBackend:
             caveats = ("No CUDA device: submodules are compiled to C++ for the CPU.",)
         return Availability(installed=not missing, reason=missing, versions=versions, caveats=caveats)
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         """Compile by warm calls at the recorded sizes and, where one is 1, at two as well.
 
         torch.compile treats the size 1 as a special case, so a range that contains 1 and more needs two graphs.
@@ -69,7 +59,7 @@ class InductorBackend:
             )
         start = time.perf_counter()
         on_gpu = target.inputs[0].device.type == "cuda"
-        progress("compiling")
+        context.progress("compiling")
         compiled = _Announced(target.name, self._compiled(target.module, on_gpu=on_gpu), copies=graphed)
         call = GuardedModule(target, compiled)
         phases: dict[str, float] = {}

@@ -11,19 +11,17 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...engines.cache import EngineCache
 from ...errors import BackendError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
-from ..base import Availability, Built, Capturable
+from ..base import Availability, BuildContext, Built, Capturable
 from ..guarded import GuardedModule, build_failed, check_form
 from . import export as onnx_export
 from .export import OnnxFile
@@ -78,19 +76,11 @@ class OnnxRuntimeBackend:
             return Availability(False, reason, versions)
         return Availability(True, "", versions)
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         """Export the submodule, open a session on it and run it once at the recorded size.
 
         Args:
-            engine_dir: Where the ONNX file stays; None removes it once the session has read it.
+            context: Its `engine_dir` is where the ONNX file stays; None removes it once the session has read it.
         Raises: BackendError naming the submodule and the phase, or what ONNX Runtime has no kernels for.
         """
         available = self.availability_on(target.inputs[0].device.type)
@@ -100,17 +90,21 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{target.name}: {reason}", fix="use fp16 or fp32, or another backend, for it")
         start = time.perf_counter()
         phases: dict[str, float] = {}
-        with onnx_export.folder_for(engine_dir) as folder:
-            file = onnx_export.export(target, folder, options, progress)
+        with onnx_export.folder_for(context.engine_dir) as folder:
+            file = onnx_export.export(target, folder, options, context.progress)
             phases["export"] = time.perf_counter() - start
-            progress("opening an ONNX Runtime session")
+            context.progress("opening an ONNX Runtime session")
             before = time.perf_counter()
             call = open_session(target, file, options)
             phases["session"] = time.perf_counter() - before
         before = time.perf_counter()
         check_form(target, call)
         phases["warm"] = time.perf_counter() - before
-        kept = f"ONNX file: {file.path}" if engine_dir is not None else "The ONNX file was not kept: no --engine_dir."
+        kept = (
+            f"ONNX file: {file.path}"
+            if context.engine_dir is not None
+            else "The ONNX file was not kept: no --engine_dir."
+        )
         return Built(
             call=GuardedModule(target, call),
             runs=True,

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from ...engines.cache import EngineCache
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
-from ..base import Availability, Built, Capturable
+from ..base import Availability, BuildContext, Built, Capturable
 from ..engine_job import require
 from ..guarded import first_line
 from ..onnx import export as onnx_export
@@ -54,22 +51,14 @@ class TensorRTBackend:
             caveat += " Nor is onnxruntime installed, so the exported graphs are not checked."
         return Availability(True, "", versions, (caveat,))
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         """Build one submodule, or take its engine from `options.trt_engine_path` or the cache.
 
         Raises: BackendError naming the submodule and the phase; PlanError for an option that this TensorRT cannot
-            honour; RecordError, before anything is built, when `engine_dir` cannot be written.
+            honour; RecordError, before anything is built, when its `engine_dir` cannot be written.
         """
         available = self.availability()
-        cuda = require(available, target, options, engine_dir)
+        cuda = require(available, target, options, context.engine_dir)
         trt = trt_network.load_tensorrt(verbose=options.debug)
         trt_network.refuse_options(trt, options)
         return OnnxJob(
@@ -77,8 +66,6 @@ class TensorRTBackend:
             target=target,
             options=options,
             cuda=cuda,
-            engine_dir=engine_dir,
-            cache=cache,
             versions=available.versions,
-            progress=progress,
+            **vars(context),
         ).run()

@@ -15,17 +15,16 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...engines.cache import EngineCache
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
-from ..base import Availability, Built, Capturable
+from ..base import Availability, BuildContext, Built, Capturable
 from ..compute_capabilities import compute_capabilities
 from ..cpu_only import cpu_only
 from ..engine_job import require
@@ -66,22 +65,14 @@ class TorchTensorRTBackend:
         caveats += _caveats(release, flavour)
         return Availability(True, "", versions, tuple(caveats))
 
-    def build(
-        self,
-        target: Target,
-        options: BuildOptions,
-        *,
-        engine_dir: Path | None,
-        progress: Callable[[str], None],
-        cache: EngineCache | None = None,
-    ) -> Built:
+    def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
         """Build one submodule: on a GPU to run, without one as a dry run and, with TensorRT-RTX, an engine file.
 
         Raises: BackendError naming the submodule and the phase; PlanError for an option that this release cannot
-            honour; RecordError, before anything is built, when `engine_dir` cannot be written.
+            honour; RecordError, before anything is built, when its `engine_dir` cannot be written.
         """
         available = self.availability()
-        cuda = require(available, target, options, engine_dir)
+        cuda = require(available, target, options, context.engine_dir)
         with compiler_log(options.debug) as log, cpu_only() as module:
             flavour = _flavour(module)
             settings = map_settings(
@@ -100,14 +91,12 @@ class TorchTensorRTBackend:
                 settings=settings,
                 flavour=flavour,
                 cuda=cuda,
-                engine_dir=engine_dir,
-                cache=cache,
                 versions=versions,
-                progress=progress,
                 log=log,
+                **vars(context),
             )
             targets = compute_capabilities(options.compute_capabilities)
-            with _debugger(module, settings.debugger, target, engine_dir), _device(target), targets:
+            with _debugger(module, settings.debugger, target, context.engine_dir), _device(target), targets:
                 return job.run()
 
 

@@ -286,11 +286,6 @@ class FastGr00tN1d5(nn.Module):
         versions = tuple(map(_VERSION, self._weights))
         return (tuple(self.stages.items()), self._constants, addresses, versions)
 
-    @property
-    def least_exact_dtype(self) -> torch.dtype:
-        """The dtype with the fewest digits among the stages'."""
-        return max(self.stage_dtypes.values(), key=lambda dtype: torch.finfo(dtype).eps)
-
     @torch.no_grad()
     def encode(self, x: Prepared) -> Tensor:
         """Images and prompt to backbone features [B, S, 2048]."""
