@@ -18,7 +18,8 @@ from rich.console import Console
 import gr00t_trt
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
-from gr00t_trt.measure.harness import Harness, take_reference
+from gr00t_trt.measure.harness import Harness
+from gr00t_trt.measure.reference import take_reference
 from gr00t_trt.measure.timers import drain
 from gr00t_trt.measure.workloads import one_request
 from gr00t_trt.plans.schema import Plan

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gr00t_trt.plans.backends import get_backend
-from gr00t_trt.plans.resolve import resolve_submodule
 from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.plans.submodules import resolve_submodule
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor", "torch_tensorrt"])

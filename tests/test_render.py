@@ -13,25 +13,21 @@ from typing import Any
 import pytest
 
 from gr00t_trt.record.files import write_record
-from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import (
+from gr00t_trt.record.result import (
     REQUEST,
     Against,
     Agreement,
     Baseline,
     Build,
     Candidate,
-    Inputs,
-    ModelInfo,
-    PeakMemory,
-    Record,
     Result,
     Roofline,
     Status,
     Work,
     Workload,
-    new_record,
 )
+from gr00t_trt.record.samples import Samples
+from gr00t_trt.record.schema import Inputs, ModelInfo, PeakMemory, Record, new_record
 
 ROOT = Path(__file__).resolve().parents[1]
 EAGER = Samples(tuple(46.0 + i % 7 for i in range(120)))

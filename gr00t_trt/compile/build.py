@@ -11,8 +11,8 @@ from ..model.architecture import BATCH, IMAGES, LENGTH
 from ..model.protocol import Model
 from ..model.targets import DimRange
 from ..plans.precisions import PRECISIONS
-from ..plans.resolve import resolve_submodule
 from ..plans.schema import SUBMODULES, Plan, Ranges
+from ..plans.submodules import resolve_submodule
 
 
 def torch_dtype(precision: str) -> torch.dtype:

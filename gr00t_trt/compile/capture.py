@@ -13,8 +13,8 @@ from ..model.n1_5.fast.graphs import LIMIT
 from ..model.n1_5.inputs import IDS, MASK
 from ..model.protocol import Inputs, Model
 from ..plans.backends import get_backend
-from ..plans.resolve import graph_tolerance
 from ..plans.schema import Plan
+from ..plans.submodules import graph_tolerance
 from ..record.schema import Replay
 
 UNCAPTURED = "no graph was captured, so requests run kernel by kernel"

@@ -30,7 +30,7 @@ from ..plans.precisions import PRECISIONS
 from ..plans.resolve import Machine, resolve
 from ..plans.schema import Plan
 from ..policy.policy import ModelPolicy, TensorPolicy
-from ..record.schema import Agreement
+from ..record.result import Agreement
 from .deploy import Deployment, deploy
 
 PARTS = ("backbone", "action_head", "config", "get_action", "state_dict")

@@ -13,14 +13,18 @@ from ..common.progress import Steps
 from ..compile.capture import UNCAPTURED, capture_requests
 from ..engines.cache import open_cache
 from ..errors import AccuracyError
-from ..measure.harness import Harness, Variant, build_all, candidate_of, take_reference
+from ..measure.harness import Harness, build_all
+from ..measure.reference import take_reference
+from ..measure.results import Variant, candidate_of
 from ..measure.workloads import one_request
 from ..plans.load import plan_to_mapping
 from ..plans.precisions import precision_of
-from ..plans.resolve import Resolved, decided, select
+from ..plans.resolve import Resolved, decided
+from ..plans.submodules import select
 from ..policy.policy import ModelPolicy
 from ..record.environment import ROOT
-from ..record.schema import Inputs, Record, Status, new_record
+from ..record.result import Status
+from ..record.schema import Inputs, Record, new_record
 
 WARM_CALLS = 2
 

@@ -19,8 +19,9 @@ from rich.table import Table
 from ..common.command import Parser, parse_flags, run_program, switch
 from ..errors import BackendError
 from ..plans import flags
-from ..plans.resolve import Resolved, select
+from ..plans.resolve import Resolved
 from ..plans.schema import Plan
+from ..plans.submodules import select
 from ..policy.flags import source_flags
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..measure.harness import Harness
     from ..policy.policy import ModelPolicy
     from ..policy.source import Source
-    from ..record.schema import Agreement
+    from ..record.result import Agreement
 
 EPILOG = """\
 examples:
@@ -115,7 +116,7 @@ def export(harness: Harness, resolved: Resolved, onnx_dir: Path, engine_dir: Pat
     from ..backends.onnx import export as onnx_export
     from ..compile.build import dimension_ranges
     from ..measure.accuracy import judge
-    from ..measure.harness import agreement_with
+    from ..measure.results import agreement_with
     from . import trtexec
 
     plan, base = resolved.plan, harness.reference.base
@@ -199,7 +200,8 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from ..backends.onnx.backend import OnnxRuntimeBackend
     from ..common import devices
     from ..common.progress import progress
-    from ..measure.harness import Harness, take_reference
+    from ..measure.harness import Harness
+    from ..measure.reference import take_reference
     from ..measure.workloads import one_request
     from ..policy.source import Source
 

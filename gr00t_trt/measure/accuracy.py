@@ -12,7 +12,7 @@ import torch
 
 from ..errors import ShapeError
 from ..plans.precisions import Gate
-from ..record.schema import Agreement
+from ..record.result import Agreement
 
 CHUNK = 1 << 20
 """Elements compared at a time: float64 copies stay near 50 MB whatever the size of the outputs."""

@@ -17,8 +17,9 @@ from ..plans.load import plan_to_mapping
 from ..plans.schema import ARCHITECTURE, OPTIMIZATIONS, SUBMODULES, Plan, SubmodulePlan
 from ..record.files import without_home
 from ..record.numbers import p50
+from ..record.result import REQUEST, Status
 from ..record.samples import Samples, verdict
-from ..record.schema import REQUEST, Record, Status
+from ..record.schema import Record
 
 ALWAYS_WRITTEN = ("backend", "precision", "denoising_steps", "joint_backbone", "optimizations", "loop")
 """Keys that say what was measured, and so stand in the file even where they are the default."""

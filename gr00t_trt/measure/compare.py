@@ -11,11 +11,13 @@ from ..backends.guarded import first_line
 from ..engines.cache import EngineCache
 from ..errors import Gr00tError
 from ..plans.backends import AUTO
-from ..plans.resolve import Resolved, ResolvedSubmodule
+from ..plans.resolve import Resolved
+from ..plans.submodules import ResolvedSubmodule
+from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status
 from ..record.samples import Samples
-from ..record.schema import REQUEST, Against, Baseline, Candidate, Result, Status
 from .choose import beaten_by, leader, winner
-from .harness import Harness, Part, Timed, Variant, total
+from .harness import Harness
+from .results import Part, Timed, Variant, total
 
 ORIGINAL = "original"
 """The name of the model as it was published among the whole requests of a comparison."""

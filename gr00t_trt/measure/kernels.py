@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..record.schema import Kernel
+from ..record.result import Kernel
 
 
 def kernels(call: Callable[[], object]) -> list[Kernel] | None:

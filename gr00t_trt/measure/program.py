@@ -90,9 +90,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from ..policy.source import Source
     from ..report.terminal import render
-    from . import sweep
+    from . import job
 
-    wanted = sweep.Wanted(
+    wanted = job.Wanted(
         Path(args.folder),
         budget_s,
         Source.of(args),
@@ -103,7 +103,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     )
     # Compilers print, and what reads our stdout expects a path there.
     with contextlib.redirect_stdout(sys.stderr):
-        record, path = sweep.run(wanted, console)
+        record, path = job.run(wanted, console)
     render(record, console)
     print(path, flush=True)
     return 0 if record.exit_reason == "done" else 1
@@ -112,7 +112,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
 def _list(kind: str) -> None:
     from ..report.tables import planned_table
     from ..report.terminal import shown
-    from .sweep import rows_for
+    from .job import rows_for
 
     rows = [(row.group, row.name, row.calls, row.of) for row in sorted(rows_for(kind), key=lambda row: row.priority)]
     Console(emoji=False).print(shown(planned_table(rows)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..plans.schema import OPTIMIZATIONS
-from ..record.schema import Candidate, Result, Workload
+from ..record.result import Candidate, Result, Workload
 
 ALL = tuple(OPTIMIZATIONS)
 CALLS_OF_PERCENTILES = 1000

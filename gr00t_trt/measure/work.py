@@ -17,7 +17,7 @@ from ..model import Gr00tConfig, Gr00tN1d5
 from ..model.n1_5.inputs import EMBODIMENT
 from ..model.protocol import Model
 from ..record.environment import usable_cores
-from ..record.schema import Candidate, Workload
+from ..record.result import Candidate, Workload
 from .roofline import Trace, trace
 
 MOST_WORKERS = 8

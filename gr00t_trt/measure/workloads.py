@@ -14,7 +14,8 @@ from ..common.interface import Observation
 from ..model.n1_5.inputs import IDS, LOOKED_UP, MASK, PIXELS
 from ..model.protocol import Model
 from ..policy.policy import ModelPolicy
-from ..record.schema import Inputs, Workload
+from ..record.result import Workload
+from ..record.schema import Inputs
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import yaml
 
 from ..errors import PlanError
 from .checks import PLAN, section, shown
-from .resolve import plain_only, refuse_impossible
+from .conflicts import plain_only, refuse_impossible
 from .schema import ARCHITECTURE, Plan
 
 

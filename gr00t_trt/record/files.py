@@ -20,8 +20,9 @@ from typing import Any
 from ..common.command import discard
 from ..common.files import prepare_file, write_whole
 from ..errors import RecordError
+from .result import Against, Result
 from .samples import Samples
-from .schema import SCHEMA, Against, NonFinite, Record, Result, drift_of
+from .schema import SCHEMA, NonFinite, Record, drift_of
 from .schema1 import upgraded
 
 RECORD_FIX = "name a record; a run prints the path of its own as its last line"

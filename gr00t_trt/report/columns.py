@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..record.numbers import cosine, digits, gate, percent, small
-from ..record.schema import REQUEST, Build, Result, Status
+from ..record.result import REQUEST, Build, Result, Status
 from .views import View
 
 DASH = "-"

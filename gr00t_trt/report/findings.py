@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..record.numbers import cosine, digits
+from ..record.result import REQUEST, Status
 from ..record.samples import Samples
-from ..record.schema import REQUEST, Status
 from .terminal import drift_text
 from .views import Loaded, View, counted, is_measuring_run, listed, rivals, rows_of, several
 

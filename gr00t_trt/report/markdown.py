@@ -8,7 +8,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..plans.backends import BACKENDS
-from ..record.schema import Record, Result, Status
+from ..record.result import Result, Status
+from ..record.schema import Record
 from .columns import COLUMNS, WORK, Cell, Table, table
 from .facts import versions_of
 from .tables import idle_backends, kernel_table, measured_tables, pivot

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..plans.backends import BACKENDS
 from ..record.numbers import cosine, digits, p50, small
-from ..record.schema import REQUEST, Build, Record, Result, StageTime, Status
+from ..record.result import REQUEST, Build, Result, Status
+from ..record.schema import Record, StageTime
 from .columns import (
     COLUMNS,
     DASH,

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from ..record.files import dumps, record_from
 from ..record.numbers import digits, p50, small
-from ..record.schema import REQUEST, Record, Status
+from ..record.result import REQUEST, Status
+from ..record.schema import Record
 from .columns import Cell, Table
 from .facts import versions_of
 from .tables import comparison_tables, measured_tables, run_tables, stage_table

@@ -9,8 +9,9 @@ from pathlib import Path
 from ..plans.backends import BACKENDS
 from ..plans.schema import OPTIMIZATIONS, SUBMODULES
 from ..record.files import read_record
+from ..record.result import REQUEST, Baseline, Result, Status
 from ..record.samples import Samples
-from ..record.schema import REQUEST, Baseline, Record, Result, Status
+from ..record.schema import Record
 
 WHOLE = "whole request"
 

@@ -17,15 +17,18 @@ from ..engines.files import prepare_engine_dir
 from ..measure.accuracy import compare_each
 from ..measure.choose import with_choice
 from ..measure.compare import Comparison
-from ..measure.harness import Harness, Part, Timed, Variant, build_all, candidate_of, stage_times, take_reference
+from ..measure.harness import Harness, build_all
 from ..measure.memory import GpuMeter, MemoryMeter
+from ..measure.reference import take_reference
+from ..measure.results import Part, Timed, Variant, candidate_of, stage_times
 from ..measure.workloads import Request, one_request
 from ..plans.load import plan_to_mapping
 from ..plans.resolve import Resolved
 from ..policy.policy import ModelPolicy
 from ..policy.source import Source, load_source
 from ..record.environment import ROOT
-from ..record.schema import ModelInfo, Record, Result, drift_of, new_record
+from ..record.result import Result
+from ..record.schema import ModelInfo, Record, drift_of, new_record
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from ..common.command import Parser, parse_flags, run_program
 from ..errors import UsageError, unknown
 from ..plans import flags
 from ..plans.backends import AUTO, onnx_route
-from ..plans.resolve import Machine, Note, candidates_of, resolve, select
+from ..plans.resolve import Machine, Note, candidates_of, resolve
 from ..plans.schema import TIMERS, Plan
+from ..plans.submodules import select
 from ..policy.flags import check_range, source_flags
 
 PLAN_FILE = ("plan", "--write_plan")

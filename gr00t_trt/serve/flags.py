@@ -11,8 +11,8 @@ from ..errors import UsageError
 from ..plans import flags
 from ..plans.backends import AUTO, BACKENDS
 from ..plans.load import merge
-from ..plans.resolve import resolve_submodule
 from ..plans.schema import SUBMODULES, Plan
+from ..plans.submodules import resolve_submodule
 from ..policy.flags import optional, source_flags
 
 ENGINES = "gr00t_engine"

@@ -28,7 +28,7 @@ from ..plans.resolve import Machine, decided, resolve
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source, read_observation
 from ..record.numbers import cosine, digits
-from ..record.schema import Agreement
+from ..record.result import Agreement
 from .batching import Batcher
 from .flags import is_loopback, plan_of
 from .metrics import Metrics

@@ -22,9 +22,11 @@ from gr00t_trt.errors import PlanError
 from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, graphs, restructure
 from gr00t_trt.model.n1_5.inputs import IDS, MASK
 from gr00t_trt.plans.backends import BACKENDS, get_backend
+from gr00t_trt.plans.conflicts import plan_warnings
 from gr00t_trt.plans.load import merge, plan_from_mapping
-from gr00t_trt.plans.resolve import Machine, graph_tolerance, plan_warnings, resolve
+from gr00t_trt.plans.resolve import Machine, resolve
 from gr00t_trt.plans.schema import SUBMODULES, Plan
+from gr00t_trt.plans.submodules import graph_tolerance
 from gr00t_trt.policy.policy import Gr00tPolicy
 from gr00t_trt.policy.source import Source
 from gr00t_trt.record.schema import Replay

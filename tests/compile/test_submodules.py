@@ -9,8 +9,8 @@ from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
 from gr00t_trt.errors import PlanError
 from gr00t_trt.measure.workloads import one_request
 from gr00t_trt.model.n1_5.architecture import N1_5
-from gr00t_trt.plans.resolve import select
 from gr00t_trt.plans.schema import GROUPS, OPTIMIZATIONS, SUBMODULES, Plan, Ranges
+from gr00t_trt.plans.submodules import select
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gr00t_trt.errors import AccuracyError, PlanError
 from gr00t_trt.plans.load import plan_from_mapping
 from gr00t_trt.plans.resolve import Machine, Resolved, resolve
 from gr00t_trt.plans.schema import SUBMODULES
-from gr00t_trt.record.schema import REQUEST, Status
+from gr00t_trt.record.result import REQUEST, Status
 
 QUIET = Steps(Console(file=io.StringIO()), None)
 

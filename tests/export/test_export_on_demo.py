@@ -16,7 +16,7 @@ from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.model.targets import Recording
 from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.policy.policy import Gr00tPolicy
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.record.result import Workload
 
 runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

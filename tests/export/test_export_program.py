@@ -20,7 +20,7 @@ from gr00t_trt.model.n1_5 import fast
 from gr00t_trt.model.protocol import Model
 from gr00t_trt.model.targets import Call, Recording
 from gr00t_trt.plans.schema import SUBMODULES, BuildOptions, Ranges
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.record.result import Workload
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

@@ -18,9 +18,9 @@ from gr00t_trt.measure.workloads import Request
 from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, restructure
 from gr00t_trt.plans.precisions import PRECISIONS
-from gr00t_trt.plans.resolve import graph_tolerance, select
 from gr00t_trt.plans.schema import BuildOptions, Plan, Ranges
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.plans.submodules import graph_tolerance, select
+from gr00t_trt.record.result import Workload
 
 pytestmark = pytest.mark.usefixtures("exact")
 TOLERANCE = 1e-4

@@ -18,7 +18,8 @@ import gr00t_trt
 from gr00t_trt.evaluate.__main__ import main as evaluate
 from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.record.files import read_record
-from gr00t_trt.record.schema import Record, Status
+from gr00t_trt.record.result import Status
+from gr00t_trt.record.schema import Record
 from gr00t_trt.rollout.__main__ import main as rollout
 from gr00t_trt.run.program import main as groot
 from gr00t_trt.serve.ask import example

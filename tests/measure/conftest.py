@@ -10,12 +10,13 @@ from rich.console import Console
 
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
-from gr00t_trt.measure.harness import Harness, take_reference
+from gr00t_trt.measure.harness import Harness
+from gr00t_trt.measure.reference import take_reference
 from gr00t_trt.measure.rows import ALL
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.plans.schema import Plan
 from gr00t_trt.policy.policy import Gr00tPolicy, load_policy
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.record.result import Workload
 
 
 @pytest.fixture(scope="package")

@@ -13,12 +13,15 @@ from fake_backends import Clock, Fake, failure
 
 from gr00t_trt.measure.choose import default_plan_path, leader, plan_text, winner, with_choice
 from gr00t_trt.plans.backends import AUTO, BACKENDS
+from gr00t_trt.plans.conflicts import plan_warnings
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
-from gr00t_trt.plans.resolve import candidates_of, plan_warnings, resolve_submodule
+from gr00t_trt.plans.resolve import candidates_of
 from gr00t_trt.plans.schema import OPTIMIZATIONS, SUBMODULES, BuildOptions, Plan, Ranges, SubmodulePlan
+from gr00t_trt.plans.submodules import resolve_submodule
 from gr00t_trt.record.files import read_record
+from gr00t_trt.record.result import REQUEST, Result, Status
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import REQUEST, Inputs, Record, Result, Status, new_record
+from gr00t_trt.record.schema import Inputs, Record, new_record
 from gr00t_trt.run.program import main
 
 RUN = ["--model_path", "synthetic", "--dataset_path", "synthetic", "--device", "cpu", "--precision", "fp32",

@@ -14,11 +14,13 @@ from rich.console import Console
 
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans.load import plan_from_mapping
-from gr00t_trt.plans.resolve import Machine, resolve, resolve_submodule
+from gr00t_trt.plans.resolve import Machine, resolve
 from gr00t_trt.plans.schema import GROUPS, Plan
+from gr00t_trt.plans.submodules import resolve_submodule
 from gr00t_trt.policy.source import Source
 from gr00t_trt.record.files import read_record, write_record
-from gr00t_trt.record.schema import REQUEST, Baseline, Record, Result, Status
+from gr00t_trt.record.result import REQUEST, Baseline, Result, Status
+from gr00t_trt.record.schema import Record
 from gr00t_trt.report.terminal import render, summary
 from gr00t_trt.report.views import together
 from gr00t_trt.run.job import Job, run

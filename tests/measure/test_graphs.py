@@ -13,7 +13,7 @@ from gr00t_trt.measure.harness import Harness
 from gr00t_trt.measure.rows import OURS
 from gr00t_trt.measure.sweep import Sweep
 from gr00t_trt.measure.workloads import Requests
-from gr00t_trt.record.schema import REQUEST, Candidate, Workload
+from gr00t_trt.record.result import REQUEST, Candidate, Workload
 
 WORKLOADS = [Workload(), Workload(steps=2), Workload(views=2), Workload(batch=2)]
 

@@ -12,7 +12,7 @@ from gr00t_trt.measure.rows import ALL, OURS, PLAIN
 from gr00t_trt.measure.sweep import Sweep
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.policy.policy import load_policy
-from gr00t_trt.record.schema import Candidate, Workload
+from gr00t_trt.record.result import Candidate, Workload
 
 WORK = [Workload(), Workload(views=2, steps=2)]
 

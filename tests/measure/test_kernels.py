@@ -13,7 +13,7 @@ from gr00t_trt.measure import sweep
 from gr00t_trt.measure.kernels import kernels
 from gr00t_trt.measure.roofline import Trace
 from gr00t_trt.measure.rows import PLAIN, Row
-from gr00t_trt.record.schema import Kernel, Work
+from gr00t_trt.record.result import Kernel, Work
 
 CUDA, CPU = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
 

@@ -17,17 +17,19 @@ import torch
 from rich.console import Console
 
 from gr00t_trt.errors import RecordError
-from gr00t_trt.measure import sweep
+from gr00t_trt.measure import job, sweep
 from gr00t_trt.measure.budget import Budget
-from gr00t_trt.measure.harness import Timed
+from gr00t_trt.measure.job import Wanted
 from gr00t_trt.measure.program import main
+from gr00t_trt.measure.results import Timed
 from gr00t_trt.measure.rows import ALL, COMPILED, OURS, PLAIN, Row
-from gr00t_trt.measure.sweep import Sweep, Wanted
+from gr00t_trt.measure.sweep import Sweep
 from gr00t_trt.model import load_config
 from gr00t_trt.policy.source import Source
 from gr00t_trt.record.files import read_record
+from gr00t_trt.record.result import Baseline, Candidate, Result, Status, Workload
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import Baseline, Candidate, Record, Result, Status, Workload
+from gr00t_trt.record.schema import Record
 from gr00t_trt.report.terminal import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +57,8 @@ def console() -> Console:
 def record(tmp_path_factory) -> Record:
     folder = tmp_path_factory.mktemp("measured")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "rows_for", lambda kind: ROWS)
-        result, path = sweep.run(Wanted(folder, 120, TINY, "cpu", command="measure"), console())
+        patch.setattr(job, "rows_for", lambda kind: ROWS)
+        result, path = job.run(Wanted(folder, 120, TINY, "cpu", command="measure"), console())
     assert path.parent == folder
     written = read_record(path)
     assert written.results == result.results
@@ -182,7 +184,7 @@ def test_a_budget_that_ends_before_the_first_row(tmp_path: Path, capsys) -> None
     path = capsys.readouterr().out.strip()
     record = read_record(path)
     assert record.exit_reason == "the budget of 0.02 s ended before the first row"
-    assert {(row.status, row.why) for row in record.measured} == {(Status.NOT_REACHED, sweep.NOT_REACHED)}
+    assert {(row.status, row.why) for row in record.measured} == {(Status.NOT_REACHED, job.NOT_REACHED)}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_bad_flags(flags: list[str], message: str, capsys) -> None:
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match="cannot be written"):
-        sweep.run(Wanted(tmp_path / "file", 9, TINY, "cpu"), console())
+        job.run(Wanted(tmp_path / "file", 9, TINY, "cpu"), console())
 
 
 def test_the_list_is_what_a_gpu_would_be_asked(capsys) -> None:
@@ -231,4 +233,4 @@ def test_a_killed_run_leaves_a_whole_record(tmp_path: Path) -> None:
     (row, *_) = (row for row in record.measured if row.why is None)
     assert row.name == "+ prompt_cache"
     assert row.latency_ms.p50 > 0
-    assert sweep.NOT_REACHED in {row.why for row in record.measured}
+    assert job.NOT_REACHED in {row.why for row in record.measured}

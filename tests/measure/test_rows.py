@@ -9,7 +9,8 @@ import pytest
 
 from gr00t_trt.measure.rows import ALL, PLAIN, Row, planned
 from gr00t_trt.record.files import dumps, record_from
-from gr00t_trt.record.schema import Record, Workload
+from gr00t_trt.record.result import Workload
+from gr00t_trt.record.schema import Record
 
 NAMES = ("vision_model", "language_model", "denoise_step")
 KINDS = {

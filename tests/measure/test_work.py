@@ -12,7 +12,7 @@ from gr00t_trt.measure.work import Counted, Counter
 from gr00t_trt.measure.workloads import with_views
 from gr00t_trt.model import load_config
 from gr00t_trt.model.n1_5.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.record.result import Workload
 
 
 def inputs_of(work: Workload) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from gr00t_trt.data import Prompter
 from gr00t_trt.data.tokenizer import synthetic_tokenizer
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.model.n1_5.inputs import IDS, MASK, PIXELS, check_inputs
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.record.result import Workload
 
 
 @pytest.mark.parametrize("work", [Workload(), Workload(views=2), Workload(views=3), Workload(batch=5), Workload(2, 2)])

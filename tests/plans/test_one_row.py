@@ -19,8 +19,9 @@ from gr00t_trt.plans.load import load_plan, plan_from_mapping, plan_to_mapping
 from gr00t_trt.plans.precisions import PRECISIONS, Gate, PrecisionRow
 from gr00t_trt.plans.schema import OPTIMIZATIONS, BuildOptions
 from gr00t_trt.record.files import read_record
+from gr00t_trt.record.result import Candidate, Result, Status
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import Candidate, Record, Result, Status
+from gr00t_trt.record.schema import Record
 from gr00t_trt.report import markdown
 from gr00t_trt.report.page import page
 from gr00t_trt.report.terminal import render

@@ -10,10 +10,11 @@ import yaml
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans import checks, schema
 from gr00t_trt.plans.backends import BACKENDS, honoring
+from gr00t_trt.plans.conflicts import plan_warnings
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
 from gr00t_trt.plans.precisions import PRECISIONS
-from gr00t_trt.plans.resolve import plan_warnings, resolve_action_gate, resolve_submodule
 from gr00t_trt.plans.schema import BuildOptions, Gate, Plan
+from gr00t_trt.plans.submodules import resolve_action_gate, resolve_submodule
 
 SHIPPED = sorted((Path(__file__).parents[2] / "compile_configs").glob("*.yaml"))
 

@@ -16,19 +16,8 @@ from gr00t_trt.common import files as whole_files
 from gr00t_trt.errors import RecordError
 from gr00t_trt.record import environment, files
 from gr00t_trt.record.environment import Git
-from gr00t_trt.record.schema import (
-    Agreement,
-    Build,
-    Candidate,
-    Inputs,
-    ModelInfo,
-    Record,
-    Result,
-    Skipped,
-    StageTime,
-    Status,
-    new_record,
-)
+from gr00t_trt.record.result import Agreement, Build, Candidate, Result, Status
+from gr00t_trt.record.schema import Inputs, ModelInfo, Record, Skipped, StageTime, new_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +79,8 @@ def test_unknown_fields_are_refused():
 def test_a_built_submodule_fills_its_entry():
     from gr00t_trt.backends.base import Built
     from gr00t_trt.engines.manifest import Coverage, EngineFile
-    from gr00t_trt.measure.harness import Harness, build_of
+    from gr00t_trt.measure.harness import Harness
+    from gr00t_trt.measure.results import build_of
 
     built = Built(
         call=print, coverage=Coverage(10, 9, 2, {"aten.x": 1}), engine_bytes=7, runs=False, build_s=1.5,

@@ -8,18 +8,8 @@ from typing import Any
 from sample_records import COST, GATE, agreement, new, plain, samples
 
 from gr00t_trt.measure.rows import PLAIN, Row, planned
-from gr00t_trt.record.schema import (
-    Against,
-    Baseline,
-    Kernel,
-    PeakMemory,
-    Record,
-    Result,
-    Roofline,
-    Status,
-    Work,
-    drift_of,
-)
+from gr00t_trt.record.result import Against, Baseline, Kernel, Result, Roofline, Status, Work
+from gr00t_trt.record.schema import PeakMemory, Record, drift_of
 
 TARGETS = ("vision_model", "language_model", "vl_components", "state_encoder", "denoise_step")
 PARTS = {"vision_model": 0.17, "language_model": 0.27, "vl_components": 0.06, "denoise_step": 0.42, "preprocess": 0.03,

@@ -12,26 +12,21 @@ from gr00t_trt.plans.precisions import Gate
 from gr00t_trt.plans.schema import OPTIMIZATIONS, SUBMODULES
 from gr00t_trt.record.environment import Git
 from gr00t_trt.record.files import dumps, record_from
-from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import (
+from gr00t_trt.record.result import (
     REQUEST,
     Against,
     Agreement,
     Baseline,
     Build,
     Candidate,
-    Inputs,
-    ModelInfo,
-    PeakMemory,
-    Record,
     Result,
     Roofline,
-    StageTime,
     Status,
     Work,
     Workload,
-    new_record,
 )
+from gr00t_trt.record.samples import Samples
+from gr00t_trt.record.schema import Inputs, ModelInfo, PeakMemory, Record, StageTime, new_record
 
 COST = {"vision_model": 6.1, "language_model": 7.4, "vl_components": 1.9, "state_encoder": 0.21,
         "action_encoder": 0.35, "dit_model": 5.9, "action_decoder": 0.18}  # fmt: skip

@@ -9,19 +9,9 @@ import pytest
 from rich.console import Console
 from sample_records import COST, agreement, new, plain, samples
 
+from gr00t_trt.record.result import REQUEST, Against, Baseline, Build, Candidate, Result, Status, Workload
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import (
-    REQUEST,
-    Against,
-    Baseline,
-    Build,
-    Candidate,
-    Record,
-    Result,
-    Status,
-    Workload,
-    drift_of,
-)
+from gr00t_trt.record.schema import Record, drift_of
 from gr00t_trt.report import markdown, tables
 from gr00t_trt.report import page as html
 from gr00t_trt.report.terminal import render

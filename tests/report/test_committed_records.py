@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gr00t_trt.record.files import dumps, read_record, record_from
 from gr00t_trt.record.numbers import cosine, digits
-from gr00t_trt.record.schema import Agreement, Result
+from gr00t_trt.record.result import Agreement, Result
 from gr00t_trt.report import markdown
 from gr00t_trt.report.markup import escape
 from gr00t_trt.report.page import page

@@ -11,7 +11,7 @@ from headless_browser import CHROMIUM, Browser
 from sample_records import BUILT, COMPARED, change, found
 
 from gr00t_trt.record.files import write_record
-from gr00t_trt.record.schema import REQUEST
+from gr00t_trt.record.result import REQUEST
 from gr00t_trt.report.program import main
 from gr00t_trt.report.views import WHOLE
 

@@ -12,7 +12,8 @@ from matplotlib import image
 from sample_records import change, found
 
 from gr00t_trt.record.files import dumps, write_record
-from gr00t_trt.record.schema import REQUEST, ModelInfo
+from gr00t_trt.record.result import REQUEST
+from gr00t_trt.record.schema import ModelInfo
 from gr00t_trt.report.png import digest, drawn_from
 from gr00t_trt.report.program import main
 from gr00t_trt.report.views import load

@@ -19,8 +19,9 @@ from sample_records import BUILT, COMPARED, change, found, plain
 from gr00t_trt.errors import RecordError
 from gr00t_trt.record.files import dumps, read_record
 from gr00t_trt.record.numbers import digits
+from gr00t_trt.record.result import REQUEST, Result
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import REQUEST, ModelInfo, Record, Result
+from gr00t_trt.record.schema import ModelInfo, Record
 from gr00t_trt.report.charts import parts, round_ticks, spelled
 from gr00t_trt.report.markup import VOID, element, escape
 from gr00t_trt.report.page import SCRIPT, page, style

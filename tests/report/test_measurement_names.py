@@ -6,7 +6,8 @@ import pytest
 
 from gr00t_trt.measure.rows import planned
 from gr00t_trt.plans.schema import OPTIMIZATIONS
-from gr00t_trt.record.schema import Record, Result
+from gr00t_trt.record.result import Result
+from gr00t_trt.record.schema import Record
 from gr00t_trt.report.views import GROUPS, View, together
 
 NAMES = tuple(OPTIMIZATIONS)

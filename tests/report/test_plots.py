@@ -16,19 +16,9 @@ from matplotlib import image
 
 from gr00t_trt.errors import RecordError
 from gr00t_trt.record.files import read_record, write_record
+from gr00t_trt.record.result import Against, Baseline, Candidate, Result, Roofline, Status, Workload
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import (
-    Against,
-    Baseline,
-    Candidate,
-    ModelInfo,
-    Record,
-    Result,
-    Roofline,
-    Status,
-    Workload,
-    new_record,
-)
+from gr00t_trt.record.schema import ModelInfo, Record, new_record
 from gr00t_trt.report import png
 from gr00t_trt.report.charts import Chart, roofline_chart, stage_chart, waterfall_chart
 from gr00t_trt.report.views import Loaded, rows_of, together

@@ -11,22 +11,9 @@ from gr00t_trt.plans.load import Plan, plan_to_mapping
 from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.record.files import dumps, read_record, record_from, write_record
 from gr00t_trt.record.numbers import digits
+from gr00t_trt.record.result import REQUEST, Against, Agreement, Baseline, Build, Candidate, Result, Status
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import (
-    REQUEST,
-    Against,
-    Agreement,
-    Baseline,
-    Build,
-    Candidate,
-    Inputs,
-    ModelInfo,
-    PeakMemory,
-    Result,
-    StageTime,
-    Status,
-    new_record,
-)
+from gr00t_trt.record.schema import Inputs, ModelInfo, PeakMemory, StageTime, new_record
 from gr00t_trt.report import terminal as report
 from gr00t_trt.report.views import together
 

@@ -16,8 +16,8 @@ from gr00t_trt.data import synthetic_dataset
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans.backends import BACKENDS, Availability, get_backend
 from gr00t_trt.plans.load import merge
-from gr00t_trt.plans.resolve import resolve_submodule
 from gr00t_trt.plans.schema import SUBMODULES, Plan
+from gr00t_trt.plans.submodules import resolve_submodule
 from gr00t_trt.policy import source
 from gr00t_trt.record.files import read_record
 from gr00t_trt.run import job

@@ -20,7 +20,7 @@ from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import engine_paths, verify
 from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.record.files import read_record
-from gr00t_trt.record.schema import Result
+from gr00t_trt.record.result import Result
 from gr00t_trt.run.program import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,11 +22,13 @@ from gr00t_trt.engines.files import verify
 from gr00t_trt.errors import BackendError, DatasetError, ObservationError, PlanError
 from gr00t_trt.plans.backends import Availability, get_backend
 from gr00t_trt.plans.load import plan_from_mapping
-from gr00t_trt.plans.resolve import Machine, resolve, select
+from gr00t_trt.plans.resolve import Machine, resolve
 from gr00t_trt.plans.schema import LOOPS, Plan
+from gr00t_trt.plans.submodules import select
 from gr00t_trt.policy import source
 from gr00t_trt.policy.source import Source, recorded_step
-from gr00t_trt.record.schema import Baseline, Record, Status
+from gr00t_trt.record.result import Baseline, Status
+from gr00t_trt.record.schema import Record
 from gr00t_trt.run.job import Job, run
 
 CPU = Machine("cpu")

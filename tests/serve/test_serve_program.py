@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans.resolve import resolve_submodule
 from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.plans.submodules import resolve_submodule
 from gr00t_trt.serve.__main__ import main
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.flags import is_loopback, parse, plan_of

@@ -15,7 +15,7 @@ from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, registry, restructure
 from gr00t_trt.model.targets import Recording, Submodule
 from gr00t_trt.plans.schema import OPTIMIZATIONS, SUBMODULES, Ranges
-from gr00t_trt.record.schema import Workload
+from gr00t_trt.record.result import Workload
 
 SIZES = {"batch": (1, 8), "images": (1, 24), "length": (32, 1024)}
 UNPADDED = [name for name in registry() if name != "language_model_padded"]

@@ -1,0 +1,200 @@
+"""What the steps of the harness return, and how that becomes the results of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.base import Built
+from ..model.n1_5.fast import RequestGraphs
+from ..model.protocol import Model
+from ..model.targets import Call, Target, cast_inputs
+from ..plans.resolve import Resolved
+from ..plans.submodules import ResolvedSubmodule
+from ..record.result import Agreement, Argument, Build, Candidate
+from ..record.samples import Samples
+from ..record.schema import StageTime
+from .accuracy import compare
+from .stages import REST, TOTAL, StageRow
+
+Stages = Mapping[str, Callable[..., Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One submodule as a backend built it, held against the reference.
+
+    Attributes:
+        agreement: Its worst agreement with eager fp32 over every call of the recorded request.
+        failures: What the gate holds against it; empty when it passes.
+        peak_bytes: The most memory that building and checking it took, on top of what was in use.
+    """
+
+    target: Target
+    resolved: ResolvedSubmodule
+    built: Built
+    agreement: Agreement
+    failures: tuple[str, ...]
+    peak_bytes: int | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Nothing was built: it is the stage in eager PyTorch."""
+        return self.resolved.backend == "eager"
+
+    def eager(self) -> Tensor:
+        """The baseline `stage`: the same stage in eager PyTorch, on the recorded inputs."""
+        result: Tensor = self.target.module(*self.target.inputs)
+        return result
+
+    def call(self) -> Tensor:
+        """What was built, on the recorded inputs."""
+        result: Tensor = self.built.call(*self.target.inputs)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A model that can be called in one way.
+
+    Attributes:
+        table: What the model's stages are during a call.
+        parts: Compile target -> what was built.
+        graphs: What replays requests as CUDA graphs; None for a variant without.
+    """
+
+    candidate: Candidate
+    model: Model
+    table: Stages
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    graphs: RequestGraphs | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether everything that was built can run on this machine."""
+        return all(part.built.runs for part in self.parts.values())
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A whole request against the reference.
+
+    Attributes:
+        actions: Normalised [B, T, action_dim], on the host.
+        first_call_ms: What this call took.
+    """
+
+    actions: Tensor
+    agreement: Agreement
+    failures: tuple[str, ...]
+    first_call_ms: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Interleaved latencies by name, and where the time went."""
+
+    latencies: Mapping[str, Samples]
+    stages: Mapping[str, Sequence[StageRow]]
+
+
+@torch.no_grad()
+def agreement_with(
+    call: Callable[..., Tensor], calls: Sequence[Call], dtypes: Sequence[torch.dtype], device: torch.device
+) -> Agreement:
+    """The worst agreement of `call` with recorded fp32 calls, given the same inputs.
+
+    Args:
+        dtypes, device: What each floating input is cast to and where all go, as in a request.
+    """
+    # Copies: a backend may hand out the same buffer for every call.
+    outputs = [call(*cast_inputs(recorded, dtypes, device)).clone() for recorded in calls]
+    return compare(outputs, [recorded.output for recorded in calls])
+
+
+def build_of(built: Built, target: Target | None = None, peak_bytes: int | None = None) -> Build:
+    """What a backend says of what it built."""
+    coverage = built.coverage
+    arguments = {}
+    if target is not None:
+        for name, tensor, ranges in zip(target.argument_names, target.inputs, target.ranges, strict=True):
+            spans = {str(axis): f"{dim.name} {dim.minimum} to {dim.maximum}" for axis, dim in ranges.items()}
+            arguments[name] = Argument(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), spans)
+    return Build(
+        seconds=built.build_s,
+        phases_s=dict(built.phases_s),
+        from_cache=built.from_cache,
+        operators=coverage.operators if coverage else None,
+        converted=coverage.converted if coverage else None,
+        coverage_percent=coverage.percent if coverage else None,
+        engines=coverage.engines if coverage else None,
+        unsupported=dict(coverage.unsupported) if coverage else {},
+        layers_before=built.layers_before,
+        layers_after=built.layers_after,
+        engine_bytes=built.engine_bytes,
+        engine_path=str(built.engine.path) if built.engine else None,
+        peak_bytes=peak_bytes,
+        settings=dict(built.settings),
+        arguments=arguments,
+    )
+
+
+def total(builds: Sequence[Build]) -> Build:
+    """What several submodules took together; engines from the cache took no time to build."""
+
+    def added(values: Iterable[float | int | None]) -> Any:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    return Build(
+        seconds=added(one.seconds for one in builds if not one.from_cache),
+        from_cache=bool(builds) and all(one.from_cache for one in builds),
+        engines=added(one.engines for one in builds),
+        layers_before=added(one.layers_before for one in builds),
+        layers_after=added(one.layers_after for one in builds),
+        engine_bytes=added(one.engine_bytes for one in builds),
+    )
+
+
+def stage_times(timed: Timed, name: str) -> list[StageTime]:
+    """Where a request of a variant spends its time, beside the original's; what lies between stages last.
+
+    Args:
+        name: Of the variant; ``original`` alone where it cannot run.
+    """
+    by_stage: dict[str, dict[str, StageRow]] = {}
+    for label, rows in timed.stages.items():
+        for row in rows:
+            by_stage.setdefault(row.stage, {})[label] = row
+    for last in (REST, TOTAL):
+        if last in by_stage:
+            by_stage[last] = by_stage.pop(last)
+    out = []
+    for stage, by_name in by_stage.items():
+        own, original = by_name.get(name), by_name.get("original") if name != "original" else None
+        # The restructured model has no backbone stage around its towers: where both models have a stage, its place
+        # is the variant's, whose shares are shown.
+        one = own or by_name["original"]
+        out.append(
+            StageTime(
+                stage,
+                one.within,
+                one.calls_per_request,
+                own.latency_ms if own else None,
+                original.latency_ms if original else None,
+            )
+        )
+    return out
+
+
+def candidate_of(resolved: Resolved, parts: Mapping[str, Part]) -> Candidate:
+    """What a plan with these parts is; its backend is ``mixed`` where it has several."""
+    plan = resolved.plan
+    used = {part.resolved.backend for part in parts.values()}
+    backend = used.pop() if len(used) == 1 else "mixed"
+    return Candidate(backend, plan.precision, plan.optimizations, plan.loop)

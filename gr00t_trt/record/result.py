@@ -1,0 +1,264 @@
+"""One result of a run: a candidate on a subject under a workload, with its latency, accuracy and work. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..plans.precisions import Gate
+from .samples import Samples, verdict
+
+REQUEST = "request"
+"""The subject of whole requests, observation to actions."""
+
+
+class Status(str, Enum):
+    """What became of a candidate."""
+
+    MEASURED = "measured"
+    CHECKED = "checked"
+    """Built and held against the reference, and not timed, as at the start of a service."""
+    BUILT_NOT_RUN = "built_not_run"
+    """An engine that cannot run on this machine."""
+    NO_TIME = "no_time"
+    NOT_REACHED = "not_reached"
+    """The run ended before."""
+    FAILED = "failed"
+    UNAVAILABLE = "unavailable"
+    """Not installed, or of no use on this machine."""
+
+
+class Baseline(str, Enum):
+    """What a latency is held against."""
+
+    ORIGINAL = "original"
+    """The model as it was published, in eager PyTorch, in the same precision."""
+    STAGE = "stage"
+    """The same stage of the same model in eager PyTorch."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run the model.
+
+    Attributes:
+        backend: Of every submodule; ``auto`` for the best of each.
+        precision: Of the model, or of the one submodule that a result is about.
+        optimizations: Of the restructured model; none means the plain one.
+        loop: How the denoising loop is cut.
+        mode: torch.compile's, for the inductor backend.
+        dynamic: Compiled for a range of batches, views and lengths instead of one request's.
+        graph: Whole requests are replayed as one CUDA graph.
+    """
+
+    backend: str = "eager"
+    precision: str | None = None
+    optimizations: tuple[str, ...] = ()
+    loop: str = "submodules"
+    mode: str | None = None
+    dynamic: bool = False
+    graph: bool = False
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Size of a request; all elements of a batch are equally long."""
+
+    views: int = 1
+    batch: int = 1
+    steps: int = 4
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a compiled submodule; `ranges`: axis -> name and range of the dimension."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    ranges: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What building took, and what came out.
+
+    Attributes:
+        seconds: For everything; of an engine from the cache, what finding and checking it took.
+        operators, converted, coverage_percent: Of the lowered graph, and what of it went into engines.
+        engines: Engines that were built, or would be.
+        unsupported: Operator -> how often it was left to PyTorch.
+        layers_before, layers_after: Of the network that TensorRT was handed, and of the engine that it made.
+        settings: The exact keyword arguments that the compiler got.
+    """
+
+    seconds: float | None = None
+    phases_s: Mapping[str, float] = field(default_factory=dict)
+    from_cache: bool = False
+    operators: int | None = None
+    converted: int | None = None
+    coverage_percent: float | None = None
+    engines: int | None = None
+    unsupported: Mapping[str, int] = field(default_factory=dict)
+    layers_before: int | None = None
+    layers_after: int | None = None
+    engine_bytes: int | None = None
+    engine_path: str | None = None
+    peak_bytes: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A candidate compared with a reference, element by element, in float64.
+
+    The distances are over the elements that are finite on both sides; the counts tell how many were not.
+
+    Attributes:
+        elements: Elements of each side.
+        shapes: Path inside the output -> shape; an output that is one tensor has the empty path.
+        cosine: Cosine similarity of the flattened sides. Two zero vectors agree (1.0), one zero vector does not
+            (0.0). None when nothing could be compared.
+        max_abs: Largest absolute difference. None when nothing could be compared, as the next two.
+        mean_abs: Mean absolute difference.
+        max_rel: `max_abs` over the reference's largest magnitude; None for an all-zero reference.
+        sqnr_db: Signal-to-quantisation-noise ratio in decibels: reference power over power of the difference. None
+            when there is no difference, for an all-zero reference, and when nothing could be compared.
+        exact: Every element is equal, and finite.
+        nan, inf: NaN and infinities in the candidate.
+        reference_nan, reference_inf: The same in the reference.
+    """
+
+    elements: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    cosine: float | None = None
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    max_rel: float | None = None
+    sqnr_db: float | None = None
+    exact: bool = False
+    nan: int = 0
+    inf: int = 0
+    reference_nan: int = 0
+    reference_inf: int = 0
+
+    @property
+    def distance(self) -> float | None:
+        """1 - cosine; 0 for equal results, whose cosine rounding may have left a hair from 1."""
+        return None if self.cosine is None else 0.0 if self.exact else max(0.0, 1.0 - self.cosine)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A baseline that was timed interleaved with a candidate, and the outcome.
+
+    Attributes:
+        latency_ms: The baseline's.
+        ratio: Median of the baseline over the candidate's: above 1, the candidate is faster.
+        winner: The candidate's name, the baseline's, or None where their spreads overlap or samples are too few.
+        text: The outcome as a sentence.
+    """
+
+    baseline: Baseline
+    latency_ms: Samples
+    ratio: float | None = None
+    winner: str | None = None
+    text: str | None = None
+
+    @classmethod
+    def of(cls, baseline: Baseline, reference: Samples, latency: Samples | None, name: str) -> Against:
+        """Hold a latency against a baseline's; a candidate without one leaves the outcome open."""
+        if latency is None:
+            return cls(baseline, reference)
+        label = "eager" if baseline is Baseline.STAGE else "the original"
+        found = verdict(reference, latency, names=(label, name))
+        return cls(baseline, reference, found.ratio, found.winner, found.text)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All launches of one GPU kernel within a call; `ms` is of all of them together, without what lies between them."""
+
+    name: str
+    launches: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call does, counted and not timed; None where it was not counted.
+
+    Attributes:
+        weight_bytes: A part of `bytes`.
+        operators_per_step: ATen operators in the exported graph of one denoising step.
+        kernels: Launched on the GPU. kernel_ms: How long they ran, gaps left out.
+    """
+
+    gflop: float | None = None
+    bytes: int | None = None
+    weight_bytes: int | None = None
+    operators: int | None = None
+    operators_per_step: int | None = None
+    kernels: int | None = None
+    kernel_ms: float | None = None
+    busiest_kernels: tuple[Kernel, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The shortest time that the hardware allows, and its share of the measured p50."""
+
+    device: str | None = None
+    source: str | None = None
+    ms: float | None = None
+    percent: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One candidate on one subject.
+
+    Attributes:
+        group: What it is part of: ``run``, ``comparison``, or a group of a measuring run.
+        name: What sets it apart within its group and subject.
+        subject: A submodule, ``request`` (observation to actions), ``model`` (inputs on the device to actions), or
+            ``loop`` (the denoising steps within such calls).
+        why: Why it has no latency, or no figures at all.
+        first_call_ms: What the first call took, which loads libraries.
+        best: It passes its gate and is faster than every other of its subject that does, beyond doubt; None without
+            a latency, or where nothing was compared.
+        stages_ms: Stage -> p50 in ms, all its calls in one call added up.
+    """
+
+    group: str
+    name: str
+    subject: str
+    candidate: Candidate = field(default_factory=Candidate)
+    workload: Workload | None = None
+    status: Status = Status.NOT_REACHED
+    why: str | None = None
+    build: Build | None = None
+    latency_ms: Samples | None = None
+    against: Against | None = None
+    first_call_ms: float | None = None
+    accuracy: Agreement | None = None
+    gate: Gate | None = None
+    passed: bool | None = None
+    failures: tuple[str, ...] = ()
+    best: bool | None = None
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+    work: Work | None = None
+    roofline: Roofline | None = None
+    peak_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.against is None else self.against.ratio
+
+    @property
+    def won(self) -> bool:
+        """Whether the interleaved timing named a winner."""
+        return self.against is not None and self.against.winner is not None
