@@ -9,7 +9,7 @@ Source: Isaac-GR00T, gr00t/data/transform/{base,concat}.py and gr00t/model/trans
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -280,7 +280,7 @@ class GR00TTransform(ModalityTransform):
             mask[..., :width] = True
         return out, mask
 
-    def _texts(self, data: Mapping[str, Any], batched: bool, batch: int) -> list[str]:
+    def _texts(self, data: Data, batched: bool, batch: int) -> list[str]:
         keys = [key for key in data if "annotation" in key]
         if len(keys) > 1:
             raise ObservationError(f"two instructions: {', '.join(keys)}", fix="send exactly one annotation key")
@@ -315,7 +315,7 @@ def _join(values: Sequence[Any]) -> Any:
     return np.concatenate(values, axis=-1)
 
 
-def _get(data: Mapping[str, Any], key: str) -> Any:
+def _get(data: Data, key: str) -> Any:
     if key not in data:
         raise ObservationError(f"key {key!r} is missing", known=sorted(map(str, data)), fix=f"add {key} to the data")
     return data[key]

@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -23,7 +22,7 @@ from ..record.files import deliver, record_flags, record_path
 from ..record.schema import Inputs, ModelInfo, new_record
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
-from .timing import live, summarise, timing_table
+from .timing import Timing, live, summarise, timing_table
 
 SIMULATED = "simulated"
 ARMS = {"so100": "so100_follower", "so101": "so101_follower"}
@@ -216,8 +215,8 @@ def _drive(
     ask: Callable[[Observation], Chunk],
     device: str,
     console: Console,
-) -> dict[str, dict[str, Any]]:
-    """Mode -> what `summarise` makes of it."""
+) -> dict[str, Timing]:
+    """Each way of executing, and how it went."""
     names = [SYNCHRONOUS, OVERLAPPED] if args.compare_overlap else [OVERLAPPED if args.overlap else SYNCHRONOUS]
     said = time.monotonic()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -14,34 +14,52 @@ LATE = 1.5
 """A pause between two actions of more than this many control periods is a stall."""
 
 
-def summarise(trace: Trace, *, control_hz: float, device: str) -> dict[str, Any]:
-    """For the record: rates, stalls, and every sample of four durations in milliseconds.
+@dataclass(frozen=True)
+class Timing:
+    """How a rollout went, for its record; None where fewer than two actions were sent.
 
-    ``period_ms``: from one action to the next; ``jitter_ms``: how far that is from the nominal period; ``stalls``:
-    periods of more than `LATE` times the nominal one; ``stalled_s``: what they took beyond it, added up. None where
-    fewer than two actions were sent.
+    Attributes:
+        seconds: From the first action to the last.
+        period_ms: From one action to the next. jitter_ms: How far that is from the nominal period.
+        stalls: Periods of more than `LATE` times the nominal one. stalled_s: What they took beyond it, added up.
     """
+
+    actions: int
+    queries: int
+    seconds: float | None
+    actions_per_s: float | None
+    inference_ms: Samples | None
+    observe_ms: Samples | None
+    period_ms: Samples | None
+    jitter_ms: Samples | None
+    stalls: int | None
+    stalled_s: float | None
+    skipped_rows: int
+
+
+def summarise(trace: Trace, *, control_hz: float, device: str) -> Timing:
+    """Rates, stalls, and every sample of four durations in milliseconds."""
     nominal = 1e3 / control_hz
-    periods = tuple((b - a) * 1e3 for a, b in zip(trace.sent, trace.sent[1:], strict=False))
+    periods = [(b - a) * 1e3 for a, b in zip(trace.sent, trace.sent[1:], strict=False)]
     late = [period for period in periods if period > LATE * nominal]
     seconds = trace.sent[-1] - trace.sent[0] if periods else None
 
-    def samples(values: tuple[float, ...], where: str) -> dict[str, Any] | None:
-        return Samples(values, device=where).to_dict() if values else None
+    def samples(values: Sequence[float], where: str) -> Samples | None:
+        return Samples(tuple(values), device=where) if values else None
 
-    return {
-        "actions": len(trace.sent),
-        "queries": len(trace.inference_ms),
-        "seconds": seconds,
-        "actions_per_s": len(periods) / seconds if seconds else None,
-        "inference_ms": samples(tuple(trace.inference_ms), device),
-        "observe_ms": samples(tuple(trace.observe_ms), "robot"),
-        "period_ms": samples(periods, "robot"),
-        "jitter_ms": samples(tuple(abs(period - nominal) for period in periods), "robot"),
-        "stalls": len(late) if periods else None,
-        "stalled_s": sum(period - nominal for period in late) / 1e3 if periods else None,
-        "skipped_rows": trace.skipped_rows,
-    }
+    return Timing(
+        actions=len(trace.sent),
+        queries=len(trace.inference_ms),
+        seconds=seconds,
+        actions_per_s=len(periods) / seconds if seconds else None,
+        inference_ms=samples(trace.inference_ms, device),
+        observe_ms=samples(trace.observe_ms, "robot"),
+        period_ms=samples(periods, "robot"),
+        jitter_ms=samples([abs(period - nominal) for period in periods], "robot"),
+        stalls=len(late) if periods else None,
+        stalled_s=sum(period - nominal for period in late) / 1e3 if periods else None,
+        skipped_rows=trace.skipped_rows,
+    )
 
 
 def live(trace: Trace) -> str:
@@ -55,7 +73,7 @@ def live(trace: Trace) -> str:
     return f"answer {len(trace.inference_ms)}: {text}"
 
 
-def timing_table(modes: Mapping[str, Mapping[str, Any]], control_hz: float) -> Table:
+def timing_table(modes: Mapping[str, Timing], control_hz: float) -> Table:
     """One column per way of executing."""
     table = Table(title=f"{control_hz:g} Hz control, {1e3 / control_hz:g} ms per action", title_justify="left")
     table.add_column("")
@@ -65,18 +83,15 @@ def timing_table(modes: Mapping[str, Mapping[str, Any]], control_hz: float) -> T
     def add(label: str, *values: str) -> None:
         table.add_row(label, *values)
 
-    add("actions, queries", *(f"{m['actions']}, {m['queries']}" for m in modes.values()))
-    add("actions per s", *(_number(m["actions_per_s"], ".1f") for m in modes.values()))
-    for field, label in (
-        ("inference_ms", "inference"),
-        ("observe_ms", "observing"),
-        ("period_ms", "loop period"),
-        ("jitter_ms", "jitter"),
-    ):
-        add(f"{label} p50 / p99 ms", *(_pair(m[field]) for m in modes.values()))
-    stalls = ("-" if m["stalls"] is None else f"{m['stalls']}, {m['stalled_s']:.2f} s" for m in modes.values())
+    add("actions, queries", *(f"{m.actions}, {m.queries}" for m in modes.values()))
+    add("actions per s", *(_number(m.actions_per_s, ".1f") for m in modes.values()))
+    add("inference p50 / p99 ms", *(_pair(m.inference_ms) for m in modes.values()))
+    add("observing p50 / p99 ms", *(_pair(m.observe_ms) for m in modes.values()))
+    add("loop period p50 / p99 ms", *(_pair(m.period_ms) for m in modes.values()))
+    add("jitter p50 / p99 ms", *(_pair(m.jitter_ms) for m in modes.values()))
+    stalls = ("-" if m.stalls is None else f"{m.stalls}, {m.stalled_s:.2f} s" for m in modes.values())
     add("stalls", *stalls)
-    add("stale rows skipped", *(str(m["skipped_rows"]) for m in modes.values()))
+    add("stale rows skipped", *(str(m.skipped_rows) for m in modes.values()))
     return table
 
 
@@ -84,8 +99,8 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _pair(samples: Mapping[str, Any] | None) -> str:
+def _pair(samples: Samples | None) -> str:
     if samples is None:
         return "-"
     # Below a hundred samples the largest stands in for the 99th percentile.
-    return f"{samples['p50']:.1f} / {samples['p99']:.1f}{' (max)' if samples['p99_is_max'] else ''}"
+    return f"{samples.p50:.1f} / {samples.p99:.1f}{' (max)' if samples.p99_is_max else ''}"

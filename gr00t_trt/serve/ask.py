@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import Observation
 from ..errors import ServiceError
 from .client import RobotInferenceClient
 from .http_client import HttpInferenceClient
@@ -52,7 +53,7 @@ def ask(args: argparse.Namespace) -> None:
     print(f"round trip: {took_ms:.1f} ms")
 
 
-def example(wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def example(wanted: Mapping[str, Mapping[str, Any]]) -> Observation:
     """Random images and states of the given dtypes and shapes, and an instruction."""
     random = np.random.default_rng()
     out: dict[str, Any] = {}
