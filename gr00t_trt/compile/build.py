@@ -17,8 +17,7 @@ from ..plans.submodules import resolve_submodule
 
 def torch_dtype(precision: str) -> torch.dtype:
     """The dtype of weights and activations in a precision."""
-    dtype: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
-    return dtype
+    return getattr(torch, PRECISIONS[precision].dtype)
 
 
 def set_precision(model: Model, plan: Plan) -> None:
@@ -38,7 +37,6 @@ class Sized(Protocol):
 
     @property
     def workload(self) -> Any: ...
-
     @property
     def length(self) -> int: ...
     @property

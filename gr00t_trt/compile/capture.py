@@ -33,7 +33,7 @@ def request_graphs(
 
     Args:
         backends: Stage -> backend of what was compiled.
-        tolerance: See `plans.resolve.graph_tolerance`.
+        tolerance: See `plans.submodules.graph_tolerance`.
         capturer: By default as `capturer_for` gives it.
     Raises: BackendError where no request can be captured.
     """
@@ -74,14 +74,11 @@ def capture_requests(
     Raises: PlanError for a prompt length that the observation's images do not fit into; ShapeError for one that a
         compiled stage was not built for.
     """
+    limit, on_demand = max(LIMIT, 1 + len(plan.cuda_graph_lengths)), plan.cuda_graph == "on_demand"
+    tolerance = graph_tolerance(plan)
     try:
         graphs = request_graphs(
-            model,
-            backends,
-            tolerance=graph_tolerance(plan),
-            on_demand=plan.cuda_graph == "on_demand",
-            limit=max(LIMIT, 1 + len(plan.cuda_graph_lengths)),
-            capturer=capturer,
+            model, backends, tolerance=tolerance, on_demand=on_demand, limit=limit, capturer=capturer
         )
     except BackendError as error:
         note(f"{UNCAPTURED}: {str(error).removeprefix('one CUDA graph: ')}")

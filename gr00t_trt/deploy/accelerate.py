@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,8 @@ def accelerate(
         ours.action_horizon = horizon
     if (count := _setting(original, "num_inference_timesteps")) is not None:
         ours.denoising_steps = count
-    example = {key: _on(value, device) for key, value in (inputs or example_inputs(config)).items()}
+    example: dict[str, Any] = dict(inputs or example_inputs(config))
+    example |= {key: value.to(device) for key, value in example.items() if isinstance(value, Tensor)}
     steps.step("comparing with the original")
     sample, agreement = _compare(original, ours, example, kind)
     policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from
@@ -122,10 +122,8 @@ def _model_of(given: Any) -> Any:
 
 def _config_of(original: Any, kind: str) -> Gr00tConfig:
     eagle = getattr(getattr(original.backbone, "eagle_model", None), "config", None)
-    return build_config(
-        Section(Path(f"{kind}.config"), _mapping(original.config)),
-        None if eagle is None else Section(Path(f"{kind}.backbone.eagle_model.config"), _mapping(eagle)),
-    )
+    inner = None if eagle is None else Section(Path(f"{kind}.backbone.eagle_model.config"), _mapping(eagle))
+    return build_config(Section(Path(f"{kind}.config"), _mapping(original.config)), inner)
 
 
 def _mapping(config: Any) -> Mapping[str, Any]:
@@ -139,10 +137,6 @@ def _setting(original: Any, name: str) -> int | None:
     """A number that the original's action head keeps as an attribute, and its policies change there."""
     value = getattr(original.action_head, name, None)
     return value if isinstance(value, int) else None
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 class _SeenNoise(TorchFunctionMode):
@@ -208,18 +202,12 @@ def _replacement(original: Any, policy: ModelPolicy, sample: Inputs) -> Callable
             policy.denoising_steps = count
         # In an autocast region the original computes its Euler state, and so its actions, in fp32.
         wanted = torch.float32 if torch.is_autocast_enabled(device) else dtype
-        with _as_deployed(device):
+        # The caller's autocast would cast our compiled stages' inputs, and inference mode mark what we keep.
+        with torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad():
             pred = policy.model.get_action(policy.preprocess(inputs)[0])[OUTPUT]
         return type(sample)({OUTPUT: pred.to(wanted)})  # type: ignore[call-arg]
 
     return get_action
-
-
-@contextmanager
-def _as_deployed(device: str) -> Any:
-    """The callers' autocast would cast our compiled stages' inputs, and inference mode mark what we keep."""
-    with torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def _versions(original: Any) -> tuple[int, ...]:

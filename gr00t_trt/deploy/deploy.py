@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,6 @@ class Deployment:
     """
 
     policy: ModelPolicy
-    resolved: Resolved
     backends: dict[str, str]
     record: Record
 
@@ -71,11 +71,7 @@ def deploy(
     policy.denoising_steps = plan.denoising_steps
     about = "an example observation" if observation is None else "the observation that was given"
     record = new_record(
-        command,
-        root=ROOT,
-        device=str(device),
-        plan=plan_to_mapping(plan),
-        inputs=Inputs(dataset=about),
+        command, root=ROOT, device=str(device), plan=plan_to_mapping(plan), inputs=Inputs(dataset=about)
     )
     record.skip_all(resolved.notes)
     with side_stream(device):
@@ -97,14 +93,20 @@ def deploy(
                 fix="choose a more exact precision for what is named, or set its `gate` in the plan",
             )
         capture(harness, resolved, variant, record)
-        if plan.cuda_graph == "startup" and variant.model.graphs is not None:
-            record.skip("cuda_graph", _replayed(variant.model.graphs))
+        graphs: Any = variant.model.graphs
+        if plan.cuda_graph == "startup" and graphs is not None:
+            lengths = ", ".join(map(str, graphs.prompt_lengths))
+            record.skip(
+                "cuda_graph",
+                f"prompts of {lengths} tokens are replayed, others run kernel by kernel; cuda_graph: on_demand "
+                "captures each length when it first comes",
+            )
         steps.step("warming up")
         for _ in range(WARM_CALLS):
             policy.get_action(request.observation)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    return Deployment(policy, resolved, _backends(record, policy, resolved), record)
+    return Deployment(policy, _backends(record, policy, resolved), record)
 
 
 def note_padding(variant: Variant, record: Record) -> None:
@@ -126,23 +128,10 @@ def capture(harness: Harness, resolved: Resolved, variant: Variant, record: Reco
         record.skip("cuda_graph", f"{UNCAPTURED}: what was built cannot run on this machine")
         return variant
     harness.install(variant, base.workload)
-    record.cuda_graph = capture_requests(
-        variant.model,
-        plan,
-        base.inputs,
-        base.noise,
-        backends={name: part.resolved.backend for name, part in variant.parts.items()},
-        note=lambda why: record.skip("cuda_graph", why),
-    )
+    backends = {name: part.resolved.backend for name, part in variant.parts.items()}
+    note = partial(record.skip, "cuda_graph")
+    record.cuda_graph = capture_requests(variant.model, plan, base.inputs, base.noise, backends=backends, note=note)
     return harness.captured(variant)
-
-
-def _replayed(graphs: Any) -> str:
-    lengths = ", ".join(map(str, graphs.prompt_lengths))
-    return (
-        f"prompts of {lengths} tokens are replayed, others run kernel by kernel; cuda_graph: on_demand captures each "
-        "length when it first comes"
-    )
 
 
 def _backends(record: Record, policy: ModelPolicy, resolved: Resolved) -> dict[str, str]:

@@ -14,12 +14,7 @@ class OutOfTime(BaseException):
 
 
 class Budget:
-    """Seconds that may be spent, from now on.
-
-    Args:
-        seconds: In all.
-        clock: Monotonic, in seconds.
-    """
+    """Seconds that may be spent, from now on, by a monotonic clock."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
         self.seconds = seconds

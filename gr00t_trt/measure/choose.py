@@ -27,10 +27,8 @@ ALWAYS_WRITTEN = ("backend", "precision", "denoising_steps", "joint_backbone", "
 
 def beaten_by(name: str, latencies: Mapping[str, Samples]) -> list[str]:
     """Those that are faster than `name` beyond doubt, in `samples.verdict`'s sense."""
-    others = [other for other in latencies if other != name]
-    return [
-        other for other in others if verdict(latencies[name], latencies[other], names=(name, other)).winner == other
-    ]
+    own, others = latencies[name], {other: latency for other, latency in latencies.items() if other != name}
+    return [other for other, latency in others.items() if verdict(own, latency, names=(name, other)).winner == other]
 
 
 def leader(latencies: Mapping[str, Samples]) -> str | None:
@@ -69,11 +67,7 @@ def with_choice(plan: Plan, chosen: Mapping[str, str]) -> Plan:
 
 
 def default_plan_path(device: torch.device, plan: Plan, fn_name: str) -> Path:
-    """Where a chosen plan goes unless told otherwise; measured again, it replaces the older one.
-
-    Args:
-        fn_name: As in `submodules.select`.
-    """
+    """Where a chosen plan goes unless told otherwise; measured again, it replaces the older one."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     subject = [machine, plan.precision, *([fn_name] if fn_name != "all" else [])]
     return Path("plans", re.sub(r"[^a-z0-9_]+", "-", "-".join(subject).lower()).strip("-") + ".yaml")
@@ -83,14 +77,11 @@ def plan_text(plan: Plan, record: Record, path: Path, fn_name: str) -> str:
     """A plan file with what was measured in its header; `plans.load_plan` reads it back as `plan`.
 
     Args:
-        plan: The plan as chosen.
-        record: The finished record of the run that measured it.
-        path: Where the file will lie, for the command in the header.
-        fn_name: What was compiled, as in `plans.select`.
+        record: Of the run that measured it, finished.
+        path, fn_name: Where the file will lie and what was compiled, for the command in the header.
     """
     command = ["python", "run_groot_torchtrt.py", "--config", str(path)]
     command += ["--fn_name", fn_name] if fn_name != "all" else []
-    table = list(_latencies(record))
     about = [
         f"Hardware: {_hardware(record)}. Another machine may choose otherwise: measure again there.",
         f"Engines:  {_engines(record)}",
@@ -103,7 +94,7 @@ def plan_text(plan: Plan, record: Record, path: Path, fn_name: str) -> str:
         f"  {shlex.join(command)}",
         "",
         *(line for text in about for line in textwrap.wrap(_one_line(text), 116, subsequent_indent=" " * 10)),
-        *table,
+        *_latencies(record),
     ]
     return "".join(f"# {_one_line(line)}".rstrip() + "\n" for line in header) + "".join(_body(plan))
 
@@ -147,7 +138,8 @@ def _latencies(record: Record) -> Iterator[str]:
     rows = [["", *names, "chosen"]]
     for subject in dict.fromkeys(r.subject for r in entries):
         own = {r.name: p50(r.latency_ms) for r in entries if r.subject == subject}
-        rows.append([_shown(subject), *(own.get(name, "") for name in names), chosen.get(subject, "")])
+        shown = "whole request" if subject == REQUEST else subject
+        rows.append([shown, *(own.get(name, "") for name in names), chosen.get(subject, "")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *middle, last in rows:
         aligned = [cell.rjust(width) for cell, width in zip(middle, widths[1:], strict=False)]
@@ -159,10 +151,6 @@ def _latencies(record: Record) -> Iterator[str]:
             f"  The whole request with this plan, measured afterwards: {p50(whole.latency_ms)}; the original model in "
             f"PyTorch: {original}."
         )
-
-
-def _shown(subject: str) -> str:
-    return "whole request" if subject == REQUEST else subject
 
 
 def _body(plan: Plan) -> Iterator[str]:

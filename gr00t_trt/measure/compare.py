@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..backends.guarded import first_line
 from ..engines.cache import EngineCache
 from ..errors import Gr00tError
 from ..plans.backends import AUTO
 from ..plans.resolve import Resolved
-from ..plans.submodules import ResolvedSubmodule
 from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status
 from ..record.samples import Samples
 from .choose import beaten_by, leader, winner
 from .harness import Harness
-from .results import Part, Timed, Variant, total
+from .results import Part, Variant, total
 
 ORIGINAL = "original"
 """The name of the model as it was published among the whole requests of a comparison."""
@@ -79,26 +77,31 @@ class Comparison:
             place = f"{name} ({number} of {len(self.resolved.candidates)})"
             rivals = {backend: self._try(name, backend, place) for backend in backends}
             calls = {b: one.part.call for b, one in rivals.items() if one.part is not None and one.part.built.runs}
-            latencies: Mapping[str, Samples] = {}
             if calls:
                 self.harness.steps.step(f"{place}: timing {' against '.join(calls)}")
-                latencies = self.harness.interleaved(calls, self.resolved.plan.benchmark)
+            latencies = self.harness.interleaved(calls, self.resolved.plan.benchmark) if calls else {}
             tried[name] = _finished(rivals, latencies, Baseline.STAGE, "eager")
         return tried
 
     def _try(self, name: str, backend: str, place: str) -> Tried:
         own = replace(self.resolved[name], backend=backend)
         plan = self.resolved.plan
-        untried = Result(
-            "comparison", backend, name, Candidate(backend, own.precision, plan.optimizations, plan.loop),
-            self.harness.reference.base.workload,
-        )  # fmt: skip
+        candidate = Candidate(backend, own.precision, plan.optimizations, plan.loop)
+        untried = Result("comparison", backend, name, candidate, self.harness.reference.base.workload)
         if backend in self._unable and not self.resolved.settled(name):
             return Tried(replace(untried, status=Status.UNAVAILABLE, why=self._unable[backend]))
-        part = self._build(name, own, place)
-        if isinstance(part, str):
+        folder, label = self.resolved.engine_dir, f"{place}, {backend}"
+        folder = folder / backend if folder else None
+        try:
+            part = self.harness.build(name, own, plan.optimizations, engine_dir=folder, cache=self.cache, label=label)
+        except Exception as error:  # a compiler may fail in any way, and the other backends are not to blame
+            if self.resolved.settled(name):
+                raise
+            why = str(error).splitlines()[0] if isinstance(error, Gr00tError) else first_line(error)
+            part = None
+        if part is None:
             gc.collect()
-            return Tried(replace(untried, status=Status.FAILED, why=part))
+            return Tried(replace(untried, status=Status.FAILED, why=why))
         result = self.harness.part_result(part, "comparison")
         if part.built.runs or self.resolved.settled(name):
             return Tried(result, part)
@@ -107,23 +110,6 @@ class Comparison:
         del part
         gc.collect()  # graphs and modules hold each other, and an engine is large
         return Tried(result)
-
-    def _build(self, name: str, own: ResolvedSubmodule, place: str) -> Part | str:
-        """Build and check one submodule with one backend; or what went wrong."""
-        folder: Path | None = self.resolved.engine_dir
-        try:
-            return self.harness.build(
-                name,
-                own,
-                self.resolved.plan.optimizations,
-                engine_dir=folder / own.backend if folder else None,
-                cache=self.cache,
-                label=f"{place}, {own.backend}",
-            )
-        except Exception as error:  # a compiler may fail in any way, and the other backends are not to blame
-            if self.resolved.settled(name):
-                raise
-            return str(error).splitlines()[0] if isinstance(error, Gr00tError) else first_line(error)
 
     def requests(self, tried: Mapping[str, Rivals], assignments: Mapping[str, Assignment]) -> Rivals:
         """The whole request by each assignment that runs here, and by the original model.
@@ -152,11 +138,11 @@ class Comparison:
                 rivals[label] = Tried(replace(result, build=rivals[label].result.build, first_call_ms=None))
         finally:
             harness.restore()
-        timed = Timed({}, {})
+        latencies: Mapping[str, Samples] = {}
         if variants:
             harness.steps.step(f"whole request: timing {' against '.join(variants)}")
-            timed = harness.time(variants, base, plan.benchmark, split=False)
-        return _finished(rivals, timed.latencies, Baseline.ORIGINAL, ORIGINAL if ORIGINAL in variants else "eager")
+            latencies = harness.time(variants, base, plan.benchmark, split=False).latencies
+        return _finished(rivals, latencies, Baseline.ORIGINAL, ORIGINAL if ORIGINAL in variants else "eager")
 
     def _assembled(self, candidate: Candidate, own: Rivals) -> tuple[Tried, Variant | None]:
         """A whole request of these parts with their cost added up, and how to call it where it can run."""
@@ -179,7 +165,9 @@ class Comparison:
         wins.
         """
         candidates = self.resolved.candidates
-        mixed = {name: self._winner(name, rivals) for name, rivals in tried.items()}
+        # What the user chose stays; what no backend can run stays in eager PyTorch.
+        fastest = {name: winner(fit) if (fit := eligible(rivals)) else "eager" for name, rivals in tried.items()}
+        mixed = {name: candidates[name][0] if self.resolved.settled(name) else fastest[name] for name in tried}
         notes = []
         in_doubt = [name for name, own in tried.items() if len(eligible(own)) > 1 and not leader(eligible(own))]
         if in_doubt:
@@ -204,12 +192,6 @@ class Comparison:
         why = f"the fastest backends of the submodules do not make the best request; {final} for all of them does"
         return Choice(assignments[final], requests, (*notes, ("backend auto", why)))
 
-    def _winner(self, name: str, rivals: Rivals) -> str:
-        if self.resolved.settled(name):
-            return self.resolved.candidates[name][0]
-        latencies = eligible(rivals)
-        return winner(latencies) if latencies else "eager"
-
 
 def eligible(rivals: Rivals) -> dict[str, Samples]:
     """Latencies of those that run here and pass their gates."""
@@ -219,16 +201,12 @@ def eligible(rivals: Rivals) -> dict[str, Samples]:
 
 def _finished(rivals: Rivals, latencies: Mapping[str, Samples], baseline: Baseline, reference: str) -> Rivals:
     """The same with latencies, verdicts against the baseline and the best of the subject."""
-    out: Rivals = {}
-    for label, one in rivals.items():
-        own, base = latencies.get(label), latencies.get(reference)
-        if own is not None:
-            against = Against.of(baseline, base, own, label) if base and label != reference else None
-            result = replace(one.result, latency_ms=own, status=Status.MEASURED, against=against)
-            one = Tried(result, one.part)
-        out[label] = one
+    out, base = dict(rivals), latencies.get(reference)
+    for label, own in latencies.items():
+        against = Against.of(baseline, base, own, label) if base and label != reference else None
+        result = replace(out[label].result, latency_ms=own, status=Status.MEASURED, against=against)
+        out[label] = replace(out[label], result=result)
     best = leader(eligible(out))
-    return {
-        label: Tried(replace(one.result, best=label == best), one.part) if label in latencies else one
-        for label, one in out.items()
-    }
+    for label in latencies:
+        out[label] = replace(out[label], result=replace(out[label].result, best=label == best))
+    return out

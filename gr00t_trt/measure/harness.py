@@ -68,15 +68,12 @@ class Harness:
         self.device = self.plain.device
         self.action_gate = resolve_action_gate(plan)
         self._expected, self._recordings = dict(reference.actions), dict(reference.recordings)
-        self._uncast = all(row == "fp32" for row in self._precisions())
+        own = (settings.precision for settings in plan.submodules.values())
+        self._uncast = {plan.precision, *own} <= {"fp32", None}
         self._models: dict[tuple[str, ...], Model] = {(): self.plain}
         self._captured: WeakKeyDictionary[RequestGraphs, set[Workload]] = WeakKeyDictionary()
         set_precision(self.plain, plan)
         self.original = Variant(Candidate(precision=plan.precision), self.plain, dict(self.plain.stages))
-
-    def _precisions(self) -> set[str]:
-        own = {settings.precision for settings in self.plan.submodules.values() if settings.precision}
-        return {self.plan.precision, *own}
 
     def expected(self, request: Request) -> Tensor:
         """The reference's actions; of a model that stays in fp32, worked out when they are asked for."""
@@ -153,11 +150,8 @@ class Harness:
 
     def graphed(self, variant: Variant) -> Variant:
         """The same, every request replayed as one CUDA graph. Raises: BackendError where that is impossible."""
-        graphs = request_graphs(
-            variant.model,
-            {name: part.resolved.backend for name, part in variant.parts.items()},
-            tolerance=graph_tolerance(self.plan),
-        )
+        backends = {name: part.resolved.backend for name, part in variant.parts.items()}
+        graphs = request_graphs(variant.model, backends, tolerance=graph_tolerance(self.plan))
         return replace(variant, candidate=replace(variant.candidate, graph=True), graphs=graphs)
 
     def captured(self, variant: Variant) -> Variant:
@@ -188,21 +182,16 @@ class Harness:
                 actions in numpy.
         """
         self.install(variant, request.workload)
-        if of == REQUEST:
+        resident = None if of == REQUEST else request.resident(variant.model)
 
-            def whole() -> Any:
-                self.install(variant, request.workload)
-                self.policy.model = variant.model
-                return self.policy.get_action(request.observation, noise=request.noise)
-
-            return whole
-        resident = request.resident(variant.model)
-
-        def alone() -> Tensor:
+        def call() -> Any:
             self.install(variant, request.workload)
-            return variant.model.get_action(resident, noise=request.noise)["action_pred"]
+            if resident is not None:
+                return variant.model.get_action(resident, noise=request.noise)["action_pred"]
+            self.policy.model = variant.model
+            return self.policy.get_action(request.observation, noise=request.noise)
 
-        return alone
+        return call
 
     def capture(self, variant: Variant, request: Request) -> None:
         """Capture requests of this workload, unless that was done. Raises: BackendError saying why it cannot be."""
@@ -278,14 +267,7 @@ class Harness:
     @torch.no_grad()
     def interleaved(self, calls: Calls, options: BenchmarkOptions) -> dict[str, Samples]:
         """Latencies by name, taken in turn as the options say."""
-        return measure_alternating(
-            calls,
-            timer=options.timer,
-            warmup=options.warmup,
-            iterations=options.iterations,
-            max_seconds=options.max_seconds,
-            device=self.device,
-        )
+        return measure_alternating(calls, **vars(options), device=self.device)
 
     def part_result(self, part: Part, group: str = "run", latencies: Mapping[str, Samples] | None = None) -> Result:
         """What became of one submodule.
@@ -295,7 +277,6 @@ class Harness:
         """
         backend, latencies = part.resolved.backend, latencies or {}
         eager, own = latencies.get("eager"), latencies.get(backend)
-        timed = eager is not None and not part.is_baseline
         return Result(
             group,
             backend,
@@ -305,7 +286,7 @@ class Harness:
             Status.BUILT_NOT_RUN if not part.built.runs else Status.MEASURED if own else Status.CHECKED,
             build=build_of(part.built, part.target, part.peak_bytes),
             latency_ms=own,
-            against=Against.of(Baseline.STAGE, eager, own, backend) if timed and eager else None,
+            against=Against.of(Baseline.STAGE, eager, own, backend) if eager and not part.is_baseline else None,
             accuracy=part.agreement,
             gate=part.resolved.gate,
             passed=not part.failures,
@@ -356,14 +337,8 @@ def _marked(call: Callable[[], object], timer: StageTimer | None) -> Callable[[]
 
 def build_all(harness: Harness, resolved: Resolved, cache: EngineCache | None) -> dict[str, Part]:
     """Every compile target, built one after the other and held against the reference."""
-    parts = {}
-    for number, name in enumerate(resolved.names, 1):
-        parts[name] = harness.build(
-            name,
-            resolved[name],
-            resolved.plan.optimizations,
-            engine_dir=resolved.engine_dir,
-            cache=cache,
-            label=f"{name} ({number} of {len(resolved.names)})",
-        )
+    parts, names, optimizations = {}, resolved.names, resolved.plan.optimizations
+    for number, name in enumerate(names, 1):
+        label, folder = f"{name} ({number} of {len(names)})", resolved.engine_dir
+        parts[name] = harness.build(name, resolved[name], optimizations, engine_dir=folder, cache=cache, label=label)
     return parts

@@ -32,8 +32,6 @@ from .work import Counter
 from .workloads import Requests
 
 NOT_REACHED = "not reached: the run ended before"
-
-
 EPISODE_ROWS = 8
 
 
@@ -99,22 +97,10 @@ def _file_name(model_path: str, precision: str, device: torch.device) -> str:
 
 
 def _new_record(wanted: Wanted, device: torch.device, precision: str, rows: Sequence[Row]) -> Record:
-    work = Workload()
-    record = new_record(
-        wanted.command,
-        root=ROOT,
-        device=str(device),
-        plan=plan_to_mapping(Plan(precision=precision)),
-        model=ModelInfo(wanted.source.model_path),
-        inputs=Inputs(
-            work.views,
-            work.batch,
-            None,
-            work.steps,
-            wanted.seed,
-            f"{Path(str(wanted.source.dataset_path)).name}, episode 0",
-        ),
-    )
+    work, about = Workload(), f"{Path(str(wanted.source.dataset_path)).name}, episode 0"
+    inputs = Inputs(work.views, work.batch, None, work.steps, wanted.seed, about)
+    plan, model = plan_to_mapping(Plan(precision=precision)), ModelInfo(wanted.source.model_path)
+    record = new_record(wanted.command, root=ROOT, device=str(device), plan=plan, model=model, inputs=inputs)
     record.results = [replace(row.result(precision), why=NOT_REACHED) for row in rows]
     if device.type == "cpu":
         record.skip(

@@ -92,15 +92,8 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from ..report.terminal import render
     from . import job
 
-    wanted = job.Wanted(
-        Path(args.folder),
-        budget_s,
-        Source.of(args),
-        args.device,
-        precision,
-        args.seed,
-        f"gr00t-trt measure {shlex.join(argv)}",
-    )
+    command = f"gr00t-trt measure {shlex.join(argv)}"
+    wanted = job.Wanted(Path(args.folder), budget_s, Source.of(args), args.device, precision, args.seed, command)
     # Compilers print, and what reads our stdout expects a path there.
     with contextlib.redirect_stdout(sys.stderr):
         record, path = job.run(wanted, console)

@@ -46,7 +46,6 @@ def take_reference(
     """Run requests in eager fp32, and keep what every stage was given and gave.
 
     Args:
-        policy: In fp32, nothing compiled.
         optimizations: Sets whose stages will be compiled; none is the plain model.
         further: Requests besides the base whose actions will be needed.
     """
@@ -74,7 +73,5 @@ def _recording(plain: Model, base: Request, names: tuple[str, ...], steps: Steps
     if names:
         steps.step("restructuring the model and recording its stages")
     plain.denoising_steps = base.workload.steps
-    recording: Recording
     with full_fp32():
-        recording, _ = plain.architecture.restructured(plain, names).record(base.inputs, base.noise)
-    return recording
+        return plain.architecture.restructured(plain, names).record(base.inputs, base.noise)[0]

@@ -48,13 +48,11 @@ class Part:
 
     def eager(self) -> Tensor:
         """The baseline `stage`: the same stage in eager PyTorch, on the recorded inputs."""
-        result: Tensor = self.target.module(*self.target.inputs)
-        return result
+        return self.target.module(*self.target.inputs)
 
     def call(self) -> Tensor:
         """What was built, on the recorded inputs."""
-        result: Tensor = self.built.call(*self.target.inputs)
-        return result
+        return self.built.call(*self.target.inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +160,9 @@ def total(builds: Sequence[Build]) -> Build:
 
 
 def stage_times(timed: Timed, name: str) -> list[StageTime]:
-    """Where a request of a variant spends its time, beside the original's; what lies between stages last.
+    """Where a request of the variant `name` spends its time, beside the original's; what lies between stages last.
 
-    Args:
-        name: Of the variant; ``original`` alone where it cannot run.
+    For one that cannot run, `name` is ``original``, and nothing stands beside it.
     """
     by_stage: dict[str, dict[str, StageRow]] = {}
     for label, rows in timed.stages.items():
@@ -176,19 +173,12 @@ def stage_times(timed: Timed, name: str) -> list[StageTime]:
             by_stage[last] = by_stage.pop(last)
     out = []
     for stage, by_name in by_stage.items():
-        own, original = by_name.get(name), by_name.get("original") if name != "original" else None
         # The restructured model has no backbone stage around its towers: where both models have a stage, its place
         # is the variant's, whose shares are shown.
-        one = own or by_name["original"]
-        out.append(
-            StageTime(
-                stage,
-                one.within,
-                one.calls_per_request,
-                own.latency_ms if own else None,
-                original.latency_ms if original else None,
-            )
-        )
+        one = by_name.get(name) or by_name["original"]
+        latencies = {label: row.latency_ms for label, row in by_name.items()}
+        own, original = latencies.pop(name, None), latencies.get("original")
+        out.append(StageTime(stage, one.within, one.calls_per_request, own, original))
     return out
 
 

@@ -113,10 +113,7 @@ class Trace:
         if not all(product.half for product in self.products):
             return None
         return 1e3 * sum(
-            max(
-                product.flops / device.arithmetic,
-                (product.weight_bytes + product.activation_bytes) / device.bandwidth,
-            )
+            max(product.flops / device.arithmetic, (product.weight_bytes + product.activation_bytes) / device.bandwidth)
             for product in self.products
         )
 

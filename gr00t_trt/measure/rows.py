@@ -13,7 +13,6 @@ from ..record.result import Candidate, Result, Workload
 ALL = tuple(OPTIMIZATIONS)
 CALLS_OF_PERCENTILES = 1000
 
-
 BASE = Workload()
 """What the released demonstrations need."""
 
@@ -69,9 +68,8 @@ def _waterfall(of: str, calls: int, priority: int) -> list[Row]:
     # Timed in turn with the last row, and so taken after it for nothing.
     rows = [Row("waterfall", "eager PyTorch", PLAIN, 1, of, calls=calls)]
     for count, name in enumerate(ALL, 1):
-        done = count == len(ALL)
-        candidate = Candidate(optimizations=ALL[:count])
-        rows.append(Row("waterfall", f"+ {name}", candidate, 0 if done else priority, of, calls=calls))
+        candidate, first = Candidate(optimizations=ALL[:count]), count == len(ALL)
+        rows.append(Row("waterfall", f"+ {name}", candidate, 0 if first else priority, of, calls=calls))
     return rows
 
 

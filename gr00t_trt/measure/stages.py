@@ -133,9 +133,7 @@ class StageTimer:
             return []
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        order: dict[tuple[str, str | None], None] = {}
-        for request in requests:
-            order.update(dict.fromkeys((name, within) for name, within, _, _ in request.calls))
+        order = dict.fromkeys((name, within) for request in requests for name, within, _, _ in request.calls)
         totals = [self._elapsed(request.start, request.end) for request in requests]
         rest = list(totals)
         rows = []

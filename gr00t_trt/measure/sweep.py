@@ -115,7 +115,8 @@ class Sweep:
         timed = self._run(row, variant)
         name = "original" if row.candidate == PLAIN else row.name
         original, own = timed.latencies.get("original"), timed.latencies[name]
-        built = [f"{len(variant.parts)} submodules built in {_build_s(variant):.1f} s"] if variant.parts else []
+        build_s = sum(part.built.build_s for part in variant.parts.values())
+        built = [f"{len(variant.parts)} submodules built in {build_s:.1f} s"] if variant.parts else []
         return replace(
             self._measured(row, own, original if name != "original" else None),
             stages_ms=medians(timed.stages.get(name, ())),
@@ -140,14 +141,15 @@ class Sweep:
         variants = {} if row.alone else {"original": self._harness.original}
         if row.candidate != PLAIN:
             variants[row.name] = variant
-        calls, warmup = self._rounds(row)
-        timer = "cuda_event" if self._harness.device.type == "cuda" and row.of != REQUEST else "python_timer"
-        options = BenchmarkOptions(timer, calls, warmup, math.inf)
-        timed = self._harness.time(
-            variants, self._requests.get(row.workload), options, of=row.of, split_calls=min(calls, SPLIT_CALLS)
-        )
+        options, request = self._options(row), self._requests.get(row.workload)
+        split_calls = min(options.iterations or SPLIT_CALLS, SPLIT_CALLS)
+        timed = self._harness.time(variants, request, options, of=row.of, split_calls=split_calls)
         self._timed[row.of, row.candidate, row.workload] = timed
         return timed
+
+    def _options(self, row: Row) -> BenchmarkOptions:
+        timer = "cuda_event" if self._harness.device.type == "cuda" and row.of != REQUEST else "python_timer"
+        return BenchmarkOptions(timer, *self._rounds(row), math.inf)
 
     def _beside(self, row: Row) -> Timed | None:
         """The first run of the same calls, of whatever candidate: the original was timed interleaved with it."""
@@ -178,10 +180,7 @@ class Sweep:
         )
 
     def _submodule(self, row: Row, part: Part) -> Result:
-        calls, warmup = self._rounds(row)
-        timer = "cuda_event" if self._harness.device.type == "cuda" else "python_timer"
-        options = BenchmarkOptions(timer, calls, warmup, math.inf)
-        taken = self._harness.interleaved({"eager": part.eager, row.name: part.call}, options)
+        taken = self._harness.interleaved({"eager": part.eager, row.name: part.call}, self._options(row))
         return replace(
             self._measured(row, taken[row.name], taken["eager"], Baseline.STAGE),
             accuracy=part.agreement,
@@ -194,16 +193,11 @@ class Sweep:
         steps = self._counter.operators_per_step(row.candidate.optimizations) if per_step else None
         found = kernels(self._harness.call(variant, self._requests.get(row.workload)))
         self._harness.restore()
-        return Work(
-            counted.flops / 1e9,
-            counted.bytes,
-            counted.weight_bytes,
-            counted.operators,
-            steps,
-            None if found is None else sum(kernel.launches for kernel in found),
-            None if found is None else sum(kernel.ms for kernel in found),
-            None if found is None else tuple(found[:BUSIEST]),
-        )
+        work = Work(counted.flops / 1e9, counted.bytes, counted.weight_bytes, counted.operators, steps)
+        if found is None:
+            return work
+        launches, spent_ms = sum(kernel.launches for kernel in found), sum(kernel.ms for kernel in found)
+        return replace(work, kernels=launches, kernel_ms=spent_ms, busiest_kernels=tuple(found[:BUSIEST]))
 
     def _roofline(self, row: Row, own: Samples) -> Roofline | None:
         if self._ceilings is None:
@@ -238,15 +232,12 @@ class Sweep:
             raise BackendError(f"{candidate.backend}: {found.reason}")
         plan = Plan(candidate.backend, precision, optimizations=candidate.optimizations, loop=candidate.loop)
         length = harness.reference.base.length
+        ranges = Ranges() if candidate.dynamic else Ranges((1, 1), (1, 1), (length, length))
         parts = {}
         for name in select("all", plan):
+            own, label = resolve_submodule(plan, name), f"{candidate.backend} {candidate.mode or ''}: building {name}"
             parts[name] = part = harness.build(
-                name,
-                resolve_submodule(plan, name),
-                candidate.optimizations,
-                ranges=Ranges() if candidate.dynamic else Ranges((1, 1), (1, 1), (length, length)),
-                backend=backend,
-                label=f"{candidate.backend} {candidate.mode or ''}: building {name}",
+                name, own, candidate.optimizations, ranges=ranges, backend=backend, label=label
             )
             if not part.built.runs:
                 raise BackendError(f"{name}: {candidate.backend} engines cannot run on this machine")
@@ -276,8 +267,8 @@ class Sweep:
         work = row.workload
         original = self._call_s * work.batch * (1 + 0.75 * (work.views - 1)) * (0.65 + 0.35 * work.steps / 4)
         timed = self._timed.get(("model", row.candidate, work))
-        seen = [latency.p50 / 1e3 for name, latency in (timed.latencies if timed else {}).items() if name != "original"]
-        own = seen[0] if seen else original
+        latencies = timed.latencies if timed else {}
+        own = next((latency.p50 / 1e3 for name, latency in latencies.items() if name != "original"), original)
         return own if row.alone else original + own
 
     def _rounds(self, row: Row) -> tuple[int, int]:
@@ -302,10 +293,6 @@ class Sweep:
         head = config.action_head
         depths = (head.diffusion.num_layers, head.vl_self_attention.num_layers, config.backbone.select_layer)
         return int(config.eagle.vision.num_hidden_layers + sum(depths))
-
-
-def _build_s(variant: Variant) -> float:
-    return sum(part.built.build_s for part in variant.parts.values())
 
 
 def typical_seconds(call: Callable[[], object], wait: Callable[[], None], *, slow_s: float = 1.0) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -50,10 +51,8 @@ def measure_alternating(
         passes through.
     """
     if (iterations is not None and iterations < 1) or warmup < 0:
-        raise PlanError(
-            f"benchmark: {iterations} iterations after {warmup} warm-ups",
-            known="at least 1 iteration, 0 warm-ups or more",
-        )
+        what = f"benchmark: {iterations} iterations after {warmup} warm-ups"
+        raise PlanError(what, known="at least 1 iteration, 0 warm-ups or more")
     used, note = resolve_timer(timer, str(device))
     device = torch.device(device)
     began = time.perf_counter()
@@ -91,12 +90,8 @@ def _precise(taken: Mapping[str, list[float]]) -> bool:
 
 def _with_events(fns: Calls, iterations: int, device: torch.device, deadline: float) -> dict[str, list[float]]:
     with torch.cuda.device(device):
-        pairs = {
-            name: [
-                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(iterations)
-            ]
-            for name in fns
-        }
+        event = partial(torch.cuda.Event, enable_timing=True)
+        pairs = {name: [(event(), event()) for _ in range(iterations)] for name in fns}
         torch.cuda.synchronize(device)
         rounds = 0
         while rounds < iterations and (rounds == 0 or time.perf_counter() < deadline):

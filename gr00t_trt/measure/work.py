@@ -63,14 +63,12 @@ class Counter:
         # Spawned: a process that has used CUDA cannot be forked.
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
         try:
-            traces: dict[Counted, Future[Trace]] = {
-                question: pool.submit(_traced, self._config, self._dtype, question, self._inputs(question.work))
-                for question in questions
-            }
-            steps: dict[tuple[str, ...], Future[int]] = {
-                names: pool.submit(_operators_per_step, self._config, names, self._inputs(Workload()))
-                for names in optimizations
-            }
+            traces: dict[Counted, Future[Trace]] = {}
+            steps: dict[tuple[str, ...], Future[int]] = {}
+            for asked in questions:
+                traces[asked] = pool.submit(_traced, self._config, self._dtype, asked, self._inputs(asked.work))
+            for names in optimizations:
+                steps[names] = pool.submit(_operators_per_step, self._config, names, self._inputs(Workload()))
             yield
             self._traces.update((question, future.result()) for question, future in traces.items())
             self._steps.update((names, future.result()) for names, future in steps.items())
@@ -114,10 +112,8 @@ def _traced(config: Gr00tConfig, dtype: torch.dtype, question: Counted, inputs: 
     model = plain.architecture.restructured(plain, question.optimizations)
     prepared = model.prepare(inputs)
     model.get_action(prepared, noise=noise)
-    return trace(
-        lambda: model.get_action(prepared, noise=noise),
-        (prepared.pixel_values, prepared.state, prepared.prompt.ids, noise),
-    )
+    given = (prepared.pixel_values, prepared.state, prepared.prompt.ids, noise)
+    return trace(lambda: model.get_action(prepared, noise=noise), given)
 
 
 def _operators_per_step(config: Gr00tConfig, optimizations: tuple[str, ...], inputs: dict[str, Tensor]) -> int:

@@ -23,7 +23,6 @@ class Request:
     """One request, from the observation to what the model is given.
 
     Attributes:
-        observation: What a dataset or a robot sent.
         inputs: Model inputs, as the policy prepared them.
         noise: [B, T, action_dim] fp32 on the model's device.
         batched: The observation came as a batch.
@@ -83,7 +82,6 @@ class Requests:
     Args:
         policy: Prepares the inputs, and knows the action horizon.
         observations: Rows of one episode; the elements of a batch are taken in order, from the start again if needed.
-        seed: Of the noise.
     """
 
     def __init__(self, policy: ModelPolicy, observations: Sequence[Observation], seed: int):
@@ -91,7 +89,6 @@ class Requests:
         self._inputs: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def get(self, work: Workload) -> Request:
-        """The request of a workload."""
         noise = noise_of(self._policy.model, work.batch, self._seed)
         return Request(work, self.observation(work), self.inputs(work), noise, work.batch > 1)
 

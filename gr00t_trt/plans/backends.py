@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ class BackendRow:
     color: str
     moving_parts: int
     writes: Literal["engines", "ONNX files"] | None = None
-    honors: frozenset[str] = frozenset()
+    honors: tuple[str, ...] = ()
     distributions: tuple[str, ...] = ()
     executed_by: str | None = None
 
@@ -72,6 +73,7 @@ class BackendRow:
 
 _TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx")
 _ENGINE_OPTIONS = ("use_fp32_acc", "use_explicit_typing", "disable_tf32", "debug", "optimization_level")
+_FURTHER = ("use_cpp_runtime", "cpu_offload", "decompose_attention", "require_full_compilation", "compute_capabilities")
 
 BACKENDS: dict[str, BackendRow] = {
     row.name: row
@@ -85,7 +87,7 @@ BACKENDS: dict[str, BackendRow] = {
             "#CC79A7",
             moving_parts=2,
             writes="ONNX files",
-            honors=frozenset({"use_fp32_acc", "disable_tf32", "debug", "optimization_level"}),
+            honors=("use_fp32_acc", "disable_tf32", "debug", "optimization_level"),
             distributions=("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
         ),
         BackendRow(
@@ -95,16 +97,7 @@ BACKENDS: dict[str, BackendRow] = {
             "#009E73",
             moving_parts=4,
             writes="engines",
-            honors=frozenset(
-                {
-                    *_ENGINE_OPTIONS,
-                    "use_cpp_runtime",
-                    "cpu_offload",
-                    "decompose_attention",
-                    "require_full_compilation",
-                    "compute_capabilities",
-                }
-            ),
+            honors=(*_ENGINE_OPTIONS, *_FURTHER),
             distributions=("torch-tensorrt", "torch-tensorrt-rtx", *_TENSORRT),
             executed_by="the compiler's own graph, executed in PyTorch",
         ),
@@ -115,7 +108,7 @@ BACKENDS: dict[str, BackendRow] = {
             "#0072B2",
             moving_parts=3,
             writes="engines",
-            honors=frozenset({*_ENGINE_OPTIONS, "compute_capabilities", "trt_engine_path"}),
+            honors=(*_ENGINE_OPTIONS, "compute_capabilities", "trt_engine_path"),
             distributions=("onnx", "onnxscript", *_TENSORRT),
             executed_by="the exported graph, run by ONNX Runtime",
         ),
@@ -145,10 +138,6 @@ def honoring(option: str) -> tuple[str, ...]:
     return tuple(row.name for row in BACKENDS.values() if option in row.honors)
 
 
-def moving_parts(name: str) -> int:
+def moving_parts(name: str) -> float:
     """For ranking by simplicity; what is no backend comes last."""
-    return (
-        BACKENDS[name].moving_parts
-        if name in BACKENDS
-        else len(BACKENDS) + max(r.moving_parts for r in BACKENDS.values())
-    )
+    return BACKENDS[name].moving_parts if name in BACKENDS else math.inf

@@ -137,13 +137,16 @@ def size_range(lowest: int, highest: int) -> Check:
     return check
 
 
-def compute_capabilities(value: object, at: str) -> tuple[str, ...]:
+def _list(value: object, at: str, known: str) -> list[tuple[str, Any]]:
+    """Where each item of a list stands, and the item. Raises: PlanError for anything else."""
     if not isinstance(value, (list, tuple)):
-        raise PlanError(
-            f"{at}: {shown(value)} is not a list", known='a list of quoted versions, such as ["8.9", "12.0"]'
-        )
-    for i, item in enumerate(value):
-        here = f"{at}[{i}]"
+        raise PlanError(f"{at}: {shown(value)} is not a list", known=known)
+    return [(f"{at}[{i}]", item) for i, item in enumerate(value)]
+
+
+def compute_capabilities(value: object, at: str) -> tuple[str, ...]:
+    out: list[str] = []
+    for here, item in _list(value, at, 'a list of quoted versions, such as ["8.9", "12.0"]'):
         if not isinstance(item, str):
             raise PlanError(
                 f"{here}: {shown(item)} is not text", known=COMPUTE_CAPABILITIES, fix=f'put it in quotes: "{item}"'
@@ -154,17 +157,17 @@ def compute_capabilities(value: object, at: str) -> tuple[str, ...]:
                 known=COMPUTE_CAPABILITIES,
                 fix="leave the list empty and build on that GPU itself",
             )
-        if item in value[:i]:
+        if item in out:
             raise PlanError(f"{here}: {item!r} is listed twice")
-    return tuple(value)
+        out.append(item)
+    return tuple(out)
 
 
 def lengths(value: object, at: str) -> tuple[int, ...]:
     """Prompt lengths in tokens, each once, in rising order."""
-    if not isinstance(value, (list, tuple)):
-        raise PlanError(f"{at}: {shown(value)} is not a list", known="a list of prompt lengths, such as [294, 300]")
     one = integer(1, ARCHITECTURE.longest_prompt)
-    return tuple(sorted({one(item, f"{at}[{i}]") for i, item in enumerate(value)}))
+    items = _list(value, at, "a list of prompt lengths, such as [294, 300]")
+    return tuple(sorted({one(item, here) for here, item in items}))
 
 
 def optimizations(value: object, at: str) -> tuple[str, ...]:
@@ -201,18 +204,24 @@ def section(value: object, at: str, schema: Mapping[str, Check]) -> dict[str, An
 
     Raises: PlanError for a value that is no mapping, for an unknown key, and whatever the keys' checkers raise.
     """
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise PlanError(f"{at}: {shown(value)} is not a mapping", known=schema)
     out = {}
-    for key, item in value.items():
+    for key, item in _mapping(value, at, schema).items():
         here = join(at, key)
         if key not in schema:
-            close = nearest(str(key), schema)
-            raise PlanError(f"{here}: no such key", known=schema, fix=f"did you mean {close}?" if close else None)
+            raise _no_such("key", here, key, schema)
         out[key] = schema[key](item, here)
     return out
+
+
+def _mapping(value: object, at: str, known: Iterable[str]) -> Mapping[Any, object]:
+    if not isinstance(value, (Mapping, type(None))):
+        raise PlanError(f"{at}: {shown(value)} is not a mapping", known=known)
+    return value or {}
+
+
+def _no_such(what: str, here: str, key: object, known: Iterable[str]) -> PlanError:
+    close = nearest(str(key), known)
+    return PlanError(f"{here}: no such {what}", known=known, fix=f"did you mean {close}?" if close else None)
 
 
 def join(at: str, key: object) -> str:
@@ -241,21 +250,15 @@ SUBMODULE: Mapping[str, Check] = {
 
 
 def submodules(value: object, at: str) -> dict[str, SubmodulePlan]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise PlanError(f"{at}: {shown(value)} is not a mapping", known=SUBMODULES)
     out = {}
-    for key, item in value.items():
+    for key, item in _mapping(value, at, SUBMODULES).items():
         here = join(at, key)
         if key in GROUPS:
             raise PlanError(
                 f"{here}: a group, not a submodule", known=SUBMODULES, fix="name its members: " + ", ".join(GROUPS[key])
             )
         if key not in SUBMODULES:
-            close = nearest(str(key), SUBMODULES)
-            fix = f"did you mean {close}?" if close else None
-            raise PlanError(f"{here}: no such submodule", known=SUBMODULES, fix=fix)
+            raise _no_such("submodule", here, key, SUBMODULES)
         out[key] = SubmodulePlan(**section(item, here, SUBMODULE))
     return out
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from ..errors import PlanError
 from .backends import AUTO, honoring
 from .precisions import Gate
@@ -93,9 +91,9 @@ def plan_warnings(plan: Plan) -> list[str]:
     precisions = {r.precision for r in engines}
     out = [f"{key}: {ARCHITECTURE.plain_only[key]}: the plain model is used instead" for key in needs_plain]
     default = BuildOptions()
-    for key in (option.name for option in fields(BuildOptions)):
+    for key, value in vars(plan.build).items():
         users = honoring(key)
-        if getattr(plan.build, key) != getattr(default, key) and not backends & {*users, AUTO}:
+        if value != getattr(default, key) and not backends & {*users, AUTO}:
             out.append(f"build.{key} has no effect: no submodule uses {' or '.join(users)}")
     if engines:
         if plan.build.use_fp32_acc and "fp16" not in precisions:
@@ -119,10 +117,10 @@ def plan_warnings(plan: Plan) -> list[str]:
         out.append("joint_backbone has no effect: the backbone stays in eager PyTorch")
     if plan.cuda_graph_lengths and plan.cuda_graph == "none":
         out.append("cuda_graph_lengths has no effect: cuda_graph is none")
-    if plan.ranges.length and plan.ranges.length[1] <= ARCHITECTURE.image_tokens * plan.ranges.views[1]:
-        needed = ARCHITECTURE.image_tokens * plan.ranges.views[1]
+    length, views = plan.ranges.length, plan.ranges.views[1]
+    if length and length[1] <= (needed := ARCHITECTURE.image_tokens * views):
         out.append(
-            f"ranges.length ends at {plan.ranges.length[1]} tokens, but {plan.ranges.views[1]} views of 224 x 224 "
-            f"take {needed} alone: requests with that many views will be refused"
+            f"ranges.length ends at {length[1]} tokens, but {views} views of 224 x 224 take {needed} alone: requests "
+            "with that many views will be refused"
         )
     return out

@@ -50,46 +50,23 @@ class PrecisionRow:
 
 
 _NOT_YET = "quantisation is not available yet"
-_NO_GATE = Gate()
 
-PRECISIONS: dict[str, PrecisionRow] = {
-    row.name: row
-    for row in (
-        # A replay runs the same kernels on the same numbers and gives the same bits; a library that chooses another
-        # kernel while capturing may round differently.
-        PrecisionRow(
-            "fp32",
-            "float32",
-            3,
-            Gate(cosine=0.99999, sqnr_db=45.0),
-            Gate(cosine=0.9999, sqnr_db=36.0),
-            graph_tolerance=1e-5,
-            spellings=("float32", "float"),
-        ),
-        PrecisionRow(
-            "fp16",
-            "float16",
-            2,
-            Gate(cosine=0.9995, sqnr_db=28.0),
-            Gate(cosine=0.999, sqnr_db=25.0),
-            graph_tolerance=2e-3,
-            spellings=("float16", "half"),
-        ),
-        PrecisionRow(
-            "bf16",
-            "bfloat16",
-            1,
-            Gate(cosine=0.995, sqnr_db=18.0),
-            Gate(cosine=0.995, sqnr_db=18.0),
-            graph_tolerance=2e-2,
-            spellings=("bfloat16",),
-        ),
-        *(
-            PrecisionRow(name, "bfloat16", 0, _NO_GATE, _NO_GATE, 2e-2, spellings, True, _NOT_YET)
-            for name, spellings in (("fp8", ("float8",)), ("int8", ()), ("nvfp4", ("fp4",)))
-        ),
-    )
-}
+
+def _gate(cosine: float, sqnr_db: float) -> Gate:
+    return Gate(cosine=cosine, sqnr_db=sqnr_db)
+
+
+_ROWS = (
+    # A replay runs the same kernels on the same numbers and gives the same bits; a library that chooses another kernel
+    # while capturing may round differently.
+    PrecisionRow("fp32", "float32", 3, _gate(0.99999, 45.0), _gate(0.9999, 36.0), 1e-5, ("float32", "float")),
+    PrecisionRow("fp16", "float16", 2, _gate(0.9995, 28.0), _gate(0.999, 25.0), 2e-3, ("float16", "half")),
+    PrecisionRow("bf16", "bfloat16", 1, _gate(0.995, 18.0), _gate(0.995, 18.0), 2e-2, ("bfloat16",)),
+    PrecisionRow("fp8", "bfloat16", 0, Gate(), Gate(), 2e-2, ("float8",), True, _NOT_YET),
+    PrecisionRow("int8", "bfloat16", 0, Gate(), Gate(), 2e-2, (), True, _NOT_YET),
+    PrecisionRow("nvfp4", "bfloat16", 0, Gate(), Gate(), 2e-2, ("fp4",), True, _NOT_YET),
+)
+PRECISIONS = {row.name: row for row in _ROWS}
 """Name -> row.
 
 Cosine does not see a wrong scale, so each gate also bounds the signal-to-noise ratio. For an error without a preferred

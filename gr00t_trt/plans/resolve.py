@@ -13,9 +13,8 @@ from pathlib import Path
 from ..errors import BackendError, PlanError, unknown
 from .backends import AUTO, BACKENDS, Availability, get_backend
 from .conflicts import plan_warnings
-from .precisions import Gate
 from .schema import TIMERS, Plan
-from .submodules import ResolvedSubmodule, resolve_action_gate, resolve_submodule, select
+from .submodules import ResolvedSubmodule, resolve_submodule, select
 
 Note = tuple[str, str]
 """What it is about, and what the user should know of it."""
@@ -68,10 +67,6 @@ class Resolved:
         """The same, with what a program has to say besides, said first."""
         return replace(self, notes=(*notes, *self.notes))
 
-    @property
-    def action_gate(self) -> Gate:
-        return resolve_action_gate(self.plan)
-
 
 def resolve(
     plan: Plan,
@@ -121,15 +116,8 @@ def resolve(
         why_not = f"nothing is written: only the {', '.join(writers)} backends write files"
         notes.append((f"--engine_dir {engine_dir}", why_not))
         engine_dir = None
-    return Resolved(
-        plan,
-        names,
-        candidates,
-        {backend: seen.reason for backend, seen in found.items() if not seen.installed},
-        bool(compare),
-        engine_dir,
-        tuple(dict.fromkeys(notes)),
-    )
+    unavailable = {backend: seen.reason for backend, seen in found.items() if not seen.installed}
+    return Resolved(plan, names, candidates, unavailable, bool(compare), engine_dir, tuple(dict.fromkeys(notes)))
 
 
 def _settle_backends(plan: Plan, names: list[str], machine: Machine, chosen: bool, notes: list[Note]) -> Plan:

@@ -83,12 +83,8 @@ def resolve_submodule(plan: Plan, submodule: str) -> ResolvedSubmodule:
     build = plan.build
     if own.decompose_attention is not None:
         build = replace(build, decompose_attention=own.decompose_attention)
-    return ResolvedSubmodule(
-        backend=own.backend or plan.backend,
-        precision=precision,
-        build=build,
-        gate=_first_set(own.gate or Gate(), plan.gate, least.gate),
-    )
+    gate = _first_set(own.gate or Gate(), plan.gate, least.gate)
+    return ResolvedSubmodule(own.backend or plan.backend, precision, build, gate)
 
 
 def resolve_action_gate(plan: Plan) -> Gate:

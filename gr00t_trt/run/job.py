@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ..common.devices import side_stream
-from ..common.progress import Steps, progress
+from ..common.progress import progress
 from ..deploy.deploy import capture, note_padding
 from ..engines.cache import open_cache
 from ..engines.files import prepare_engine_dir
@@ -21,10 +21,9 @@ from ..measure.harness import Harness, build_all
 from ..measure.memory import GpuMeter, MemoryMeter
 from ..measure.reference import take_reference
 from ..measure.results import Part, Timed, Variant, candidate_of, stage_times
-from ..measure.workloads import Request, one_request
+from ..measure.workloads import one_request
 from ..plans.load import plan_to_mapping
 from ..plans.resolve import Resolved
-from ..policy.policy import ModelPolicy
 from ..policy.source import Source, load_source
 from ..record.environment import ROOT
 from ..record.result import Result
@@ -60,18 +59,15 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
     with memory, gpu, progress(console) as steps, side_stream(device):
         source = replace(job.source, denoising_steps=resolved.plan.denoising_steps)
         policy, observation = load_source(source, device, steps)
-        plan = plan_to_mapping(resolved.plan)
-        record = new_record(
-            job.command,
-            root=ROOT,
-            device=str(device),
-            plan={**plan, **({"backend": None} if resolved.comparing else {})},
-            plan_path=job.plan_path,
-            model=ModelInfo(source.model_path, asdict(policy.model.config)),
-        )
+        plan, model = plan_to_mapping(resolved.plan), ModelInfo(source.model_path, asdict(policy.model.config))
+        if resolved.comparing:
+            plan["backend"] = None
+        record = new_record(job.command, root=ROOT, device=str(device), plan=plan, plan_path=job.plan_path, model=model)
         record.skip_all(resolved.notes)
-        harness = start(policy, one_request(policy, observation, job.seed), resolved, steps)
-        record.inputs = replace(harness.reference.base.described(job.seed), dataset=source.about)
+        request = one_request(policy, observation, job.seed)
+        reference = take_reference(policy, request, [resolved.plan.optimizations], steps)
+        harness = Harness(reference, resolved.plan, steps)
+        record.inputs = replace(request.described(job.seed), dataset=source.about)
         if resolved.comparing:
             _compare(harness, resolved, record)
         else:
@@ -81,12 +77,6 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
     record.wall_s = time.monotonic() - began
     record.exit_reason = "gate failed" if record.failures else "done"
     return record
-
-
-def start(policy: ModelPolicy, request: Request, resolved: Resolved, steps: Steps) -> Harness:
-    """The reference of one request, and the harness that everything else is done with."""
-    reference = take_reference(policy, request, [resolved.plan.optimizations], steps)
-    return Harness(reference, resolved.plan, steps)
 
 
 def _compare(harness: Harness, resolved: Resolved, record: Record) -> None:
@@ -113,9 +103,7 @@ def _carry_out(harness: Harness, resolved: Resolved, job: Job, record: Record) -
             part = tried[name][backend].part
             assert part is not None  # what cannot run is never chosen, and what the user chose is kept
             parts[name] = part
-            eager, own = tried[name].get("eager"), tried[name][backend].result.latency_ms
-            latencies = {"eager": eager.result.latency_ms if eager else None, backend: own}
-            known = {label: latency for label, latency in latencies.items() if latency is not None}
+            known = {label: one.result.latency_ms for label, one in tried[name].items() if one.result.latency_ms}
             timed_before[name] = harness.part_result(part, latencies=known)
         resolved = replace(resolved, plan=with_choice(resolved.plan, choice.assignment))
         record.plan = plan_to_mapping(resolved.plan)
@@ -127,10 +115,8 @@ def _carry_out(harness: Harness, resolved: Resolved, job: Job, record: Record) -
     harness.steps.step("comparing the actions with eager fp32")
     base = harness.reference.base
     checked = harness.check(variant, base)
-    policy, expected = harness.policy, harness.expected(base)
-    record.per_key = compare_each(
-        policy.postprocess(checked.actions, batched=base.batched), policy.postprocess(expected, batched=base.batched)
-    )
+    actions = (harness.policy.postprocess(x, batched=base.batched) for x in (checked.actions, harness.expected(base)))
+    record.per_key = compare_each(*actions)
     variant = capture(harness, resolved, variant, record)
     record.results += [timed_before.get(name) or _timed(harness, part) for name, part in parts.items()]
     name = _name(variant)
@@ -165,11 +151,10 @@ def _timed(harness: Harness, part: Part) -> Result:
 
 def _time_requests(harness: Harness, resolved: Resolved, variant: Variant, record: Record) -> Timed:
     """The whole request, observation to actions, and where its time goes; original and variant interleaved."""
-    variants: dict[str, Variant] = {}
-    if not any(offloaded(part) for part in variant.parts.values()):
-        variants["original"] = harness.original
-    else:
+    variants = {"original": harness.original}
+    if any(offloaded(part) for part in variant.parts.values()):
         record.skip("the original's latency", "cpu_offload moved the PyTorch weights off the GPU")
+        variants.clear()
     changed = variant.candidate.optimizations or any(not part.is_baseline for part in variant.parts.values())
     if variant.runs and changed:
         variants[_name(variant)] = variant

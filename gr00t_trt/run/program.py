@@ -70,7 +70,12 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         argument_default=None,
     )
-    _what_runs(p.add_argument_group("what runs"))
+    source_flags(
+        p.add_argument_group("what runs"),
+        *("model_path", "dataset_path", "data_config", "embodiment_tag", "episode", "step", "frame_lookup"),
+        *("tokenizer", "bracketed_instruction", "denoising_steps", "seed", "device"),
+        dataset_path="./demo_data/robot_sim.PickNPlace",
+    )
     _what_is_compiled(p.add_argument_group("what is compiled"))
 
     g = p.add_argument_group("precision and compiler")
@@ -102,15 +107,6 @@ def parser() -> argparse.ArgumentParser:
         help="attention is always torch's scaled_dot_product_attention, which picks its own kernel",
     )
     return p
-
-
-def _what_runs(g: Any) -> None:
-    source_flags(
-        g,
-        *("model_path", "dataset_path", "data_config", "embodiment_tag", "episode", "step", "frame_lookup"),
-        *("tokenizer", "bracketed_instruction", "denoising_steps", "seed", "device"),
-        dataset_path="./demo_data/robot_sim.PickNPlace",
-    )
 
 
 def _what_is_compiled(g: Any) -> None:
@@ -203,10 +199,8 @@ def chosen_plan_path(args: argparse.Namespace, plan: Plan, compare: tuple[str, .
 
     if compare or not candidates_of(plan, select(args.fn_name, plan)):
         if args.write_plan is not None:
-            raise UsageError(
-                f"--write_plan {args.write_plan}: this run chooses no plan",
-                fix=f"add --backend {AUTO}, or leave it out",
-            )
+            what = f"--write_plan {args.write_plan}: this run chooses no plan"
+            raise UsageError(what, fix=f"add --backend {AUTO}, or leave it out")
         return None
     return Path(args.write_plan) if args.write_plan else default_plan_path(device, plan, args.fn_name)
 
@@ -222,12 +216,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Note]]:
     if args.attn_implementation is not None:
         if args.attn_implementation not in ATTENTION:
             raise unknown(UsageError, "--attn_implementation", args.attn_implementation, ATTENTION)
-        notes.append(
-            (
-                f"--attn_implementation {args.attn_implementation}",
-                "no effect: attention is torch's scaled_dot_product_attention everywhere, in the eager baseline too",
-            )
-        )
+        why = "no effect: attention is torch's scaled_dot_product_attention everywhere, in the eager baseline too"
+        notes.append((f"--attn_implementation {args.attn_implementation}", why))
     if args.eval:
         notes.append(("--eval", "adds nothing: every submodule is compared with eager fp32 on real inputs anyway"))
     for flag in ("episode", "step", "seed"):
@@ -272,22 +262,11 @@ def _main(argv: Sequence[str], console: Console) -> int:
     plan_path = chosen_plan_path(args, plan, compare, device)
     if plan_path is not None:
         prepare_file(plan_path, *PLAN_FILE)
-    resolved = resolve(
-        plan,
-        Machine(str(device)),
-        args.fn_name,
-        chosen=args.backend is not None or args.config is not None,
-        compare=compare,
-        engine_dir=Path(args.engine_dir) if args.engine_dir else None,
-    )
-    wanted = job.Job(
-        Source.of(args),
-        args.seed,
-        str(device),
-        args.engine_cache,
-        Path(args.config) if args.config else None,
-        shlex.join(["run_groot_torchtrt.py", *argv]),
-    )
+    config, engine_dir = (Path(path) if path else None for path in (args.config, args.engine_dir))
+    chosen, machine = args.backend is not None or args.config is not None, Machine(str(device))
+    resolved = resolve(plan, machine, args.fn_name, chosen=chosen, compare=compare, engine_dir=engine_dir)
+    command = shlex.join(["run_groot_torchtrt.py", *argv])
+    wanted = job.Job(Source.of(args), args.seed, str(device), args.engine_cache, config, command)
     # Compilers print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr):
         record = job.run(wanted, resolved.noted(*notes, *onnx_notes), console)
@@ -296,7 +275,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     if plan_path is not None and record.failures:
         console.print(f"{plan_path}: not written, for a plan that misses its gates is none to keep", style="red")
     elif plan_path is not None:
-        chosen = plan_from_mapping(record.plan, str(path))
-        write_whole(plan_text(chosen, record, plan_path, args.fn_name), plan_path, *PLAN_FILE)
+        text = plan_text(plan_from_mapping(record.plan, str(path)), record, plan_path, args.fn_name)
+        write_whole(text, plan_path, *PLAN_FILE)
         console.print(f"plan: {plan_path}", markup=False, highlight=False, soft_wrap=True)
     return 1 if record.failures else 0
