@@ -17,6 +17,7 @@ from typing import Any
 
 import service_table
 
+from gr00t_trt.record.schema import Record
 from gr00t_trt.report import markdown, png
 from gr00t_trt.report.views import Loaded, load
 
@@ -33,14 +34,13 @@ def main(argv: list[str]) -> int:
     paths = sorted((BENCH / "records").glob("*.json"))
     records = {one.name: one for one in load([str(path) for path in paths])}
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
+    measured = {name: one for name, one in records.items() if one.record.measured}
+    # Of the service, the longest load comes first.
+    longest = sorted(services, key=lambda name: -services[name]["load"]["seconds"])[:1]
     written = {
-        ROOT / "README.md": "\n\n".join(
-            [sections(front(records), "bench/records/", None), *served_sections(longest(services), "bench/service/")]
-        ),
-        BENCH / "README.md": "\n\n".join(
-            [sections(records, "records/", "plots/"), *served_sections(services, "service/")]
-        ),
-        BENCH / "LOG.md": markdown.log({name: one for name, one in records.items() if one.record.measured}, "records/"),
+        ROOT / "README.md": tables(front(records), {name: services[name] for name in longest}, "bench/", plots=False),
+        BENCH / "README.md": tables(records, services, "", plots=True),
+        BENCH / "LOG.md": markdown.log(measured, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]
     stale += draw(records, check)
@@ -56,38 +56,27 @@ def front(records: Records) -> Records:
     """
     of_gpus = any(one.record.on_gpu for one in records.values() if one.record.measured)
 
-    def shown(one: Loaded) -> bool:
-        record = one.record
+    def shown(record: Record) -> bool:
         if record.measured:
             return record.on_gpu or not of_gpus
         return bool(record.of("comparison")) or bool(record.request and record.request.latency_ms)
 
-    return {name: one for name, one in records.items() if shown(one)}
+    return {name: one for name, one in records.items() if shown(one.record)}
 
 
-def longest(services: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The service under the longest load."""
-    order = sorted(services, key=lambda name: -services[name]["load"]["seconds"])
-    return {name: services[name] for name in order[:1]}
-
-
-def sections(records: Records, links: str, pictures: str | None) -> str:
-    """One section per record.
+def tables(records: Records, services: Mapping[str, Any], bench: str, *, plots: bool) -> str:
+    """One section per record and per service.
 
     Args:
-        links: Where the records lie, seen from the file.
-        pictures: Where the plots lie; None for a file that shows the outcome alone.
+        bench: Where this folder lies, seen from the file.
+        plots: Whether to show the pictures; else the outcome alone.
     """
     out = []
     for name, one in records.items():
-        text = markdown.section(one, links, short=pictures is None)
-        shown = [f"![{kind} of {name}]({pictures}{name}-{kind}.png)" for kind in drawable(one)] if pictures else []
-        out.append("\n\n".join([text, *shown]))
+        out.append(markdown.section(one, f"{bench}records/", short=not plots))
+        out += [f"![{kind} of {name}]({bench}plots/{name}-{kind}.png)" for kind in drawable(one) if plots]
+    out += [service_table.section(name, record, f"{bench}service/") for name, record in services.items()]
     return "\n\n".join(out)
-
-
-def served_sections(services: Mapping[str, Any], links: str) -> list[str]:
-    return [service_table.section(name, record, links) for name, record in services.items()]
 
 
 def put(file: Path, new: str, check: bool) -> bool:

@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -55,16 +55,17 @@ class Environment:
     distributions: Mapping[str, str | None] = field(default_factory=dict)
 
 
-_GPU_QUERY = {
-    "gpu": "name",
-    "sm": "compute_cap",
-    "driver": "driver_version",
-    "gpu_memory_bytes": "memory.total",
-    "sm_clock_mhz": "clocks.sm",
-    "max_sm_clock_mhz": "clocks.max.sm",
-    "memory_clock_mhz": "clocks.mem",
-    "power_limit_w": "power.limit",
+_GPU_QUERY: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "gpu": ("name", str),
+    "sm": ("compute_cap", lambda text: round(float(text) * 10)),
+    "driver": ("driver_version", str),
+    "gpu_memory_bytes": ("memory.total", lambda mib: int(float(mib) * 2**20)),
+    "sm_clock_mhz": ("clocks.sm", float),
+    "max_sm_clock_mhz": ("clocks.max.sm", float),
+    "memory_clock_mhz": ("clocks.mem", float),
+    "power_limit_w": ("power.limit", float),
 }
+"""Field of `Environment` -> what nvidia-smi calls it, and how its text is read."""
 
 
 def distributions() -> tuple[str, ...]:
@@ -118,35 +119,25 @@ def _output(command: Sequence[str], env: dict[str, str] | None = None) -> str | 
 
 
 def _gpu(device_index: int) -> dict[str, Any]:
-    nothing: dict[str, Any] = dict.fromkeys(_GPU_QUERY)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     identity = str(device_index)
     if visible is not None:
         listed = [entry.strip() for entry in visible.split(",") if entry.strip()]
         if device_index >= len(listed):
-            return nothing
+            return {}
         identity = listed[device_index]
-    query = ",".join(_GPU_QUERY.values())
+    query = ",".join(name for name, _ in _GPU_QUERY.values())
     text = _output(("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", identity))
     cells = [cell.strip() for cell in (text or "").strip().split("\n")[0].split(",")]
     if len(cells) != len(_GPU_QUERY):
-        return nothing
-    raw = dict(zip(_GPU_QUERY, cells, strict=True))
-    memory_mib = _number(raw["gpu_memory_bytes"])
-    capability = _number(raw["sm"])
-    return {
-        "gpu": None if raw["gpu"].startswith("[") else raw["gpu"],
-        "sm": None if capability is None else round(capability * 10),
-        "driver": None if raw["driver"].startswith("[") else raw["driver"],
-        "gpu_memory_bytes": None if memory_mib is None else int(memory_mib * 2**20),
-        **{key: _number(raw[key]) for key in _GPU_QUERY if key.endswith(("_mhz", "_w"))},
-    }
+        return {}
+    return {key: _value(cell, read) for (key, (_, read)), cell in zip(_GPU_QUERY.items(), cells, strict=True)}
 
 
-def _number(text: str) -> float | None:
+def _value(text: str, read: Callable[[str], Any]) -> Any:
     try:
-        return float(text)
-    except ValueError:  # nvidia-smi writes [N/A] and [Not Supported]
+        return None if text.startswith("[") else read(text)  # nvidia-smi writes [N/A] and [Not Supported]
+    except ValueError:
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from typing import Any
 from ..common.command import discard
 from ..common.files import prepare_file, write_whole
 from ..errors import RecordError
-from .result import Against, Result
+from .result import Against
 from .samples import Samples
 from .schema import SCHEMA, NonFinite, Record, drift_of
 from .schema1 import upgraded
@@ -78,15 +79,11 @@ def default_record_path(root: str | Path, name: str) -> Path:
         name: The subject, such as ``"fp16 all"``; anything but letters, digits, dots and dashes becomes a dash.
     """
     now = datetime.now(timezone.utc)
-    stamp = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z"
     subject = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:60] or "run"
-    folder = Path(root) / "records"
-    path = folder / f"{stamp}-{subject}.json"
-    number = 2
-    while path.exists():
-        path = folder / f"{stamp}-{subject}-{number}.json"
-        number += 1
-    return path
+    stem = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{subject}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    paths = (Path(root) / "records" / f"{name}.json" for name in names)
+    return next(path for path in paths if not path.exists())
 
 
 def prepare_record(path: str | Path) -> None:
@@ -95,7 +92,7 @@ def prepare_record(path: str | Path) -> None:
 
 
 def write_record(record: Any, path: str | Path) -> Path:
-    """Write a record whole or not at all, making the folder where needed; an older file at `path` is replaced.
+    """Write a record, as `write_whole` does.
 
     NaN and infinities become null and are listed under `non_finite`; `record` itself is left as it is.
 
@@ -139,9 +136,8 @@ def _plain(value: Any, at: str, lost: list[NonFinite]) -> Any:
         return [_plain(item, f"{at}[{i}]", lost) for i, item in enumerate(value)]
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return _plain(value.tolist(), at, lost)
-    raise RecordError(
-        f"record: {at}: a {type(value).__name__} has no form in JSON", known="numbers, text, lists, mappings"
-    )
+    known = "numbers, text, lists, mappings"
+    raise RecordError(f"record: {at}: a {type(value).__name__} has no form in JSON", known=known)
 
 
 def without_home(text: str) -> str:
@@ -169,18 +165,16 @@ def read_record(path: str | Path) -> Record:
     except OSError as error:
         raise RecordError(f"{path}: the record cannot be read: {error.strerror or error}", fix=RECORD_FIX) from error
     except (ValueError, RecursionError) as error:  # includes JSONDecodeError and UnicodeDecodeError
-        raise RecordError(
-            f"{path}: not a record: {error}", known="JSON as this program writes it", fix=RECORD_FIX
-        ) from error
+        known = "JSON as this program writes it"
+        raise RecordError(f"{path}: not a record: {error}", known=known, fix=RECORD_FIX) from error
     return record_from(raw, str(path))
 
 
 def record_from(raw: Any, path: str) -> Record:
     """A record from what JSON holds. Raises: RecordError, as `read_record`."""
+    schemas = f"schema 1 or {SCHEMA}"
     if not isinstance(raw, dict) or "schema" not in raw:
-        raise RecordError(
-            f"{path}: not a record: it has no schema number", known=f"schema 1 or {SCHEMA}", fix=RECORD_FIX
-        )
+        raise RecordError(f"{path}: not a record: it has no schema number", known=schemas, fix=RECORD_FIX)
     first = raw["schema"] == 1
     if first:
         try:
@@ -188,9 +182,7 @@ def record_from(raw: Any, path: str) -> Record:
         except (TypeError, AttributeError, ValueError) as error:
             raise RecordError(f"{path}: not a record of schema 1: {error}", fix=RECORD_FIX) from error
     if raw["schema"] != SCHEMA:
-        raise RecordError(
-            f"{path}: schema {raw['schema']!r} is not known to this release", known=f"schema 1 or {SCHEMA}"
-        )
+        raise RecordError(f"{path}: schema {raw['schema']!r} is not known to this release", known=schemas)
     for key in ("created_utc", "results"):
         if raw.get(key) is None:
             raise RecordError(f"{path}: {key} is missing", known=f"the fields of schema {SCHEMA}", fix=RECORD_FIX)
@@ -200,16 +192,12 @@ def record_from(raw: Any, path: str) -> Record:
         if record.setting(key) is not None:
             record.plan[key] = typed(kind, record.setting(key), f"plan.{key}", path)
     if first:  # what it held against another baseline than today's is held against today's
-        record.results = [_held_again(result) for result in record.results]
+        for i, result in enumerate(record.results):
+            if (old := result.against) and old.ratio is None and result.latency_ms:
+                again = Against.of(old.baseline, old.latency_ms, result.latency_ms, result.name)
+                record.results[i] = replace(result, against=again)
         record.drift = drift_of(record.results)
     return record
-
-
-def _held_again(result: Result) -> Result:
-    against = result.against
-    if against is None or against.ratio is not None or result.latency_ms is None:
-        return result
-    return replace(result, against=Against.of(against.baseline, against.latency_ms, result.latency_ms, result.name))
 
 
 def typed(kind: Any, value: Any, at: str, path: str) -> Any:
@@ -223,21 +211,20 @@ def typed(kind: Any, value: Any, at: str, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else typed(next(one for one in inside if one is not type(None)), value, at, path)
     if origin in (list, tuple):
-        if not isinstance(value, list):
-            raise _misfit(value, "a list", at, path)
+        _require(list, value, "a list", at, path)
         return origin(typed(inside[0], item, f"{at}[{i}]", path) for i, item in enumerate(value) if item is not None)
     if origin is not None:  # a mapping
-        if not isinstance(value, dict):
-            raise _misfit(value, "a mapping", at, path)
+        _require(dict, value, "a mapping", at, path)
         # Among named figures a null is no figure; a version that is null is a package that is not there.
         nulls = inside[1] is Any or type(None) in typing.get_args(inside[1])
         kept = {k: v for k, v in value.items() if v is not None or nulls}
         return {visible(k): typed(inside[1], v, f"{at}.{k}", path) for k, v in kept.items()}
-    if kind is Samples:
-        return _samples(value, at, path)
     if is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise _misfit(value, "a mapping", at, path)
+        _require(dict, value, "a mapping", at, path)
+        if kind is Samples:
+            value = {**value, "samples": _kept(value, at, path)}
+            if not value["samples"]:
+                return None
         hints = typing.get_type_hints(kind)
         known = {
             field.name: typed(hints[field.name], value[field.name], f"{at}.{field.name}".lstrip("."), path)
@@ -248,13 +235,10 @@ def typed(kind: Any, value: Any, at: str, path: str) -> Any:
         try:
             return kind(**known)
         except TypeError:
-            missing = next(f.name for f in fields(kind) if f.name not in known and not _optional(f))
+            optional = {f.name for f in fields(kind) if (f.default, f.default_factory) != (MISSING, MISSING)}
+            missing = next(f.name for f in fields(kind) if f.name not in known and f.name not in optional)
             raise RecordError(f"{path}: {at} has no {missing}", fix=RECORD_FIX) from None
     return _scalar(kind, value, at, path)
-
-
-def _optional(field: Any) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def _scalar(kind: type, value: Any, at: str, path: str) -> Any:
@@ -263,40 +247,29 @@ def _scalar(kind: type, value: Any, at: str, path: str) -> Any:
             raise RecordError(f"{path}: {at} is {value!r}", known=[one.value for one in kind], fix=RECORD_FIX)
         return kind(value)
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _misfit(value, "a number", at, path)
+        _require((int, float), value, "a number", at, path)
         # 1e999 is JSON, and Python reads it as infinity.
         if not (abs(value) <= LARGEST and math.isfinite(value)):
-            raise RecordError(
+            beyond, known = (
                 f"{path}: {at} is beyond anything that can be measured",
-                known=f"numbers up to {LARGEST:g}, or null",
-                fix=RECORD_FIX,
+                f"numbers up to {LARGEST:g}, or null",
             )
+            raise RecordError(beyond, known=known, fix=RECORD_FIX)
         return value
-    if not isinstance(value, kind):
-        raise _misfit(value, {str: "text", bool: "true or false"}[kind], at, path)
+    _require(kind, value, {str: "text", bool: "true or false"}[kind], at, path)
     return visible(value) if isinstance(value, str) else value
 
 
-def _samples(value: Any, at: str, path: str) -> Samples | None:
-    """Latencies; None without any. What `Samples.to_dict` derives from them is derived again."""
-    if not isinstance(value, dict):
-        raise _misfit(value, "a mapping", at, path)
+def _kept(value: Mapping[str, Any], at: str, path: str) -> list[float]:
+    """The samples of latencies, or where none were kept the median; `Samples` derives the rest again."""
     for key in ("p50", "p90", "p99", "min", "max", "mean", "std", "hz"):
         if value.get(key) is not None:
             _scalar(float, value[key], f"{at}.{key}", path)
-    kept = typed(tuple[float, ...], value.get("samples") or [], f"{at}.samples", path)
-    if not kept and value.get("p50") is not None:
-        kept = (value["p50"],)
-    if not kept:
-        return None
-    given = {
-        key: _scalar(kind, value[key], f"{at}.{key}", path)
-        for key, kind in (("timer", str), ("warmup", int), ("device", str), ("note", str))
-        if value.get(key) is not None
-    }
-    return Samples(kept, **given)
+    kept: list[float] = typed(list[float], value.get("samples") or [], f"{at}.samples", path)
+    return kept or ([] if value.get("p50") is None else [value["p50"]])
 
 
-def _misfit(value: Any, kind: str, at: str, path: str) -> RecordError:
-    return RecordError(f"{path}: {at} is a {type(value).__name__}", known=f"{kind}, or null", fix=RECORD_FIX)
+def _require(kind: type | tuple[type, ...], value: Any, words: str, at: str, path: str) -> None:
+    """Raises: RecordError for a value of another kind; true and false are no numbers."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise RecordError(f"{path}: {at} is a {type(value).__name__}", known=f"{words}, or null", fix=RECORD_FIX)

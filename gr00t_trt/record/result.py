@@ -117,18 +117,16 @@ class Agreement:
     The distances are over the elements that are finite on both sides; the counts tell how many were not.
 
     Attributes:
-        elements: Elements of each side.
+        elements: Of each side.
         shapes: Path inside the output -> shape; an output that is one tensor has the empty path.
         cosine: Cosine similarity of the flattened sides. Two zero vectors agree (1.0), one zero vector does not
             (0.0). None when nothing could be compared.
-        max_abs: Largest absolute difference. None when nothing could be compared, as the next two.
-        mean_abs: Mean absolute difference.
+        max_abs, mean_abs: None when nothing could be compared, as the next two.
         max_rel: `max_abs` over the reference's largest magnitude; None for an all-zero reference.
         sqnr_db: Signal-to-quantisation-noise ratio in decibels: reference power over power of the difference. None
             when there is no difference, for an all-zero reference, and when nothing could be compared.
         exact: Every element is equal, and finite.
-        nan, inf: NaN and infinities in the candidate.
-        reference_nan, reference_inf: The same in the reference.
+        nan, inf: How many the candidate has; reference_nan, reference_inf: and the reference.
     """
 
     elements: int = 0

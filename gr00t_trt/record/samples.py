@@ -31,11 +31,9 @@ class Samples:
     """All latencies of one callable, in milliseconds, in the order in which they were taken; at least one.
 
     Attributes:
-        samples: Milliseconds.
         timer: The timer that was used, which need not be the one asked for: `note` says why.
         warmup: Untimed calls before the first sample.
         device: Where the callable ran, for example ``cuda:0``.
-        note: A sentence for the user, or None.
     """
 
     samples: tuple[float, ...]
@@ -88,6 +86,10 @@ class Samples:
         """p10 and p90: where the middle four fifths of the samples lie."""
         return percentile(self.samples, 10), self.p90
 
+    def meets(self, other: Samples) -> bool:
+        """Whether the two spreads touch, so that neither is faster beyond doubt."""
+        return self.spread[0] <= other.p90 and other.spread[0] <= self.p90
+
     @property
     def median_uncertainty(self) -> float | None:
         """Half the 95 % confidence interval of the median over the median, from the order of the samples alone; None
@@ -102,24 +104,10 @@ class Samples:
 
     def to_dict(self) -> dict[str, Any]:
         """For the record; all times in milliseconds, `hz` in calls per second."""
-        return {
-            "timer": self.timer,
-            "device": self.device,
-            "warmup": self.warmup,
-            "iterations": len(self.samples),
-            "p50": self.p50,
-            "p90": self.p90,
-            "p99": self.p99,
-            "p99_is_max": self.p99_is_max,
-            "percentiles": "linear interpolation",
-            "min": self.min,
-            "max": self.max,
-            "mean": self.mean,
-            "std": self.std,
-            "hz": self.hz,
-            "note": self.note,
-            "samples": list(self.samples),
-        }
+        known = {"iterations": len(self.samples), "percentiles": "linear interpolation", "samples": list(self.samples)}
+        keys = ("timer", "device", "warmup", "iterations", "p50", "p90", "p99", "p99_is_max", "percentiles", "min",
+                "max", "mean", "std", "hz", "note", "samples")  # fmt: skip
+        return {key: known[key] if key in known else getattr(self, key) for key in keys}
 
 
 @dataclass(frozen=True)
@@ -145,34 +133,18 @@ def verdict(a: Samples, b: Samples, *, names: tuple[str, str] = ("eager", "compi
     winner beat nine in ten of the other, which neither noise nor a drifting clock explains away.
     """
     first, second = names
+    ratio = a.p50 / b.p50 if b.p50 > 0 else None
     for name, own in zip(names, (a, b), strict=True):
         if len(own.samples) < MINIMUM_FOR_VERDICT:
-            return Verdict(
-                None,
-                _ratio(a, b),
-                f"no verdict: {len(own.samples)} samples of {name}, {MINIMUM_FOR_VERDICT} are needed",
-            )
+            text = f"no verdict: {len(own.samples)} samples of {name}, {MINIMUM_FOR_VERDICT} are needed"
+            return Verdict(None, ratio, text)
     if (a.timer, a.device) != (b.timer, b.device):
-        return Verdict(
-            None,
-            None,
-            f"no verdict: {first} was timed with {a.timer} on {a.device}, {second} with {b.timer} on {b.device}",
-        )
-    (a_low, a_high), (b_low, b_high) = a.spread, b.spread
-    ratio = _ratio(a, b)
-    if a_low <= b_high and b_low <= a_high:
-        return Verdict(
-            None,
-            ratio,
-            f"no winner: the spreads overlap ({first} {digits(a_low)} to {digits(a_high)} ms, "
-            f"{second} {digits(b_low)} to {digits(b_high)} ms)",
-        )
-    fast, slow, quick, lame = (second, first, b, a) if b_high < a_low else (first, second, a, b)
+        text = f"no verdict: {first} was timed with {a.timer} on {a.device}, {second} with {b.timer} on {b.device}"
+        return Verdict(None, None, text)
+    if a.meets(b):
+        spreads = (f"{name} {digits(own.spread[0])} to {digits(own.p90)} ms" for name, own in ((first, a), (second, b)))
+        return Verdict(None, ratio, f"no winner: the spreads overlap ({', '.join(spreads)})")
+    fast, slow, quick, lame = (second, first, b, a) if b.p90 < a.spread[0] else (first, second, a, b)
     times = f"{lame.p50 / quick.p50:.2f}x" if quick.p50 > 0 else "much"
-    return Verdict(
-        fast, ratio, f"{fast} is {times} faster than {slow} (p50 {digits(quick.p50)} ms against {digits(lame.p50)} ms)"
-    )
-
-
-def _ratio(a: Samples, b: Samples) -> float | None:
-    return a.p50 / b.p50 if b.p50 > 0 else None
+    medians = f"p50 {digits(quick.p50)} ms against {digits(lame.p50)} ms"
+    return Verdict(fast, ratio, f"{fast} is {times} faster than {slow} ({medians})")

@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import Environment, Git, environment, git_state
-from .result import (
-    REQUEST,
-    Agreement,
-    Baseline,
-    Result,
-)
+from .result import REQUEST, Agreement, Baseline, Result
 from .samples import Samples
 
 SCHEMA = 2

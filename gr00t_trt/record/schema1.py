@@ -23,7 +23,10 @@ _OUTSIDE = "outside the gate: "
 def upgraded(old: Json, path: str) -> Json:
     """The same record in schema 2. Raises: RecordError for a list that is none."""
     for key in _LISTS:
-        for i, entry in enumerate(_list(old.get(key, []), key, path)):
+        entries = old.get(key, [])
+        if not isinstance(entries, list):
+            raise RecordError(f"{path}: {key} is a {type(entries).__name__}", known="a list")
+        for i, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 raise RecordError(f"{path}: {key}[{i}] is a {type(entry).__name__}", known="a mapping, or null")
     plan, accuracy = _spelled(old.get("plan")), _map(old.get("accuracy"))
@@ -61,7 +64,6 @@ def _submodule(entry: Json, plan: Mapping[str, Json]) -> Json:
         "name": backend,
         "subject": entry.get("name"),
         "candidate": _candidate(plan, backend, entry.get("precision")),
-        "latency_ms": latency,
         "against": _against("stage", eager, entry.get("verdict"), {"compiled": backend}),
         "build": {**_build(entry), "phases_s": entry.get("build_phases_s"), "arguments": entry.get("shapes")},
     }
@@ -81,7 +83,6 @@ def _request(whole: Mapping[str, Json], entries: Json, accuracy: Mapping[str, Js
         "name": backend,
         "subject": "request",
         "candidate": _candidate(plan, backend, plan.get("precision")),
-        "latency_ms": latency,
         "against": _against("original", eager, whole.get("verdict"), names),
         "first_call_ms": whole.get("first_call_ms"),
     }
@@ -95,20 +96,15 @@ def _compared(entry: Json, every: Json, plan: Mapping[str, Json]) -> Json:
     # where that was the original itself.
     original = "plain" if whole and "plain" in beside else "eager"
     reference = None if backend in (original, "plain") or entry.get("latency_ms") is None else beside.get(original)
-    verdict = entry.get("verdict")
-    name = {"plain": "original"}.get(backend, backend)
+    named, precision = {"plain": "original"}, entry.get("precision")
+    told = entry.get("verdict") if original == "eager" else None
     return {
         **_common(entry, entry.get("latency_ms")),
         "group": "comparison",
-        "name": name,
+        "name": named.get(backend, backend),
         "subject": "request" if whole else subject,
-        "candidate": {
-            **_candidate({} if backend == "plain" else plan, "eager" if backend == "plain" else backend, None),
-            "precision": entry.get("precision"),
-        },
-        "against": _against(
-            "original" if whole else "stage", reference, verdict if original == "eager" else None, {"plain": "original"}
-        ),
+        "candidate": _candidate({}, "eager", precision) if backend == "plain" else _candidate(plan, backend, precision),
+        "against": _against("original" if whole else "stage", reference, told, named),
         "build": _build(entry),
         "best": entry.get("best"),
         "peak_bytes": entry.get("peak_bytes"),
@@ -118,23 +114,24 @@ def _compared(entry: Json, every: Json, plan: Mapping[str, Json]) -> Json:
 
 def _measured(entry: Json, gate: Json) -> Json:
     settings, group = _spelled(entry.get("settings")), entry.get("group") or "measurement"
-    failures = [n.removeprefix(_OUTSIDE) for n in entry.get("notes") or () if str(n).startswith(_OUTSIDE)]
-    own = {
-        "failures": failures,
-        "passed": None if entry.get("accuracy") is None else not failures,
-        "notes": [n for n in entry.get("notes") or () if not str(n).startswith(_OUTSIDE)],
-        "gate": gate,
-    }
+    notes = entry.get("notes") or ()
+    failures = [note.removeprefix(_OUTSIDE) for note in notes if str(note).startswith(_OUTSIDE)]
+    kept = [note for note in notes if not str(note).startswith(_OUTSIDE)]
+    passed = None if entry.get("accuracy") is None else not failures
+    own = {"failures": failures, "passed": passed, "notes": kept, "gate": gate}
     latency, eager = entry.get("latency_ms"), entry.get("eager_latency_ms")
     baseline = "stage" if group == "submodules" else "original"
     alone = eager == latency and entry.get("verdict") is None
-    sized = {"views": settings.get("views"), "batch": settings.get("batch"), "steps": settings.get("steps")}
+    sized = {key: settings.get(key) for key in ("views", "batch", "steps")}
     return {
         **_common({**entry, **own}, latency),
         "group": group,
         "name": entry.get("name"),
         "subject": settings.get("of") or group,
-        "candidate": {**_candidate(settings, settings.get("backend"), None), **_switches(settings)},
+        "candidate": {
+            **_candidate(settings, settings.get("backend"), None),
+            **{key: settings.get(key) for key in ("mode", "dynamic", "graph")},
+        },
         "workload": sized if settings else None,
         "against": None if alone else _against(baseline, eager, entry.get("verdict"), {"this": entry.get("name")}),
         "stages_ms": entry.get("stages"),
@@ -160,12 +157,8 @@ def _status(entry: Json, latency: Json) -> str:
 
 
 def _candidate(plan: Mapping[str, Json], backend: Json, precision: Json) -> Json:
-    made = {"backend": backend, "precision": precision, "optimizations": plan.get("optimizations") or []}
-    return {**made, "loop": plan.get("loop")}
-
-
-def _switches(settings: Mapping[str, Json]) -> Json:
-    return {key: settings.get(key) for key in ("mode", "dynamic", "graph")}
+    return {"backend": backend, "precision": precision, "optimizations": plan.get("optimizations") or [],
+            "loop": plan.get("loop")}  # fmt: skip
 
 
 def _build(entry: Json) -> Json:
@@ -189,9 +182,3 @@ def _spelled(settings: Json) -> Mapping[str, Json]:
 
 def _map(value: Json) -> Mapping[str, Json]:
     return value if isinstance(value, dict) else {}
-
-
-def _list(value: Json, key: str, path: str) -> list[Json]:
-    if not isinstance(value, list):
-        raise RecordError(f"{path}: {key} is a {type(value).__name__}", known="a list")
-    return value

@@ -102,13 +102,9 @@ def spelled(latency: Samples) -> str:
     count = len(latency.samples)
     tail = "largest" if latency.p99_is_max else "p99"
     many = count > 1
-    named = (
-        ("p50", latency.p50),
-        ("p10", latency.spread[0] if many else None),
-        ("p90", latency.p90 if many else None),
-        (tail, latency.p99),
-    )
-    figures = ", ".join(f"{name} {exact(value)} ms" for name, value in named if value is not None)
+    spread = [("p10", latency.spread[0]), ("p90", latency.p90)] if many else []
+    named = [("p50", latency.p50), *spread, (tail, latency.p99)]
+    figures = ", ".join(f"{name} {exact(value)} ms" for name, value in named)
     warm = "1 warm-up" if latency.warmup == 1 else f"{latency.warmup} warm-ups"
     method = f"{count} sample{'s' * many} after {warm} by {latency.timer} on {latency.device}"
     return f"{figures} ({method}{f'; {latency.note}' if latency.note else ''})"
@@ -116,7 +112,7 @@ def spelled(latency: Samples) -> str:
 
 def latency_bar(view: View, label: str, shade: str | None = None) -> Bar:
     """The median as a bar, the spread as a whisker."""
-    latency, against = view.result.latency_ms, view.result.against
+    latency, against = view.latency, view.result.against
     shade = shade or (STEP if view.measured else color(view.result.name))
     if latency is None:
         return Bar(label, None, view.why or "not measured", f"{label}: {view.why}", shade)
@@ -148,11 +144,10 @@ def waterfall_chart(one: Loaded) -> Bars:
     before: Samples | None = None
     for view in rows_of([one], "waterfall"):
         bar = latency_bar(view, view.step, BASELINE if before is None else STEP)
-        own = view.result.latency_ms
+        own = view.latency
         if own is not None and before is not None:
             change = f"{exact(own.p50 - before.p50)} ms against the bar before"
-            overlap = own.spread[0] <= before.p90 and before.spread[0] <= own.p90
-            bar = replace(bar, before=before.p50, doubtful=overlap, title=f"{bar.title}. {change}")
+            bar = replace(bar, before=before.p50, doubtful=own.meets(before), title=f"{bar.title}. {change}")
         before = own or before
         bars.append(bar)
     return Bars("One action chunk, step by step", "ms", tuple(bars))
@@ -160,14 +155,12 @@ def waterfall_chart(one: Loaded) -> Bars:
 
 def stage_chart(one: Loaded, *groups: str) -> Stacks:
     """Where a request spends its time, by the run's own split and by the rows of these groups."""
-    latencies = {row.stage: row for row in one.record.stages}
-    rows = []
-    for label, column in (("original", "baseline_ms"), ("as planned", "latency_ms")):
-        known = {stage: getattr(row, column) for stage, row in latencies.items()}
-        values = {stage: latency.p50 for stage, latency in known.items() if latency is not None}
-        rows.append((label, parts(values, {stage: row.within for stage, row in latencies.items()})))
-    for view in rows_of([one], *groups):
-        rows.append((view.step, parts(view.result.stages_ms, {})))
+    stages = {row.stage: row for row in one.record.stages}.values()
+    within = {row.stage: row.within for row in stages}
+    original = {row.stage: row.baseline_ms.p50 for row in stages if row.baseline_ms}
+    planned = {row.stage: row.latency_ms.p50 for row in stages if row.latency_ms}
+    rows = [("original", parts(original, within)), ("as planned", parts(planned, within))]
+    rows += [(view.step, parts(view.result.stages_ms, {})) for view in rows_of([one], *groups)]
     drawn = [(label, tuple(own)) for label, own in rows if sum(value for _, value in own) > 0]
     return Stacks("Where one action chunk spends its time", tuple(drawn))
 
@@ -202,14 +195,10 @@ def roofline_chart(views: Sequence[View], *, tagged: bool = False) -> Bars:
     """How close each measured row comes to what bandwidth and arithmetic allow, in percent."""
     bars = []
     for view in views:
-        roof = view.result.roofline
-        if roof is None or roof.ms is None:
-            continue
-        latency, label = view.result.latency_ms, view.tagged if tagged else view.step
-        if roof.percent is None or latency is None:
-            continue
-        title = f"{label}: {exact(roof.percent)} %, {exact(roof.ms)} ms of {exact(latency.p50)} ms"
-        bars.append(Bar(label, roof.percent, f"{roof.percent:.1f} %", title, STEP))
+        roof, share, label = view.result.roofline, view.share, view.tagged if tagged else view.step
+        if roof is not None and roof.ms is not None and share is not None and view.p50 is not None:
+            title = f"{label}: {exact(share)} %, {exact(roof.ms)} ms of {exact(view.p50)} ms"
+            bars.append(Bar(label, share, f"{share:.1f} %", title, STEP))
     return Bars("Share of the roofline", "%", tuple(bars), top=100.0)
 
 
@@ -219,21 +208,14 @@ def accuracy_chart(loaded: Sequence[Loaded]) -> Points:
     gates: dict[float, str] = {}
     for one in loaded:
         for view in rivals(one):
-            result = view.result
-            distance = result.accuracy.distance if result.accuracy else None
-            if result.latency_ms and result.latency_ms.p50 > 0 and distance is not None:
-                shade = STEP if view.measured else color(result.name)
-                points.append(Point(view.tagged, shade, result.latency_ms.p50, distance))
-        cosine = next(
-            (r.gate.cosine for r in one.record.results if r.gate and r.gate.cosine is not None and r.subject in _WHOLE),
-            None,
-        )
-        if cosine is not None:
+            distance = view.result.accuracy.distance if view.result.accuracy else None
+            if view.p50 is not None and view.p50 > 0 and distance is not None:
+                shade = STEP if view.measured else color(view.result.name)
+                points.append(Point(view.tagged, shade, view.p50, distance))
+        known = [result.gate for result in one.record.results if result.gate and result.subject in ("request", "model")]
+        for cosine in [gate.cosine for gate in known if gate.cosine is not None][:1]:
             gates.setdefault(1.0 - cosine, f"gate {cosine:g}" + ("" if len(loaded) == 1 else f" ({one.tag})"))
     return Points("Speed against accuracy", tuple(points), tuple((name, value) for value, name in gates.items()))
-
-
-_WHOLE = ("request", "model")
 
 
 def round_ticks(top: float) -> list[float]:
@@ -246,11 +228,12 @@ def round_ticks(top: float) -> list[float]:
     return [step * i for i in range(count + 1)]
 
 
+def decades(values: Sequence[float]) -> tuple[int, int]:
+    """The powers of ten that all values lie between."""
+    return math.floor(math.log10(min(values))), math.ceil(math.log10(max(values) * 1.0001))
+
+
 def letter(place: int) -> str:
     """A, B, ... Z, AA, AB, ..."""
-    text = ""
-    place += 1
-    while place:
-        place, digit = divmod(place - 1, 26)
-        text = chr(ord("A") + digit) + text
-    return text
+    before, digit = divmod(place, 26)
+    return (letter(before - 1) if before else "") + chr(ord("A") + digit)

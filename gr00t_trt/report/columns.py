@@ -14,11 +14,7 @@ from ..record.result import REQUEST, Build, Result, Status
 from .views import View
 
 DASH = "-"
-
-
 NO_WINNER = "no winner: too few samples, or the spreads (p10 to p90) overlap"
-
-
 IDLE = "built, and cannot run on this machine: it has no latency"
 
 
@@ -47,7 +43,6 @@ class Table:
     Attributes:
         heads: One per column. texts: How many of the first are text, aligned at the left.
         stacked: Column -> the column under whose cells its own stand where the table would be too wide.
-        section: Rows before which a line is drawn.
     """
 
     title: str
@@ -55,15 +50,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     texts: int = 1
     stacked: Mapping[int, int] | None = None
-    sections: tuple[int, ...] = ()
 
     def filled(self) -> Table:
         """Without the columns that say nothing in any row."""
-        kept = [
-            i
+        told = [
+            any(row[i].text not in (DASH, "") and row[i].mark != "built" for row in self.rows)
             for i in range(len(self.heads))
-            if i < self.texts or any(row[i].text not in (DASH, "") and row[i].mark != "built" for row in self.rows)
         ]
+        kept = [i for i, says in enumerate(told) if says or i < self.texts]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return replace(self, heads=tuple(self.heads[i] for i in kept), rows=rows, stacked=None)
 
@@ -74,13 +68,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a result.
-
-    Attributes:
-        head: With its unit.
-        get: The cell of a result.
-        under: The key under whose cells it stands in a narrow terminal.
-    """
+    """One figure of a result; `under`: the key under whose cells it stands in a narrow terminal."""
 
     head: str
     get: Callable[[View], Cell]
@@ -93,18 +81,17 @@ def number(value: float | None, scale: float = 1.0, **more: Any) -> Cell:
 
 
 def _latency(view: View, percentile: str) -> Cell:
-    latency = view.result.latency_ms
+    latency = view.latency
     if latency is None:
         return Cell(mark="built" if view.result.status is Status.BUILT_NOT_RUN else "")
     if percentile == "p90" and len(latency.samples) < 2:
         return Cell()  # one sample has no spread
-    value = getattr(latency, percentile)
-    few = percentile == "p99" and latency.p99_is_max
-    return number(value, mark="max" if few else "best" if percentile == "p50" and view.result.best else "")
+    few, best = percentile == "p99" and latency.p99_is_max, percentile == "p50" and view.result.best
+    return number(getattr(latency, percentile), mark="max" if few else "best" if best else "")
 
 
 def _tail(view: View) -> Cell:
-    latency = view.result.latency_ms
+    latency = view.latency
     if latency is None or latency.p99_is_max or not latency.p50:
         return Cell()
     return Cell(f"{latency.p99 / latency.p50:.2f}", latency.p99 / latency.p50)
@@ -114,11 +101,10 @@ def _speed_up(view: View) -> Cell:
     if view.result.status is Status.BUILT_NOT_RUN:
         why = "built, not run: what was built cannot run on this machine, so it has no latency"
         return Cell(mark="built", notes=(why,))
-    ratio = view.ratio
-    if ratio is None:
+    if view.ratio is None:
         return Cell()
-    doubt = view.doubtful
-    return Cell(f"{ratio:.2f}x", ratio, "doubtful" if doubt else "", (NO_WINNER,) if doubt else ())
+    shown = Cell(f"{view.ratio:.2f}x", view.ratio)
+    return replace(shown, mark="doubtful", notes=(NO_WINNER,)) if view.doubtful else shown
 
 
 def _built(get: Callable[[Build], Cell]) -> Callable[[View], Cell]:
@@ -131,23 +117,23 @@ def _seconds(build: Build) -> Cell:
 
 def _layers(build: Build) -> Cell:
     before, after = build.layers_before, build.layers_after
-    if before is None and after is None:
-        return Cell()
-    return Cell(f"{digits(before)} > {digits(after)}", after if before is None else before)
+    known = after if before is None else before
+    return Cell() if known is None else Cell(f"{digits(before)} > {digits(after)}", known)
 
 
 def _operators(build: Build) -> Cell:
-    if build.operators is None:
-        return Cell()
-    return Cell(f"{build.converted} of {build.operators}", float(build.converted or 0))
+    known = float(build.converted or 0)
+    return Cell() if build.operators is None else Cell(f"{build.converted} of {build.operators}", known)
 
 
-def _accuracy(view: View, what: str) -> Cell:
+def _cosine(view: View) -> Cell:
     found = view.result.accuracy
-    if found is None:
-        return Cell()
-    value = getattr(found, what)
-    return Cell(cosine(found) if what == "cosine" else small(value), value)
+    return Cell(cosine(found), found.cosine if found else None)
+
+
+def _max_abs(view: View) -> Cell:
+    value = view.result.accuracy.max_abs if view.result.accuracy else None
+    return Cell(small(value), value)
 
 
 def _gate(view: View) -> Cell:
@@ -156,16 +142,11 @@ def _gate(view: View) -> Cell:
 
 
 def _roofline(view: View) -> Cell:
-    share = view.result.roofline.percent if view.result.roofline else None
-    return Cell() if share is None else Cell(f"{share:.1f} %", share)
+    return Cell() if view.share is None else Cell(f"{view.share:.1f} %", view.share)
 
 
 def _work(what: str, scale: float = 1.0) -> Callable[[View], Cell]:
-    def get(view: View) -> Cell:
-        value = getattr(view.result.work, what) if view.result.work else None
-        return number(value, scale) if value is not None else Cell()
-
-    return get
+    return lambda view: number(getattr(view.result.work, what, None), scale)
 
 
 def remarks(result: Result) -> tuple[str, ...]:
@@ -194,7 +175,7 @@ COLUMNS: Mapping[str, Column] = {
     "submodule": Column("submodule", lambda v: Cell(v.what, notes=remarks(v.result))),
     "backend": Column("backend", lambda v: Cell(v.result.candidate.backend), "submodule"),
     "precision": Column("type", lambda v: Cell(v.result.candidate.precision or DASH), "submodule"),
-    "calls": Column("calls", lambda v: number(len(v.result.latency_ms.samples) if v.result.latency_ms else None)),
+    "calls": Column("calls", lambda v: number(len(v.latency.samples) if v.latency else None)),
     "p50": Column("p50 ms", lambda v: _latency(v, "p50")),
     "p90": Column("p90 ms", lambda v: _latency(v, "p90")),
     "p99": Column("p99 ms", lambda v: _latency(v, "p99")),
@@ -208,8 +189,8 @@ COLUMNS: Mapping[str, Column] = {
     "build": Column("build s", _built(_seconds)),
     "layers": Column("layers", _built(_layers)),
     "peak": Column("peak MB", lambda v: number(v.result.peak_bytes and round(v.result.peak_bytes / 1e6))),
-    "cosine": Column("cosine", lambda v: _accuracy(v, "cosine")),
-    "max_abs": Column("max abs", lambda v: _accuracy(v, "max_abs"), "cosine"),
+    "cosine": Column("cosine", _cosine),
+    "max_abs": Column("max abs", _max_abs, "cosine"),
     "gate": Column("gate", _gate),
     "roofline": Column("of roofline", _roofline),
     "roofline_ms": Column("roofline ms", lambda v: number(v.result.roofline.ms if v.result.roofline else None)),
@@ -222,7 +203,6 @@ COLUMNS: Mapping[str, Column] = {
     "notes": Column("notes", _notes),
 }
 """Key -> figure."""
-
 
 WORK = ("gflop", "moved", "operators", "per_step", "kernels", "kernel_ms")
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from ..record.numbers import cosine, digits
 from ..record.result import REQUEST, Status
-from ..record.samples import Samples
 from .terminal import drift_text
-from .views import Loaded, View, counted, is_measuring_run, listed, rivals, rows_of, several
+from .views import Loaded, View, counted, fastest, listed, rivals, rows_of, several, told
 
 Note = tuple[str, str]
 """What it is about, and the sentence."""
@@ -28,14 +27,13 @@ def answer(one: Loaded) -> str:
     tried = rivals(one)
     built = [v for v in listed([one]) if not v.whole and v.result.build and v.result.build.engine_bytes is not None]
     sentences = []
-    if built and not any(view.result.latency_ms for view in built):
+    if built and not any(view.latency for view in built):
         many = "engines were" if len(built) > 1 else "engine was"
         sentences.append(f"No engine has run on this machine: {len(built)} {many} built and not timed.")
     if len(tried) > 1:
         sentences.append(_fastest(tried))
     elif tried:
-        latency = tried[0].result.latency_ms
-        sentences.append(f"Only {tried[0].label} was timed: p50 {ms(latency.p50 if latency else None)}.")
+        sentences.append(f"Only {tried[0].label} was timed: p50 {ms(tried[0].p50)}.")
     else:
         sentences.append("No request was timed.")
     return " ".join([*sentences, _gates(one)])
@@ -43,13 +41,12 @@ def answer(one: Loaded) -> str:
 
 def _ranked(tried: Sequence[View]) -> list[View]:
     """Those within their gate, the fastest first."""
-    fit = [view for view in tried if view.result.passed is not False]
-    return sorted(fit, key=lambda view: view.result.latency_ms.p50 if view.result.latency_ms else 0.0)
+    return fastest(view for view in tried if view.result.passed is not False)
 
 
 def _fastest(tried: Sequence[View]) -> str:
     ranked = _ranked(tried)
-    latency = ranked[0].result.latency_ms if ranked else None
+    latency = ranked[0].latency if ranked else None
     if latency is None:
         return "Nothing that was timed is within its accuracy gate."
     best = ranked[0]
@@ -58,23 +55,18 @@ def _fastest(tried: Sequence[View]) -> str:
     against = best.result.against
     if against is not None and best.ratio and best.baseline and best.baseline != against.latency_ms:
         text += f"; {best.ratio:.2f}\u00d7 against the {ms(best.baseline.p50)} of the original in its own row"
-        text += f"; interleaved with each other, {against.text}." if against.text else "."
+        text += "; interleaved with each other, " if against.text else ""
     else:
-        text += f"; {against.text}." if against and against.text else "."
-    roof = best.result.roofline.percent if best.result.roofline else None
-    if roof is not None:
-        text += f" That is {roof:.1f}\u00a0% of the roofline: of what the hardware allows."
-    level = [v.label for v in ranked[1:] if v.result.latency_ms and _level(latency, v.result.latency_ms)]
+        text += "; " if against and against.text else ""
+    text += f"{against.text if against and against.text else ''}."
+    if best.share is not None:
+        text += f" That is {best.share:.1f}\u00a0% of the roofline: of what the hardware allows."
+    # The spread of a single sample is not known.
+    others = [(view.label, view.latency) for view in ranked[1:] if view.latency]
+    level = [name for name, own in others if min(map(len, (latency.samples, own.samples))) < 2 or latency.meets(own)]
     if level:
         text += f" Level with it, as the spreads overlap or are not known: {several(level)}."
     return text
-
-
-def _level(a: Samples, b: Samples) -> bool:
-    """Whether two spreads, p10 to p90, touch; unknown spreads do."""
-    if len(a.samples) < 2 or len(b.samples) < 2:
-        return True
-    return a.spread[0] <= b.spread[1] and b.spread[0] <= a.spread[1]
 
 
 def _gates(one: Loaded) -> str:
@@ -99,19 +91,20 @@ def key_figures(one: Loaded) -> list[Figure]:
     """The figures to look at first."""
     ranked = _ranked(rivals(one))
     best = ranked[0] if ranked else None
-    latency = best.result.latency_ms if best else None
-    requests = [*([best] if best else []), *(view for view in listed([one]) if view.whole)]
+    latency = best.latency if best else None
+    timed = best.label if best else "nothing was timed"
+    requests = [*ranked[:1], *(view for view in listed([one]) if view.whole)]
     checked = next((v for v in requests if v.result.accuracy and v.result.accuracy.cosine is not None), None)
-    same_work = [v for v in rivals(one) if v.measured and _share(v) is not None]
-    roofed = best if best in same_work else max(same_work, key=lambda v: _share(v) or 0.0, default=None)
+    same_work = [view for view in rivals(one) if view.measured and view.share is not None]
+    roofed = best if best in same_work else max(same_work, key=lambda view: view.share or 0.0, default=None)
     ratio = best.ratio if best else None
     doubt = ", no clear winner" if best and best.doubtful else ""
     peak = one.record.peak_memory
     used = peak.peak_bytes if peak else None
-    share = _share(roofed) if roofed else None
+    share = roofed.share if roofed else None
     return [
-        ("one request, p50", ms(latency.p50 if latency else None), best.label if best else "nothing was timed"),
-        ("requests a second", digits(latency.hz) if latency else NONE, best.label if best else "nothing was timed"),
+        ("one request, p50", ms(latency.p50 if latency else None), timed),
+        ("requests a second", digits(latency.hz) if latency else NONE, timed),
         _slowest(best, one),
         ("against the original", f"{ratio:.2f}×" if ratio else NONE,
          f"median over median{doubt}" if ratio else "nothing to compare"),
@@ -119,21 +112,17 @@ def key_figures(one: Loaded) -> list[Figure]:
          f"{checked.label}, to eager fp32" if checked else "not compared"),
         ("share of the roofline", NONE if share is None else f"{share:.1f}\u00a0%",
          roofed.label if roofed else "not computed"),
-        *(_of_whole_calls(one) if is_measuring_run(one.record) else _of_building(requests)),
+        *(_of_whole_calls(one) if 0 < len(one.views) == len(one.record.measured) else _of_building(requests)),
         ("peak memory", ms(None if used is None else used / 1e9, "GB"),
          (peak.kind if peak else None) or "not measured"),
     ]  # fmt: skip
 
 
-def _share(view: View) -> float | None:
-    return view.result.roofline.percent if view.result.roofline else None
-
-
 def _slowest(best: View | None, one: Loaded) -> Figure:
     """The p99 of the fastest: of the thousand calls where they were of the same form, else of its own."""
-    many = [view for view in rows_of([one], "percentiles") if view.result.latency_ms]
+    many = [view for view in rows_of([one], "percentiles") if view.latency]
     row = next((view for view in many if best and view.form and view.form == best.form), best)
-    latency = row.result.latency_ms if row else None
+    latency = row.latency if row else None
     if latency is None:
         return "slowest seen", NONE, "nothing was timed"
     name = "slowest seen" if latency.p99_is_max else "slowest in a hundred"
@@ -146,20 +135,16 @@ def _of_whole_calls(one: Loaded) -> list[Figure]:
     """
     if any(view.result.subject == REQUEST for view in rivals(one)):
         return []
-    row = next((view for view in rows_of([one], "request") if view.result.latency_ms), None)
-    latency = row.result.latency_ms if row else None
-    return [("from numpy to numpy", ms(latency.p50 if latency else None), row.label if row else "not measured")]
+    row = next((view for view in rows_of([one], "request") if view.latency), None)
+    return [("from numpy to numpy", ms(row.p50 if row else None), row.label if row else "not measured")]
 
 
 def _of_building(requests: Sequence[View]) -> list[Figure]:
-    sized = next((v for v in requests if v.result.build and v.result.build.engine_bytes is not None), None)
-    built = next((v for v in requests if v.result.build and v.result.build.seconds is not None), None)
-    size = sized.result.build.engine_bytes if sized and sized.result.build else None
-    seconds = built.result.build.seconds if built and built.result.build else None
-    return [
-        ("engines", ms(None if size is None else size / 1e6, "MB"), sized.label if sized else "none was built"),
-        ("build time", ms(seconds, "s"), built.label if built else "nothing was built"),
-    ]
+    built = [(view.label, view.result.build) for view in requests if view.result.build]
+    sized = [(f"{ms(made.engine_bytes / 1e6, 'MB')}", name) for name, made in built if made.engine_bytes is not None]
+    timed = [(ms(made.seconds, "s"), name) for name, made in built if made.seconds is not None]
+    size, seconds = next(iter(sized), (NONE, "none was built")), next(iter(timed), (NONE, "nothing was built"))
+    return [("engines", *size), ("build time", *seconds)]
 
 
 def warnings(loaded: Sequence[Loaded]) -> list[Note]:
@@ -180,25 +165,22 @@ def warnings(loaded: Sequence[Loaded]) -> list[Note]:
         if record.telemetry and record.telemetry.throttle_reasons:
             out.append((one.name, f"the GPU's clocks were held down: {', '.join(record.telemetry.throttle_reasons)}"))
         for view in one.views:
-            result = view.result
-            if result.passed is False:
-                why = "; ".join(result.failures) or "no reason is given"
-                about = f"{_judged(view)}: " if result.group == "comparison" else ""
+            if view.result.passed is False:
+                why = "; ".join(view.result.failures) or "no reason is given"
+                about = f"{_judged(view)}: " if view.result.group == "comparison" else ""
                 out.append((one.name, f"outside its accuracy gate: {about}{why}"))
     for what, values in (
         ("models", {one.record.model.path for one in loaded}),
         ("machines", {one.machine for one in loaded}),
-        ("work", {_work(one) for one in loaded}),
+        (
+            "work",
+            {(i.views, i.batch_size, i.denoising_steps, i.sequence_length) for i in (o.record.inputs for o in loaded)},
+        ),
         ("torch versions", {one.record.environment.distributions.get("torch") for one in loaded}),
     ):
         if len(values) > 1:
             out.append(("these records", f"are of different {what}: their latencies are not one comparison"))
     return out
-
-
-def _work(one: Loaded) -> tuple[object, ...]:
-    given = one.record.inputs
-    return (given.views, given.batch_size, given.denoising_steps, given.sequence_length)
 
 
 def not_measured(one: Loaded) -> list[Note]:
@@ -216,13 +198,12 @@ def not_measured(one: Loaded) -> list[Note]:
     lost = [f"{entry.at} was {entry.value}" for entry in record.non_finite]
     if lost:
         out.append(("not a number", f"{several(lost)}, and is shown as –"))
-    if not record.measured:
-        out.append(("waterfall, share of the roofline", "this record is not of a measuring run"))
-    if not record.of("comparison"):
-        out.append(("other backends on the same inputs", "this record is not of a run with --compare"))
-    if not record.on_gpu:
-        out.append(("anything on a GPU", "the model ran on the CPU"))
-    return out
+    absent = (
+        (record.measured, "waterfall, share of the roofline", "this record is not of a measuring run"),
+        (record.of("comparison"), "other backends on the same inputs", "this record is not of a run with --compare"),
+        (record.on_gpu, "anything on a GPU", "the model ran on the CPU"),
+    )
+    return out + [(what, why) for known, what, why in absent if not known]
 
 
 def subtitle(one: Loaded) -> str:
@@ -234,8 +215,8 @@ def subtitle(one: Loaded) -> str:
         "restructured model" if names and not record.measured else None,
         record.setting("precision"),
         one.machine,
-        counted(given.views, "view") if given.views is not None else None,
-        f"batch {given.batch_size}" if given.batch_size is not None else None,
-        counted(given.denoising_steps, "step") if given.denoising_steps is not None else None,
+        counted(given.views, "view"),
+        told("batch {}", given.batch_size),
+        counted(given.denoising_steps, "step"),
     )
     return " · ".join(str(part) for part in parts if part)

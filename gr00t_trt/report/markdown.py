@@ -12,7 +12,7 @@ from ..record.result import Result, Status
 from ..record.schema import Record
 from .columns import COLUMNS, WORK, Cell, Table, table
 from .facts import versions_of
-from .tables import idle_backends, kernel_table, measured_tables, pivot
+from .tables import idle_backends, kernel_table, measured_tables, pivot, request_of
 from .terminal import drift_text
 from .views import SAME_WORK, Loaded, View, rows_of
 
@@ -63,11 +63,12 @@ def title(one: Loaded, links: str, remark: str = "") -> str:
     )
 
 
-def cost(record: Record) -> str:
-    """How long the whole run took, and its peak of memory."""
+def _cost(record: Record) -> list[str]:
+    """How long the whole run took, its peak of memory, and whether the baseline drifted; as a paragraph of its own."""
     peak = record.peak_memory
     memory = f", peak {peak.peak_bytes / 1e9:.1f} GB ({peak.kind})" if peak and peak.peak_bytes else ""
-    return f"Whole run {record.wall_s or 0:.0f} s{memory}."
+    text = drift_text(record) if record.drift and record.drift.drifted else ""
+    return ["", f"Whole run {record.wall_s or 0:.0f} s{memory}.", *([f"{text[0].upper()}{text[1:]}."] if text else [])]
 
 
 def section(one: Loaded, links: str, *, short: bool = False) -> str:
@@ -78,9 +79,7 @@ def section(one: Loaded, links: str, *, short: bool = False) -> str:
     """
     if one.record.of("comparison"):
         return _comparison(one, links)
-    if not one.record.measured:
-        return _run(one, links)
-    return _summary(one, links) if short else _measured(one, links)
+    return _run(one, links) if not one.record.measured else _summary(one, links) if short else _measured(one, links)
 
 
 def _run(one: Loaded, links: str) -> str:
@@ -88,43 +87,25 @@ def _run(one: Loaded, links: str) -> str:
     names = record.setting("optimizations")
     parts = table("", [View(one, result) for result in record.submodules], RUN, what="submodule",
                   baseline="eager p50 ms", p50="compiled p50 ms", cosine="cosine to fp32")  # fmt: skip
-    lines = [title(one, links, ", restructured model" if names else ""), "", written(_named(parts, record.submodules))]
+    # The second column with backend and precision.
+    by = [Cell(f"{r.candidate.backend} {r.candidate.precision or ''}".strip()) for r in record.submodules]
+    rows = tuple((row[0], own, *row[2:]) for row, own in zip(parts.rows, by, strict=True))
+    parts = replace(parts, texts=2, rows=rows)
+    lines = [title(one, links, ", restructured model" if names else ""), "", written(parts)]
     whole = record.request
     if whole is not None:
         keys = ("what", "engines", "mb", "build", "baseline", "p50", "p99", "cosine")
-        from .tables import request_of
-
-        lines += [
-            "",
-            written(
-                table(
-                    "",
-                    [View(one, request_of(record))],
-                    keys,
-                    what="",
-                    baseline="original p50 ms",
-                    p50="compiled p50 ms",
-                    cosine="cosine to fp32",
-                )
-            ),
-        ]
-    lines += ["", cost(record), *_drift(record)]
+        made = table("", [View(one, request_of(record))], keys, what="", baseline="original p50 ms",
+                     p50="compiled p50 ms", cosine="cosine to fp32")  # fmt: skip
+        lines += ["", written(made)]
+    lines += _cost(record)
     if whole and whole.against and whole.against.text:
         lines.append(f"Whole request: {whole.against.text}.")
     executed = [str(BACKENDS[name].executed_by) for name in idle_backends(one) if BACKENDS[name].executed_by]
     if executed:
-        lines.append(
-            f"Engines were built and not run, so they have no latency. Cosines are of {' and '.join(executed)}."
-        )
+        of = " and ".join(executed)
+        lines.append(f"Engines were built and not run, so they have no latency. Cosines are of {of}.")
     return "\n".join(lines)
-
-
-def _named(made: Table, results: list[Result]) -> Table:
-    """The second column with backend and precision."""
-    backend = [Cell(f"{r.candidate.backend} {r.candidate.precision or ''}".strip()) for r in results]
-    return replace(
-        made, texts=2, rows=tuple((row[0], own, *row[2:]) for row, own in zip(made.rows, backend, strict=True))
-    )
 
 
 def _comparison(one: Loaded, links: str) -> str:
@@ -133,8 +114,7 @@ def _comparison(one: Loaded, links: str) -> str:
     """
     views = [view for view in one.views if view.result.group == "comparison"]
     made = pivot("", views, tuple(COMPARED), COMPARED)
-    lines = [title(one, links, ", backends side by side"), "", written(made), "", cost(one.record)]
-    lines += _drift(one.record)
+    lines = [title(one, links, ", backends side by side"), "", written(made), *_cost(one.record)]
     if idle := idle_backends(one):
         lines.append(f"{' and '.join(idle)}: built and not run, so without a latency.")
     refused = dict.fromkeys(f"{v.result.name}, {v.what}: {v.result.why}" for v in views if v.result.why)
@@ -147,13 +127,7 @@ def _summary(one: Loaded, links: str) -> str:
     views += rows_of([one], "loop", "request", "percentiles")
     timed = [view for view in views if view.result.status is Status.MEASURED]
     made = table("", timed, (*ROWS, "kernels", "kernel_ms", "roofline"), step="", baseline="original p50 ms")
-    lines = [title(one, links, ", measured in many forms"), "", written(made), "", cost(one.record)]
-    return "\n".join([*lines, *_drift(one.record)])
-
-
-def _drift(record: Record) -> list[str]:
-    text = drift_text(record) if record.drift and record.drift.drifted else ""
-    return [f"{text[0].upper()}{text[1:]}."] if text else []
+    return "\n".join([title(one, links, ", measured in many forms"), "", written(made), *_cost(one.record)])
 
 
 def _measured(one: Loaded, links: str) -> str:
@@ -170,25 +144,20 @@ def _measured(one: Loaded, links: str) -> str:
     extra = {group: (*(WORK if group == "waterfall" else ()), "roofline") for group in ("waterfall", "compile")}
     for made in measured_tables(one, ROWS, extra):
         heading = made.title.split(";")[0]
-        heads = (heading, *(_baseline_head(head, made.title) for head in made.heads[1:]))
-        lines += ["", written(replace(made, heads=heads))]
+        baseline = "eager p50 ms" if "the same in eager" in made.title else "original p50 ms"
+        heads = (baseline if head == COLUMNS["baseline"].head else head for head in made.heads[1:])
+        lines += ["", written(replace(made, heads=(heading, *heads)))]
     for view in reversed(rows_of([one], "waterfall")):
-        made_kernels = kernel_table(view, _short)
-        if made_kernels is not None:
+        kernels = kernel_table(view, _short)
+        if kernels is not None:
             first = f"the kernels of a call that take the most: {view.result.name}"
-            lines += ["", written(replace(made_kernels, heads=(first, *made_kernels.heads[1:])))]
+            lines += ["", written(replace(kernels, heads=(first, *kernels.heads[1:])))]
             break
     left_out = [r for r in one.record.measured if r.why is not None]
-    lines += ["", cost(one.record), *_drift(one.record)]
+    lines += _cost(one.record)
     if left_out:
         lines.append("Not measured: " + "; ".join(f"{r.name} ({r.why})" for r in left_out) + ".")
     return "\n".join([*lines, *(f"Note: {note.what}: {note.why}." for note in one.record.skipped)])
-
-
-def _baseline_head(head: str, about: str) -> str:
-    if head != COLUMNS["baseline"].head:
-        return head
-    return "eager p50 ms" if "the same in eager" in about else "original p50 ms"
 
 
 def _short(name: str) -> str:
@@ -212,6 +181,10 @@ def _unhelpful(one: Loaded, links: str) -> Iterator[str]:
     interleaved with each row, so that a clock that drifts between runs cancels out.
     """
     link = f"[{one.name}]({links}{one.name}.json)"
+
+    def slower(what: str, old: float, new: float) -> str:
+        return _line((what, "speed-up", f"{old:.2f}×", f"{new:.2f}×", f"{new / old:.2f}×", link))
+
     steps = [v.result for v in rows_of([one], SAME_WORK[0]) if v.result.status is Status.MEASURED]
     best = max((_ratio(row) for row in steps), default=1.0)
     for before, row in pairwise(steps):
@@ -221,19 +194,15 @@ def _unhelpful(one: Loaded, links: str) -> Iterator[str]:
             if old < HELPED * new:
                 yield _line((what, "ms in kernels", f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}×", link))
         elif _ratio(row) < HELPED * _ratio(before):
-            yield _slower(what, _ratio(before), _ratio(row), link)
+            yield slower(what, _ratio(before), _ratio(row))
     for view in rows_of([one], "compile"):
         row = view.result
         if row.ratio is not None and _ratio(row) < best:
-            yield _slower(f"{row.name}, against the best of the waterfall", best, _ratio(row), link)
+            yield slower(f"{row.name}, against the best of the waterfall", best, _ratio(row))
 
 
 def _ratio(row: Result) -> float:
     return 1.0 if row.ratio is None else row.ratio
-
-
-def _slower(what: str, old: float, new: float, link: str) -> str:
-    return _line((what, "speed-up", f"{old:.2f}×", f"{new:.2f}×", f"{new / old:.2f}×", link))
 
 
 def _kernel_ms(row: Result) -> float | None:

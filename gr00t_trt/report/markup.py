@@ -47,6 +47,23 @@ def join(*children: Child) -> Html:
     return Html("".join(_flat(children)))
 
 
+def sorted_table(caption: str, heads: Iterable[str], lines: Child, *, texts: int | None = None, kind: str = "") -> Html:
+    """A table that scrolls sideways on its own and whose columns sort.
+
+    Args:
+        texts: How many of the first columns are text; None for all.
+        kind: A class of style.css.
+    """
+    head = [
+        element("th", element("button", text, type="button"), scope="col",
+                class_=None if texts is None or i < texts else "num")
+        for i, text in enumerate(heads)
+    ]  # fmt: skip
+    parts = (element("caption", caption), element("thead", element("tr", head)), element("tbody", lines))
+    return element("div", element("table", *parts), class_=f"scroll {kind}".strip(), role="region", tabindex=0,
+                   aria_label=caption)  # fmt: skip
+
+
 def _flat(children: Iterable[Child]) -> Iterable[str]:
     for child in children:
         if isinstance(child, Html):

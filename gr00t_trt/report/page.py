@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from . import charts, findings, published
 from .charts import Bars
 from .columns import Cell, Table, table
 from .facts import facts_table
-from .markup import Child, Html, element, join
-from .svg import MOST_ROWS, draw, legend, palette
+from .markup import Child, Html, element, join, sorted_table
+from .svg import MOST_ROWS, draw, legend, more, palette
 from .tables import action_table, kernel_table
-from .views import GROUPS, SAME_WORK, Loaded, View, color, in_short, listed, rivals, rows_of, several
+from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, in_short, listed, rivals, rows_of, several
 
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
 _STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -98,8 +98,7 @@ def _named(one: Loaded, loaded: Sequence[Loaded]) -> Html | None:
 
 def _head(loaded: Sequence[Loaded], title: str) -> Html:
     tags = {one.name: one.tag for one in loaded}
-    loud = findings.warnings(loaded)
-    shown = [element("li", element("b", tags.get(what, what)), " ", text) for what, text in loud]
+    shown = [element("li", element("b", tags.get(what, what)), " ", text) for what, text in findings.warnings(loaded)]
     listing = element("ul", shown, class_="warnings", aria_label="warnings") if shown else None
     return element("header", element("h1", title), listing)
 
@@ -112,15 +111,9 @@ def _figures(loaded: Sequence[Loaded]) -> Html:
             element("div", element("dt", what), element("dd", value), element("dd", of, class_="of"))
             for what, value, of in findings.key_figures(one)
         ]
-        cards.append(
-            element(
-                "article",
-                element("h2", name),
-                element("p", findings.subtitle(one), class_="subtitle"),
-                element("p", findings.answer(one), class_="answer"),
-                element("dl", figures, class_="figures"),
-            )
-        )
+        texts = (("subtitle", findings.subtitle(one)), ("answer", findings.answer(one)))
+        words = [element("p", text, class_=kind) for kind, text in texts]
+        cards.append(element("article", element("h2", name), words, element("dl", figures, class_="figures")))
     return join(cards)
 
 
@@ -136,7 +129,7 @@ def _bars(loaded: Sequence[Loaded], views: Sequence[View]) -> Html:
     drawn: list[Child] = []
     reasons: dict[str, list[str]] = {}
     for name, own in groups.items():
-        if any(view.result.latency_ms for view in own):
+        if any(view.latency for view in own):
             drawn.append(element("p", name, class_="machine") if many else None)
             drawn.append(draw(Bars("", "ms", tuple(charts.latency_bar(view, view.tagged) for view in own))))
         else:
@@ -158,7 +151,7 @@ def _latency(loaded: Sequence[Loaded]) -> Html:
         "Measuring runs, with how many times as fast as the original model in eager PyTorch. "
         f"{resident if on_device else ''}All steps and forms are below."
     )
-    used = dict.fromkeys(view.result.name for view in whole if view.result.latency_ms)
+    used = dict.fromkeys(view.result.name for view in whole if view.latency)
     return section(
         title,
         "From observation to action chunk. Bar and thick mark: p50. Whisker: p10 to p90. Thin mark: p99, or the "
@@ -169,38 +162,32 @@ def _latency(loaded: Sequence[Loaded]) -> Html:
     )
 
 
+def _panels(loaded: Sequence[Loaded], views: Sequence[View], heads: Mapping[str, str]) -> Html:
+    """Bars for each subject or group, under its heading."""
+    shown = list(heads.items())[:MOST_ROWS]
+    drawn = [(head, [view for view in views if view.what == name]) for name, head in shown]
+    panels = [element("div", element("h3", head), _bars(loaded, own), class_="panel") for head, own in drawn]
+    return element("div", panels, class_="panels")
+
+
 def _submodules(loaded: Sequence[Loaded]) -> Html | None:
     parts = [view for view in listed(loaded) if not view.whole]
-    subjects = list(dict.fromkeys(view.what for view in parts))
+    subjects = {view.what: view.what for view in parts}
     if not subjects:
         return None
     title = "How long each submodule takes"
-    if not any(view.result.latency_ms for view in parts):
+    if not any(view.latency for view in parts):
         return section(title, "None was timed; why stands under what was not measured.")
-    panels = [
-        element(
-            "div",
-            element("h3", subject),
-            _bars(loaded, [view for view in parts if view.what == subject]),
-            class_="panel",
-        )
-        for subject in subjects[:MOST_ROWS]
-    ]
-    more = len(subjects) - MOST_ROWS
-    return section(
-        title,
-        "One call on the inputs of a real request. Every panel has its own axis, which begins at zero.",
-        element("div", panels, class_="panels"),
-        element("p", f"{more} more in the table below.", class_="more") if more > 0 else None,
-    )
+    lead = "One call on the inputs of a real request. Every panel has its own axis, which begins at zero."
+    return section(title, lead, _panels(loaded, parts, subjects), more(len(subjects), "in the table below"))
 
 
 def _speed_accuracy(loaded: Sequence[Loaded]) -> Html:
-    chart = charts.accuracy_chart(loaded)
+    chart, title = charts.accuracy_chart(loaded), "Speed against accuracy"
     if not chart.points:
-        return section("Speed against accuracy", "Not drawn: no request has both a latency and a cosine.")
+        return section(title, "Not drawn: no request has both a latency and a cosine.")
     return section(
-        "Speed against accuracy",
+        title,
         "Whole requests, both axes logarithmic: the lower left corner is fast and exact. Above a dashed line, the "
         "actions are further from eager fp32 than the gate allows.",
         draw(chart),
@@ -208,55 +195,34 @@ def _speed_accuracy(loaded: Sequence[Loaded]) -> Html:
 
 
 def _waterfall(loaded: Sequence[Loaded]) -> Html | None:
-    panels: list[Child] = []
-    for one in loaded:
-        chart = charts.waterfall_chart(one)
-        if chart.bars:
-            panels += [_named(one, loaded), draw(chart)]
-    if not panels:
-        return None
+    drawn = [(_named(one, loaded), draw(chart)) for one in loaded if (chart := charts.waterfall_chart(one)).bars]
     return section(
         "What each step brings",
         "One step added after another, p50 of one request, and how many times as fast as the original model in eager "
         "PyTorch. Light: what the step saved. Red: what it cost. Grey: less than the spreads of both.",
-        panels,
-    )
+        drawn,
+    ) if drawn else None  # fmt: skip
 
 
 def _variations(loaded: Sequence[Loaded]) -> Html | None:
     measured = rows_of(loaded)
     shown = ("waterfall", "request", "percentiles")  # further up
-    timed = [view.result.group for view in measured if view.result.latency_ms]
-    groups = [group for group in dict.fromkeys(timed) if group not in shown]
-    panels = [
-        element(
-            "div",
-            element("h3", GROUPS.get(group, group)),
-            _bars(loaded, [view for view in measured if view.result.group == group]),
-            class_="panel",
-        )
-        for group in groups[:MOST_ROWS]
-    ]
-    if not panels:
-        return None
+    timed = dict.fromkeys(view.what for view in measured if view.latency)
+    groups = {group: GROUPS.get(group, group) for group in timed if group not in shown}
     lead = "Each with how many times as fast as its baseline it is. Every panel has its own axis, from zero."
-    return section("What else was varied", lead, element("div", panels, class_="panels"))
+    return section("What else was varied", lead, _panels(loaded, measured, groups)) if groups else None
 
 
 def _stages(loaded: Sequence[Loaded]) -> Html:
-    charted: list[Child] = []
-    for one in loaded:
-        chart = charts.stage_chart(one, *SAME_WORK)
-        if chart.rows:
-            charted += [_named(one, loaded), draw(chart)]
-    if not charted:
-        return section("Where a request spends its time", "No stage was timed.")
+    drawn = [
+        (_named(one, loaded), draw(chart)) for one in loaded if (chart := charts.stage_chart(one, *SAME_WORK)).rows
+    ]
     return section(
         "Where a request spends its time",
         "Medians of each stage, all its calls in one request added up. Timed in requests of their own, so that a sum "
-        "may differ a little from the latency above.",
-        charted,
-    )
+        "may differ a little from the latency above." if drawn else "No stage was timed.",
+        drawn,
+    )  # fmt: skip
 
 
 def _roofline(loaded: Sequence[Loaded]) -> Html:
@@ -291,29 +257,26 @@ def _tables(loaded: Sequence[Loaded]) -> Html:
     return section(
         "All figures",
         "A heading sorts its column. Pointing at a cell shows all digits.",
-        *(written(table(title, own, _of(keys, many), texts=2 + many)) for title, own, keys in shown if own),
+        *(
+            written(table(title, own, [key for key in keys if many or key != "record"], texts=2 + many))
+            for title, own, keys in shown
+            if own
+        ),
         *_busiest(loaded),
         written(actions) if actions else None,
         name="tables",
     )
 
 
-def _of(keys: Sequence[str], many: bool) -> list[str]:
-    return [key for key in keys if many or key != "record"]
-
-
 def _busiest(loaded: Sequence[Loaded]) -> list[Html]:
     """Of each measuring run the kernels of its fastest form; none where no record names them."""
     out = []
     for one in loaded:
-        known = [view for view in rivals(one) if view.result.work and view.result.work.busiest_kernels]
-        timed = [view for view in known if view.result.latency_ms]
-        if timed:
-            view = min(timed, key=lambda view: view.result.latency_ms.p50 if view.result.latency_ms else 0.0)
-            made = kernel_table(view)
-            if made is not None:
-                title = f"The kernels that take the most of one call: {view.tagged}"
-                out.append(written(replace(made, title=title)))
+        known = ((view, kernel_table(view)) for view in fastest(rivals(one)))
+        view, made = next((own for own in known if own[1]), (None, None))
+        if view and made:
+            title = f"The kernels that take the most of one call: {view.tagged}"
+            out.append(written(replace(made, title=title)))
     return out
 
 
@@ -361,18 +324,8 @@ def written(made: Table, kind: str = "") -> Html:
     """
     absent, filled = made.absent(), made.filled()
     caption = f"{made.title}. In no record: {', '.join(absent)}." if absent else made.title
-    heads = [
-        element("th", element("button", head, type="button"), scope="col", class_="num" if i >= made.texts else None)
-        for i, head in enumerate(filled.heads)
-    ]
     lines = [element("tr", [_cell(cell, i, i >= made.texts) for i, cell in enumerate(row)]) for row in filled.rows]
-    inside = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", heads)),
-        element("tbody", lines),
-    )
-    return element("div", inside, class_=f"scroll {kind}".strip(), role="region", tabindex=0, aria_label=caption)
+    return sorted_table(caption, filled.heads, lines, texts=made.texts, kind=kind)
 
 
 def _cell(cell: Cell, place: int, number: bool) -> Html:

@@ -6,11 +6,10 @@ What was not measured is written where its bar would be. Needs matplotlib: pip i
 from __future__ import annotations
 
 import hashlib
-import math
 import textwrap
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,9 @@ from ..errors import RecordError
 from ..record.files import dumps
 from ..record.numbers import digits
 from ..record.schema import Record
-from .charts import (
-    LEAST_DISTANCE,
-    LEAST_MS,
-    Bars,
-    Chart,
-    Points,
-    Stacks,
-    accuracy_chart,
-    latency_chart,
-    letter,
-    roofline_chart,
-    stage_chart,
-    stage_color,
-    waterfall_chart,
-)
-from .views import Loaded, rows_of
+from . import charts
+from .charts import LEAST_DISTANCE, LEAST_MS, Bars, Chart, Points, Stacks, letter, stage_color
+from .views import SAME_WORK, Loaded, rows_of, told
 
 GREY, INK, FAINT = "#8C8C8C", "#222222", "#D9D9D9"
 HATCHED = "#BBBBBB"
@@ -55,19 +41,16 @@ KEY = "Record"
 
 def charts_of(one: Loaded) -> dict[str, Chart]:
     """Name of a picture -> its chart, for everything that the record has figures for."""
-    run = rows_of([one])
-    roofed = [v for v in rows_of([one], "waterfall", "compile") if v.result.roofline and v.result.roofline.percent]
-    wanted: dict[str, tuple[Callable[[], Chart], bool]] = {
-        "latency": (lambda: latency_chart(one), len(run) < len(one.record.results)),
-        "speed-accuracy": (lambda: accuracy_chart([one]), bool(accuracy_chart([one]).points)),
-        "waterfall": (lambda: waterfall_chart(one), any(v.result.group == "waterfall" for v in run)),
-        "stages": (
-            lambda: stage_chart(one, "waterfall"),
-            any(v.result.stages_ms and v.result.group == "waterfall" for v in run),
-        ),
-        "roofline": (lambda: roofline_chart(roofed), bool(roofed)),
+    steps, scatter = rows_of([one], "waterfall"), charts.accuracy_chart([one])
+    roofed = [view for view in rows_of([one], *SAME_WORK) if view.share]
+    wanted: dict[str, tuple[Chart, object]] = {
+        "latency": (charts.latency_chart(one), len(one.record.measured) < len(one.record.results)),
+        "speed-accuracy": (scatter, scatter.points),
+        "waterfall": (charts.waterfall_chart(one), steps),
+        "stages": (charts.stage_chart(one, "waterfall"), any(view.result.stages_ms for view in steps)),
+        "roofline": (charts.roofline_chart(roofed), roofed),
     }
-    return {name: make() for name, (make, has_figures) in wanted.items() if has_figures}
+    return {name: chart for name, (chart, has_figures) in wanted.items() if has_figures}
 
 
 def draw_all(one: Loaded, folder: Path) -> list[Path]:
@@ -94,17 +77,14 @@ def draw(chart: Chart, record: Record, path: str | Path) -> None:
     Raises: RecordError without matplotlib, or for a path that cannot be written.
     """
     if isinstance(chart, Bars):
-        height, foot = 1.35 + 0.36 * max(len(chart.bars[:MOST_ROWS]), 2), 0.0
-    elif isinstance(chart, Stacks):
-        height, foot = 1.35 + LEGEND_INCHES + 0.36 * max(len(chart.rows), 2), LEGEND_INCHES
-    else:
-        height, foot = max(2.6 + 0.3 * len(chart.points), 4.0), 0.0
-    with _figure(record, path, chart.title, height, foot) as axes:
-        if isinstance(chart, Bars):
+        with _figure(record, path, chart.title, 1.35 + 0.36 * max(len(chart.bars[:MOST_ROWS]), 2)) as axes:
             _bars(axes, chart)
-        elif isinstance(chart, Stacks):
+    elif isinstance(chart, Stacks):
+        height = 1.35 + LEGEND_INCHES + 0.36 * max(len(chart.rows), 2)
+        with _figure(record, path, chart.title, height, LEGEND_INCHES) as axes:
             _stacks(axes, chart)
-        else:
+    else:
+        with _figure(record, path, chart.title, max(2.6 + 0.3 * len(chart.points), 4.0)) as axes:
             _points(axes, chart)
 
 
@@ -132,10 +112,9 @@ def drawn_from(path: str | Path) -> str | None:
 
 
 @contextmanager
-def _figure(record: Record, path: str | Path, title: str, height: float, foot_inches: float) -> Iterator[Any]:
-    """Axes to draw on; the picture is written when the block ends without an error.
+def _figure(record: Record, path: str | Path, title: str, height: float, foot_inches: float = 0.0) -> Iterator[Any]:
+    """Axes to draw on, under title and subtitle; the picture is written when the block ends without an error.
 
-    Title and subtitle (model, device, precision, workload) are set; frame and ticks are removed but for the x axis.
     `foot_inches` at the bottom stay free, for a legend. Names are no formulas, whatever dollars they hold, and a letter
     that the font lacks is worth no warning.
     """
@@ -156,8 +135,7 @@ def _figure(record: Record, path: str | Path, title: str, height: float, foot_in
         drawing.text(0.012, top, title, va="top", fontsize=13, fontweight="bold", color=INK)
         drawing.text(0.012, top - 0.30 / height, subtitle(record), va="top", fontsize=9, color="#555555")
         axes = drawing.add_subplot()
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(GREY)
         axes.tick_params(axis="x", colors=INK, labelsize=9)
         axes.tick_params(axis="y", length=0, labelsize=9.5, colors=INK)
@@ -174,21 +152,15 @@ def _figure(record: Record, path: str | Path, title: str, height: float, foot_in
 def subtitle(record: Record) -> str:
     """Model, device, precision and workload in one line."""
     environment, given = record.environment, record.inputs
-    parts = [
+    parts = (
         str(record.model.path or "model"),
         (environment.gpu if record.on_gpu else None) or f"CPU, {environment.cpu_cores or '?'} cores",
         str(record.setting("precision") or ""),
-        *(
-            form.format(value)
-            for value, form in (
-                (given.views, "{} view"),
-                (given.batch_size, "batch {}"),
-                (given.denoising_steps, "{} steps"),
-                (given.sequence_length, "{} tokens"),
-            )
-            if value is not None
-        ),
-    ]
+        told("{} view", given.views),
+        told("batch {}", given.batch_size),
+        told("{} steps", given.denoising_steps),
+        told("{} tokens", given.sequence_length),
+    )
     return " · ".join(part for part in parts if part)
 
 
@@ -233,7 +205,15 @@ def _stacks(axes: Any, chart: Stacks) -> None:
         _label(axes, left, place, f"{digits(total)} ms")
     if not chart.rows:
         _not_measured(axes, 0, "no row of this record has its stages timed")
-    _legend(axes, {shade: names[0] + ("" if len(names) == 1 else " and others") for shade, names in named.items()})
+    from matplotlib.patches import Patch
+
+    entries = ((shade, names[0] + ("" if len(names) == 1 else " and others")) for shade, names in named.items())
+    legend = axes.legend(
+        handles=[Patch(color=shade, label=label) for shade, label in entries], loc="lower left",
+        bbox_to_anchor=(0.0, 0.0), bbox_transform=axes.figure.transFigure, ncols=max(1, min(len(named), 5)),
+        frameon=False, fontsize=8, handlelength=1.0, columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
+    legend.set_in_layout(False)  # its place is kept free already
     labels = [label for label, _ in chart.rows] or [""]
     _finish(axes, labels, max(widest, LEAST_MS) * 1.15, "p50, ms; all calls of a stage added up")
 
@@ -255,53 +235,35 @@ def _points(axes: Any, chart: Points) -> None:
     gates = [(name, value) for name, value in chart.gates if value > LEAST_DISTANCE]
     for name, value in gates:
         axes.axhline(value, color="#D55E00", linestyle="--", linewidth=1.2)
-        axes.annotate(
-            name, (1.0, value), xycoords=("axes fraction", "data"), xytext=(0, 4), textcoords="offset points",
-            ha="right", fontsize=9, color="#D55E00",
-        )  # fmt: skip
+        axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), xytext=(0, 4), ha="right", fontsize=9,
+                      textcoords="offset points", color="#D55E00")  # fmt: skip
     axes.set(xscale="log", yscale="log")
     # Whole decades: a smaller range would have no label at all.
-    axes.set_xlim(*_decades([point.ms for point in drawn], 1.0))
-    axes.set_ylim(*_decades([*(max(p.distance, LEAST_DISTANCE) for p in drawn), *(value for _, value in gates)], 1.6))
+    left, right = charts.decades([point.ms for point in drawn])
+    low, high = charts.decades(
+        [*(max(point.distance, LEAST_DISTANCE) for point in drawn), *(value for _, value in gates)]
+    )
+    axes.set_xlim(10.0**left, 10.0**right)
+    axes.set_ylim(10.0**low / 1.6, 10.0**high * 1.6)
     axes.xaxis.set_major_formatter(lambda value, _: digits(value))
     # Formulas are switched off, and the usual labels are formulas.
     axes.yaxis.set_major_formatter(lambda value, _: "≤ 1e-8" if value <= LEAST_DISTANCE else f"{value:.0e}")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_formatter("")
+    axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("p50 of one request, ms", fontsize=9, color="#555555")
     axes.set_ylabel("1 − cosine to eager fp32", fontsize=9, color="#555555")
 
 
-def _decades(values: Sequence[float], room: float) -> tuple[float, float]:
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values) * 1.0001))
-    return 10.0**low / room, 10.0**high * room
-
-
-def _label(axes: Any, end: float, place: float, text: str) -> None:
+def _label(axes: Any, end: float, place: float, text: str, **look: Any) -> None:
     """Write a value behind the end of its bar."""
-    axes.annotate(
-        text, (end, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9, color=INK, bbox=BEHIND
-    )
+    look = {"fontsize": 9, "color": INK, **look}
+    axes.annotate(text, (end, place), xytext=(6, 0), textcoords="offset points", va="center", bbox=BEHIND, **look)
 
 
 def _not_measured(axes: Any, place: float, why: str) -> None:
     """Say in a bar's place that there is none, and why."""
     text = textwrap.shorten(f"not measured: {why}" if why != "not measured" else why, 96, placeholder=" …")
-    axes.annotate(
-        text, (0, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8.5, color=GREY,
-        style="italic", bbox=BEHIND,
-    )  # fmt: skip
-
-
-def _legend(axes: Any, entries: Mapping[str, str]) -> None:
-    from matplotlib.patches import Patch
-
-    legend = axes.legend(
-        handles=[Patch(color=shade, label=name) for shade, name in entries.items()], loc="lower left",
-        bbox_to_anchor=(0.0, 0.0), bbox_transform=axes.figure.transFigure, ncols=max(1, min(len(entries), 5)),
-        frameon=False, fontsize=8, handlelength=1.0, columnspacing=1.2, borderaxespad=0.2,
-    )  # fmt: skip
-    legend.set_in_layout(False)  # its place is kept free already
+    _label(axes, 0, place, text, fontsize=8.5, color=GREY, style="italic")
 
 
 def _finish(axes: Any, labels: Sequence[str], right: float, unit: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..plans.schema import SUBMODULES
 from ..record.numbers import digits
 from .charts import Bar, Bars, exact, latency_bar
-from .markup import Child, Html, element
+from .markup import Child, Html, element, sorted_table
 from .svg import draw
 from .views import WHOLE, Loaded, View, in_short, listed, rows_of
 
@@ -20,28 +20,26 @@ PUBLISHED: Mapping[str, Any] = json.loads(Path(__file__).with_name("published.js
 
 def shown(loaded: Sequence[Loaded]) -> list[Html]:
     """Whole requests as bars, this page's own from a GPU and then the published ones; and a table by submodule."""
-    return [*_chart(loaded), _side_by_side(loaded)]
-
-
-def _chart(loaded: Sequence[Loaded]) -> list[Html]:
     own = [
         view
         for view in (*listed(loaded), *in_short(loaded))
-        if (view.whole or view.result.group in ("waterfall", "request"))
-        and view.result.latency_ms
-        and view.one.record.on_gpu
+        if (view.whole or view.result.group in ("waterfall", "request")) and view.latency and view.one.record.on_gpu
     ]
     drawn = [latency_bar(view, f"here: {view.one.machine}, {view.tagged}") for view in own]
     for row in PUBLISHED["rows"]:
         if row["end_to_end_ms"] is not None:
             ms, publisher = row["end_to_end_ms"], row["publisher"]
             title = f"Published by {publisher}: {exact(ms)} ms. {row['detail']}. Source: {row['source']}"
-            drawn.append(Bar(_named(row), ms, f"{digits(ms)} ms", title, "published"))
+            name = f"{row['device']}: {row['path']}" + (f" ({row['precision']})" if row["precision"] else "")
+            drawn.append(Bar(name, ms, f"{digits(ms)} ms", title, "published"))
     notes = [] if own else ["Nothing of this page is drawn here: no whole request was timed on a GPU."]
-    other = [one.name for one in loaded if one.record.on_gpu and _other_work(one)]
+    work = ("views", "batch_size", "denoising_steps")
+    on_gpu = [one for one in loaded if one.record.on_gpu]
+    other = [one.name for one in on_gpu if any(getattr(one.record.inputs, key) != PUBLISHED[key] for key in work)]
     if other:
         notes.append(f"Other work than published (views, batch or steps): {', '.join(other)}.")
-    return [draw(Bars("", "ms", tuple(drawn))), *(element("p", note, class_="more") for note in notes)]
+    words = (element("p", note, class_="more") for note in notes)
+    return [draw(Bars("", "ms", tuple(drawn))), *words, _side_by_side(loaded)]
 
 
 def _side_by_side(loaded: Sequence[Loaded]) -> Html:
@@ -52,9 +50,9 @@ def _side_by_side(loaded: Sequence[Loaded]) -> Html:
     entries += [(view.result.subject, view.form or view.label, view) for view in rows_of(loaded, "submodules")]
     own: dict[tuple[int, str], tuple[Loaded, dict[str, float]]] = {}
     for subject, label, view in entries:
-        if view.result.latency_ms:
+        if view.p50 is not None:
             _, values = own.setdefault((view.one.place, label), (view.one, {}))
-            values[subject] = view.result.latency_ms.p50
+            values[subject] = view.p50
     lines = [
         _line("measured", one.machine, label, values, values.get(WHOLE), one.tag)
         for (_, label), (one, values) in own.items()
@@ -65,14 +63,7 @@ def _side_by_side(loaded: Sequence[Loaded]) -> Html:
         lines.append(_line("published", row["device"], how, row["submodules_ms"], row["end_to_end_ms"], source))
     heads = ("whose", "device", "how", "whole request", *SUBMODULES, "record or source")
     caption = "Milliseconds per call, measured here and published by others"
-    head = [element("th", element("button", text, type="button"), scope="col") for text in heads]
-    inside = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", head)),
-        element("tbody", lines),
-    )
-    return element("div", inside, class_="scroll", role="region", tabindex=0, aria_label=caption)
+    return sorted_table(caption, heads, lines)
 
 
 def _line(
@@ -89,12 +80,3 @@ def _number(value: float | None) -> Html:
         return element("td", "–")
     text = "0" if value == 0 else f"{value:,.5g}".replace(",", "\u00a0") if abs(value) >= 1e-3 else f"{value:.2e}"
     return element("td", text, class_="num", title=exact(value), data_value=repr(float(value)))
-
-
-def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['device']}: {row['path']}" + (f" ({row['precision']})" if row["precision"] else "")
-
-
-def _other_work(one: Loaded) -> bool:
-    given = one.record.inputs
-    return any(getattr(given, key) != PUBLISHED[key] for key in ("views", "batch_size", "denoising_steps"))

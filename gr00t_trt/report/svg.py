@@ -10,21 +10,8 @@ from collections.abc import Sequence
 from ..plans.backends import BACKENDS
 from ..plans.schema import ARCHITECTURE
 from ..record.numbers import digits, small
-from .charts import (
-    BASELINE,
-    LEAST_DISTANCE,
-    LEAST_MS,
-    OTHER,
-    STEP,
-    Bar,
-    Bars,
-    Points,
-    Stacks,
-    exact,
-    letter,
-    round_ticks,
-    stage_color,
-)
+from . import charts
+from .charts import LEAST_DISTANCE, LEAST_MS, Bar, Bars, Points, Stacks, exact, letter, stage_color
 from .markup import Html, element, join
 from .views import color
 
@@ -36,8 +23,8 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def palette() -> str:
     """CSS that gives every colour of a chart a class, since a page allows no style beside its own."""
-    known = {color(name) for name in ("original", "mixed", *BACKENDS)} | {BASELINE, STEP, OTHER}
-    known |= set(ARCHITECTURE.colors.values())
+    known = {color(name) for name in ("original", "mixed", *BACKENDS)} | set(ARCHITECTURE.colors.values())
+    known |= {charts.BASELINE, charts.STEP, charts.OTHER}
     return "\n".join(f".{_class(shade)} {{ --shade: {shade}; }}" for shade in sorted(known))
 
 
@@ -55,23 +42,23 @@ def draw(chart: Bars | Stacks | Points) -> Html:
 def _bars(chart: Bars) -> Html:
     drawn = chart.bars[:MOST_ROWS]
     ends = [end for row in drawn for end in (row.value, row.high, row.last, row.before, row.mark) if end is not None]
-    ticks = round_ticks(max(ends, default=0.0) if chart.top is None else chart.top)
+    ticks = charts.round_ticks(max(ends, default=0.0) if chart.top is None else chart.top)
     scale = 100.0 / ticks[-1]
     lines = [_row(row, scale, [tick * scale for tick in ticks]) for row in drawn]
     axis = _axis([(tick * scale, _tick(tick)) for tick in ticks], chart.unit) if ends else None
-    return join(element("ul", lines, axis, class_="chart"), _more(len(chart.bars), "in the table below"))
+    return join(element("ul", lines, axis, class_="chart"), more(len(chart.bars), "in the table below"))
 
 
 def _stacks(chart: Stacks) -> Html:
     drawn = chart.rows[:MOST_ROWS]
-    ticks = round_ticks(max((sum(value for _, value in parts) for _, parts in drawn), default=0.0))
+    ticks = charts.round_ticks(max((sum(value for _, value in parts) for _, parts in drawn), default=0.0))
     lines = [_stack(label, parts, ticks[-1]) for label, parts in drawn]
     axis = _axis([(100.0 * tick / ticks[-1], _tick(tick)) for tick in ticks], "ms")
     named: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for _, parts in drawn for name, _ in parts):
         named.setdefault(stage_color(name), []).append(name)
     entries = [(shade, ", ".join(own[:6])) for shade, own in named.items()]
-    return join(legend(entries), element("ul", lines, axis, class_="chart"), _more(len(chart.rows), "in the record"))
+    return join(legend(entries), element("ul", lines, axis, class_="chart"), more(len(chart.rows), "in the record"))
 
 
 def _stack(label: str, parts: Sequence[tuple[str, float]], top: float) -> Html:
@@ -96,12 +83,9 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
 def _points(chart: Points) -> Html:
     """Letters stand for the points, and a list beside explains those; below `LEAST_DISTANCE` lies one line for all."""
     drawn = chart.points[:MOST_ROWS]
-    latencies = [max(point.ms, LEAST_MS) for point in drawn]
-    left, right = math.floor(math.log10(min(latencies))), math.ceil(math.log10(max(latencies) * 1.0001))
+    left, right = charts.decades([max(point.ms, LEAST_MS) for point in drawn])
     known = (*(point.distance for point in drawn), *(value for _, value in chart.gates))
-    shown = [value for value in known if value >= LEAST_DISTANCE]
-    low = math.floor(math.log10(min(shown, default=1e-6)))
-    high = math.ceil(math.log10(max(shown, default=1e-3) * 1.0001))
+    low, high = charts.decades([value for value in known if value >= LEAST_DISTANCE] or [1e-6, 1e-3])
     floor = 88.0  # percent of the height where the smallest decade lies
 
     def across(ms: float) -> float:
@@ -140,7 +124,7 @@ def _points(chart: Points) -> Html:
         element("div", element("p", "1 − cosine to eager fp32, lower is more exact", class_="unit"), picture,
                 element("p", "p50 of one request, lower is faster →", class_="unit end")),
         element("ul", keys, class_="keys"),
-        _more(len(chart.points), "in the table below"),
+        more(len(chart.points), "in the table below"),
         class_="scatter",
     )  # fmt: skip
 
@@ -151,18 +135,18 @@ def _row(row: Bar, scale: float, grid: Sequence[float]) -> Html:
         words = element("span", row.shown, class_="absent")
         return element("li", _label(row.label), words, class_="row missing", tabindex=0, title=row.title)
     end = max(row.value, 0.0) * scale
+    bar = end
     if row.before is not None:
         start = max(row.before, 0.0) * scale
         # What noise could explain is neither saved nor lost.
         kind = "level" if row.doubtful else "saved" if start > end else "lost"
         near, width = min(start, end), abs(start - end)
         marks.append(element("rect", class_=kind, x=_pc(near), y="22%", width=_pc(width), height="56%"))
-    bar = min(end, row.before * scale) if row.before is not None else end
+        bar = near
     marks.append(element("rect", class_="bar", x="0", y="22%", width=_pc(bar), height="56%"))
     if row.low is not None and row.high is not None:
         low, high = row.low * scale, row.high * scale
-        marks.append(_line("whisker", low, 50, high, 50))
-        marks += [_line("whisker", x, 36, x, 64) for x in (low, high)]
+        marks += [_line("whisker", *ends) for ends in ((low, 50, high, 50), (low, 36, low, 64), (high, 36, high, 64))]
     marks.append(_line("median", end, 18, end, 82))
     if row.last is not None:
         marks.append(_line("last", row.last * scale, 30, row.last * scale, 70))
@@ -177,14 +161,11 @@ def _axis(ticks: Sequence[tuple[float, str]], unit: str) -> Html:
     marks = [
         _text(text, x, 0, "tick under " + ("start" if x < 2 else "end" if x > 98 else "middle")) for x, text in ticks
     ]
-    track = element("svg", marks, class_="track")
-    return element(
-        "li", element("span", class_="label"), track, element("span", unit, class_="value unit"), class_="row axis",
-        aria_hidden="true",
-    )  # fmt: skip
+    parts = (_label(""), element("svg", marks, class_="track"), element("span", unit, class_="value unit"))
+    return element("li", *parts, class_="row axis", aria_hidden="true")
 
 
-def _more(count: int, where: str) -> Html | None:
+def more(count: int, where: str) -> Html | None:
     return element("p", f"{count - MOST_ROWS} more {where}.", class_="more") if count > MOST_ROWS else None
 
 

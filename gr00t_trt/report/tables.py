@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from ..plans.backends import BACKENDS
 from ..record.numbers import cosine, digits, p50, small
 from ..record.result import REQUEST, Build, Result, Status
 from ..record.schema import Record, StageTime
-from .columns import (
-    COLUMNS,
-    DASH,
-    IDLE,
-    Cell,
-    Table,
-    number,
-    table,
-)
+from .columns import COLUMNS, DASH, IDLE, Cell, Table, number, table
 from .views import GROUPS, Loaded, View
 
 SUBMODULE = ("submodule", "backend", "precision", "coverage", "mb", "build", "baseline", "p50", "speed_up", "cosine",
@@ -38,12 +31,12 @@ def run_tables(one: Loaded) -> list[Table]:
         baseline="eager ms",
         p50="compiled ms",
     )
-    eager, own = SUBMODULE.index("baseline"), SUBMODULE.index("p50")
-    rows = []
-    for result, row in zip(record.submodules, parts.rows, strict=True):
-        if result.candidate.backend == "eager":  # what was not compiled is its own baseline
-            row = (*row[:eager], row[own], Cell(), *row[own + 1 :])
-        rows.append(row)
+    at = SUBMODULE.index("baseline")  # and the compiled p50 stands behind it
+    rows = [
+        # What was not compiled is its own baseline.
+        (*row[:at], row[at + 1], Cell(), *row[at + 2 :]) if result.candidate.backend == "eager" else row
+        for result, row in zip(record.submodules, parts.rows, strict=True)
+    ]
     return [
         replace(parts, rows=tuple(rows)),
         table(
@@ -61,28 +54,25 @@ def request_of(record: Record) -> Result:
     """The whole request of a run, with what its submodules took together; an empty one where there is none."""
     whole = record.request or Result("run", "", REQUEST, status=Status.CHECKED)
     builds = [r.build for r in record.submodules if r.build is not None]
-    fresh = [b for b in builds if not b.from_cache]
     if not builds:
         return whole
-
-    def added(values: Iterable[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) if known else None
-
-    sizes, engines = (b.engine_bytes for b in builds), (b.engines for b in builds)
+    fresh = [b for b in builds if not b.from_cache]
+    seconds = [b.seconds for b in fresh if b.seconds is not None]
+    sizes = [b.engine_bytes for b in builds if b.engine_bytes is not None]
+    engines = [b.engines for b in builds if b.engines is not None]
     build = Build(
-        added(b.seconds for b in fresh),
+        sum(seconds) if seconds else None,
         from_cache=not fresh,
-        engine_bytes=added(sizes),  # type: ignore[arg-type]
-        engines=added(engines),  # type: ignore[arg-type]
+        engine_bytes=sum(sizes) if sizes else None,
+        engines=sum(engines) if engines else None,
     )
     return replace(whole, build=build)
 
 
 def comparison_tables(one: Loaded) -> list[Table]:
     """Latencies side by side, the whole request, and what each submodule cost by each backend."""
-    parts = [view for view in one.views if view.result.group == "comparison" and not view.whole]
-    whole = [view for view in one.views if view.result.group == "comparison" and view.whole]
+    every = [view for view in one.views if view.result.group == "comparison"]
+    parts, whole = [view for view in every if not view.whole], [view for view in every if view.whole]
     explained = {
         "original": "original: the model as it was published, in eager PyTorch; eager: the model that is compiled here",
         "auto": "auto: for each submodule the backend that won there",
@@ -118,7 +108,7 @@ def pivot(title: str, views: Sequence[View], keys: Sequence[str], heads: Mapping
     """One row a subject, and for each backend the same figures; where they are several, those that it has for any.
 
     Args:
-        heads: Key -> what to call the figure behind the backend's name.
+        heads: Key -> what to call the figure behind the backend's name; None for one figure, which needs no name.
     """
     backends = list(dict.fromkeys(view.result.name for view in views))
     by_place = {(view.what, view.result.name): view for view in views}
@@ -141,31 +131,20 @@ def pivot(title: str, views: Sequence[View], keys: Sequence[str], heads: Mapping
         for key in keys
         if len(keys) == 1 or any(cell(s, backend, key).text not in (DASH, "", "built") for s in subjects)
     ]
-    named = tuple(
-        backend if len(keys) == 1 else f"{backend}: {(heads or {}).get(key, COLUMNS[key].head)}"
-        for backend, key in columns
-    )
+    named = tuple(f"{backend}: {heads[key]}" if heads else backend for backend, key in columns)
     rows = tuple((Cell(subject), *(cell(subject, b, k) for b, k in columns)) for subject in subjects)
     return Table(title, ("submodule", *named), rows)
 
 
 def _costs(views: Sequence[View]) -> Table:
     keys = ("what", "p99", "build", "mb", "layers", "coverage", "peak", "cosine", "gate")
+    title = "What each submodule took; memory is what came on top of what was in use, cosine is to eager fp32"
     shown = [view for view in views if view.result.why is None]
-    made = table(
-        "What each submodule took; memory is what came on top of what was in use, cosine is to eager fp32",
-        shown,
-        keys,
-        what="submodule and backend",
-    )
-    names = [Cell(f"  {view.result.name}", notes=view.result.notes) for view in shown]
+    made = table(title, shown, keys, what="submodule and backend")
     rows: list[tuple[Cell, ...]] = []
-    before = None
-    for view, row, name in zip(shown, made.rows, names, strict=True):
-        if view.what != before:
-            rows.append((Cell(view.what, mark="strong"), *(Cell("") for _ in keys[1:])))
-        before = view.what
-        rows.append((name, *row[1:]))
+    for subject, own in groupby(zip(shown, made.rows, strict=True), lambda pair: pair[0].what):
+        rows.append((Cell(subject, mark="strong"), *(Cell("") for _ in keys[1:])))
+        rows += [(Cell(f"  {view.result.name}", notes=view.result.notes), *row[1:]) for view, row in own]
     return replace(made, rows=tuple(rows), stacked=None)
 
 
@@ -213,16 +192,13 @@ def stage_table(stages: Sequence[StageTime], block: str, width: int = 20) -> Tab
         own = value(row)
         share = max(own, 0.0) / total if total and own is not None else None
         inner = bool(row.within)
-        cells = [
-            Cell("  " * inner + row.stage),
-            Cell(digits(row.calls_per_request)),
-            *([Cell(p50(row.baseline_ms))] if both else []),
-            number(own),
-            Cell() if share is None else Cell(f"{100 * share:.0f} %", share),
-            # Bars add up to the request, so a stage inside another has none.
-            Cell("" if share is None or inner else block * round(width * share)),
-        ]
-        lines.append(tuple(cells))
+        original = (Cell(p50(row.baseline_ms)),) if both else ()
+        part = Cell() if share is None else Cell(f"{100 * share:.0f} %", share)
+        # Bars add up to the request, so a stage inside another has none.
+        bar = Cell("" if share is None or inner else block * round(width * share))
+        lines.append(
+            (Cell("  " * inner + row.stage), Cell(digits(row.calls_per_request)), *original, number(own), part, bar)
+        )
     heads = ("stage", "calls", *(("original ms", "compiled ms") if both else ("ms",)), "share", "")
     kind = "a compiled" if compiled else "an eager"
     title = f"Where {kind} request spends its time (p50, all calls of a stage added up)"
@@ -234,18 +210,13 @@ def kernel_table(view: View, shorten: Callable[[str], str] = str) -> Table | Non
     work = view.result.work
     if work is None or not work.busiest_kernels:
         return None
-    rows = tuple(
-        (
-            Cell(shorten(kernel.name)),
-            number(kernel.launches),
-            Cell(f"{kernel.ms:.3f}", kernel.ms),
-            Cell()
-            if not work.kernel_ms or not kernel.ms
-            else Cell(f"{100 * kernel.ms / work.kernel_ms:.0f} %", kernel.ms),
-        )
-        for kernel in work.busiest_kernels
-    )
-    return Table("", ("kernel", "launches", "ms", "of all kernels"), rows)
+    total = work.kernel_ms
+    rows = []
+    for kernel in work.busiest_kernels:
+        share = Cell(f"{100 * kernel.ms / total:.0f} %", kernel.ms) if total and kernel.ms else Cell()
+        time = Cell(f"{kernel.ms:.3f}", kernel.ms)
+        rows.append((Cell(shorten(kernel.name)), number(kernel.launches), time, share))
+    return Table("", ("kernel", "launches", "ms", "of all kernels"), tuple(rows))
 
 
 def action_table(loaded: Iterable[Loaded]) -> Table | None:
@@ -261,7 +232,6 @@ def action_table(loaded: Iterable[Loaded]) -> Table | None:
 
 def idle_backends(one: Loaded) -> list[str]:
     """The backends of a record whose engines were built and cannot run there."""
-    idle = {
-        r.candidate.backend for r in one.record.results if r.status is Status.BUILT_NOT_RUN and r.subject != REQUEST
-    }
+    built = [r for r in one.record.results if r.status is Status.BUILT_NOT_RUN and r.subject != REQUEST]
+    idle = {result.candidate.backend for result in built}
     return [name for name in BACKENDS if name in idle]

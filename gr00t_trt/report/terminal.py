@@ -22,7 +22,7 @@ from ..record.schema import Record
 from .columns import Cell, Table
 from .facts import versions_of
 from .tables import comparison_tables, measured_tables, run_tables, stage_table
-from .views import Loaded, together
+from .views import Loaded, counted, together, told
 
 ONE_LINE_WIDTH = 112
 """Columns from which a table that can be stacked has one line a row."""
@@ -42,12 +42,19 @@ def render(record: Record, console: Console) -> None:
     (one,) = together([("record.json", record_from(json.loads(dumps(record)), "the record"))])
     record = one.record
     tables = comparison_tables(one) if record.of("comparison") else []
-    tables += run_tables(one)
-    tables += measured_tables(one, MEASURED)
     split = stage_table(record.stages, "#" if console.options.ascii_only else "█")
+    tables += [*run_tables(one), *measured_tables(one, MEASURED), *([split] if split else [])]
     parts: list[Any] = [] if record.measured else [_header(record, console.width)]
-    parts += [shown(made, console.width) for made in (*tables, *([split] if split else []))]
-    parts += [Text(line) for line in (*_action_lines(record), *open_points(one), *_cost(record))]
+    parts += [shown(made, console.width) for made in tables]
+    lines = open_points(one)
+    if record.per_key:
+        apart = ", ".join(f"{key} {small(found.max_abs)}" for key, found in record.per_key.items())
+        lines = ["", f"Actions in the robot's own units, largest difference from {record.reference}: {apart}", *lines]
+    peak = record.peak_memory
+    if not record.measured and peak is not None and peak.peak_bytes is not None and record.wall_s is not None:
+        took = f"{digits(record.wall_s)} s in all"
+        lines.append(f"Peak memory {digits(peak.peak_bytes / 1e9)} GB ({peak.kind}); {took}.")
+    parts += [Text(text) for text in lines]
     good, line = summary(one)
     if not record.measured:
         parts.append(Text("\n" + line, style="bold green" if good else "bold red" if good is False else "bold"))
@@ -57,7 +64,7 @@ def render(record: Record, console: Console) -> None:
 def shown(made: Table, width: int = 200) -> Group:
     """A table with its footnotes under it; cells in two lines where one is too wide and the table can be stacked."""
     notes: list[str] = []
-    stacked = made.stacked if made.stacked and width < ONE_LINE_WIDTH else {}
+    stacked = (made.stacked or {}) if width < ONE_LINE_WIDTH else {}
     heads = _arranged([_broken(head) if stacked else head for head in made.heads], stacked)
     padding = (0, 0, 0, 1) if width >= 130 else (0, 0)
     out = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding, header_style="bold")
@@ -102,14 +109,14 @@ def _text(cell: Cell, notes: list[str]) -> str:
 
 
 def _header(record: Record, width: int) -> Panel:
-    rows = [
-        ("model", record.model.path or "-"),
-        ("device", _device(record)),
-        ("plan", _plan(record)),
-        ("inputs", _inputs(record)),
-    ]
+    rows = {
+        "model": record.model.path or "-",
+        "device": _device(record),
+        "plan": _plan(record),
+        "inputs": _inputs(record),
+    }
     grid = RichTable.grid(padding=(0, 2))
-    for key, value in rows:
+    for key, value in rows.items():
         grid.add_row(Text(key, style="bold"), Text(value, overflow="fold"))
     return Panel(grid, title="GR00T N1.5", title_align="left", width=min(width, 120))
 
@@ -125,50 +132,33 @@ def _device(record: Record) -> str:
 
 
 def _plan(record: Record) -> str:
-    parts = [record.plan_path or "defaults and flags"]
     chosen = record.of("comparison") and record.submodules
-    backend = record.setting("backend")
-    parts += ["backends chosen by measuring"] if chosen else [str(backend)] if backend else []
-    parts += [str(record.setting("precision"))] if record.setting("precision") else []
-    if (record.setting("build") or {}).get("use_fp32_acc"):
-        parts.append("fp32 accumulation")
     names = record.setting("optimizations")
-    if names:
-        parts.append(f"restructured by {len(names)} optimizations, loop as {record.setting('loop')}")
-    if record.cuda_graph:
-        parts.append("requests replayed as one CUDA graph")
-    return ", ".join(parts)
+    parts = (
+        record.plan_path or "defaults and flags",
+        "backends chosen by measuring" if chosen else record.setting("backend"),
+        record.setting("precision"),
+        "fp32 accumulation" if (record.setting("build") or {}).get("use_fp32_acc") else None,
+        f"restructured by {len(names)} optimizations, loop as {record.setting('loop')}" if names else None,
+        "requests replayed as one CUDA graph" if record.cuda_graph else None,
+    )
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _inputs(record: Record) -> str:
     given = record.inputs
-    named = (
-        (given.views, "{} view" if given.views == 1 else "{} views"),
-        (given.batch_size, "batch {}"),
-        (given.sequence_length, "{} tokens"),
-        (given.denoising_steps, "{} denoising steps"),
-        (given.seed, "seed {}"),
-        (given.dataset, "from {}"),
+    # A dataset's text may hold escape sequences, and a terminal would obey them.
+    text = "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in given.instruction or "")
+    parts = (
+        counted(given.views, "view"),
+        told("batch {}", given.batch_size),
+        told("{} tokens", given.sequence_length),
+        told("{} denoising steps", given.denoising_steps),
+        told("seed {}", given.seed),
+        told("from {}", given.dataset),
+        f'"{text}"' if text else "",
     )
-    parts = [form.format(value) for value, form in named if value is not None]
-    if given.instruction:
-        # A dataset's text may hold escape sequences, and a terminal would obey them.
-        parts.append('"' + "".join(c if c.isprintable() and c != "\ufffd" else "?" for c in given.instruction) + '"')
-    return ", ".join(parts) or "-"
-
-
-def _action_lines(record: Record) -> list[str]:
-    if not record.per_key:
-        return []
-    shown = ", ".join(f"{key} {small(found.max_abs)}" for key, found in record.per_key.items())
-    return ["", f"Actions in the robot's own units, largest difference from {record.reference}: {shown}"]
-
-
-def _cost(record: Record) -> list[str]:
-    peak = record.peak_memory
-    if record.measured or peak is None or peak.peak_bytes is None or record.wall_s is None:
-        return []
-    return [f"Peak memory {digits(peak.peak_bytes / 1e9)} GB ({peak.kind}); {digits(record.wall_s)} s in all."]
+    return ", ".join(part for part in parts if part) or "-"
 
 
 def open_points(one: Loaded) -> list[str]:
@@ -176,11 +166,8 @@ def open_points(one: Loaded) -> list[str]:
     record = one.record
     lines = _comparison_lines(one) if record.of("comparison") else []
     for result in record.of("run"):
-        if result.subject == REQUEST:
-            lines += [f"FAIL {text}" for text in result.failures]
-        else:
-            name = f"{result.subject}: "
-            lines += [f"FAIL {name}{text.removeprefix(name)}" for text in result.failures]
+        name = "" if result.subject == REQUEST else f"{result.subject}: "
+        lines += [f"FAIL {name}{text.removeprefix(name)}" for text in result.failures]
     measured = record.measured
     lines += [f"{r.name}: {r.why}" for r in measured if r.why and r.status is not Status.NO_TIME]
     lines += [f"{r.name}: outside the gate: {text}" for r in measured for text in r.failures]
@@ -209,12 +196,13 @@ def _comparison_lines(one: Loaded) -> list[str]:
     entries = record.of("comparison")
     word = "ruled out:" if record.submodules else "FAIL"
     out = [f"{word} {r.name}: {failure}" for r in entries for failure in r.failures]
+    # The whole request fails for what one of its submodules failed for, and that is said there.
+    parts = [r for r in entries if r.subject != REQUEST]
     reasons: dict[tuple[str, str], list[str]] = {}
-    for r in entries:
-        # The whole request fails for what one of its submodules failed for, and that is said there.
-        if r.why and r.subject != REQUEST:
+    for r in parts:
+        if r.why:
             reasons.setdefault((r.name, r.why), []).append(r.subject)
-    everything = {r.subject for r in entries} - {REQUEST}
+    everything = {r.subject for r in parts}
     for (backend, why), subjects in reasons.items():
         where = "" if set(subjects) == everything else f" ({', '.join(subjects)})"
         out.append(f"not run: {backend}{where}: {why}")
@@ -226,11 +214,12 @@ def summary(one: Loaded) -> tuple[bool | None, str]:
     record = one.record
     own = record.of("run")
     compared = not own and bool(record.of("comparison"))
-    judged = [(_subject(result), bool(result.passed)) for result in own if result.passed is not None]
-    if compared:
-        entries = [view for view in one.views if view.result.passed is not None]
-        judged = [(f"{view.what} by {view.result.name}", bool(view.result.passed)) for view in entries]
-    failed = [name for name, passed in judged if not passed]
+    judged = [view for view in one.views if view.result.passed is not None and (compared or view.result.group == "run")]
+    failed = [
+        f"{view.what} by {view.result.name}" if compared else "the actions" if view.whole else view.result.subject
+        for view in judged
+        if not view.result.passed
+    ]
     if not judged:
         good, text = None, "Nothing was checked against eager fp32."
     elif failed:
@@ -254,10 +243,6 @@ def summary(one: Loaded) -> tuple[bool | None, str]:
     if record.exit_reason not in (None, "done", "gate failed"):
         good, text = None if good else good, f"Ended early ({record.exit_reason}). {text}"
     return good, text
-
-
-def _subject(result: Any) -> str:
-    return "the actions" if result.subject == REQUEST else str(result.subject)
 
 
 def _outcome(record: Record) -> str:

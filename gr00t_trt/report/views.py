@@ -83,11 +83,8 @@ def together(given: Iterable[tuple[str, Record]]) -> list[Loaded]:
         stem = Path(path).stem
         taken[stem] = taken.get(stem, 0) + 1
         named.append((stem if taken[stem] == 1 else f"{stem} ({taken[stem]})", path, record))
-    alone = len(named) == 1
-    return [
-        Loaded(name, path, record, place, name if alone else f"#{place + 1}")
-        for place, (name, path, record) in enumerate(named)
-    ]
+    tags = [f"#{place + 1}" for place in range(len(named))] if len(named) > 1 else [name for name, _, _ in named]
+    return [Loaded(*own, place, tag) for place, (own, tag) in enumerate(zip(named, tags, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,19 @@ class View:
 
     one: Loaded
     result: Result
+
+    @property
+    def latency(self) -> Samples | None:
+        return self.result.latency_ms
+
+    @property
+    def p50(self) -> float | None:
+        return None if self.latency is None else self.latency.p50
+
+    @property
+    def share(self) -> float | None:
+        """Of the roofline, in percent."""
+        return self.result.roofline.percent if self.result.roofline else None
 
     @property
     def measured(self) -> bool:
@@ -144,21 +154,18 @@ class View:
     @property
     def label(self) -> str:
         """Its name where it is read alone: backend and precision, or what was measured and not what was added last."""
+        name, made, group = self.result.name, self.result.candidate, self.result.group
         if not self.measured:
-            made = self.result.candidate
-            if self.result.name == "original":
-                return f"original {made.precision or ''}".strip()
-            named = self.result.name in ("restructured", "original")
-            restructured = self.whole and made.optimizations and self.result.group == "run" and not named
-            form = ", restructured" if restructured else ""
-            return (" ".join(part for part in (self.result.name, made.precision) if part) or "unnamed") + form
+            restructured = (
+                self.whole and made.optimizations and group == "run" and name not in ("restructured", "original")
+            )
+            text = " ".join(part for part in (name, made.precision) if part) or "unnamed"
+            return f"{text}, restructured" if restructured else text
         if self.form is None:
-            return self.result.name
-        if self.result.group == "waterfall":
+            return name
+        if group == "waterfall":
             return self.form
-        return (
-            f"{self.result.name} ({self.form})" if self.result.group in ("request", "percentiles") else self.result.name
-        )
+        return f"{name} ({self.form})" if group in ("request", "percentiles") else name
 
     @property
     def tagged(self) -> str:
@@ -168,11 +175,9 @@ class View:
     @property
     def why(self) -> str | None:
         """Why there is no latency; None where there is one."""
-        if self.result.latency_ms is not None:
+        if self.latency is not None:
             return None
-        if self.result.status is Status.BUILT_NOT_RUN:
-            return NOT_RUN
-        return self.result.why or "not measured"
+        return NOT_RUN if self.result.status is Status.BUILT_NOT_RUN else self.result.why or "not measured"
 
     @property
     def baseline(self) -> Samples | None:
@@ -182,29 +187,24 @@ class View:
         against = self.result.against
         if against is None or against.baseline is not Baseline.ORIGINAL:
             return against.latency_ms if against else None
-        same = (self.result.group if not self.measured else None, self.result.subject, self.result.workload)
         for other in self.one.record.results:
-            own = (other.group if not self.measured else None, other.subject, other.workload)
-            if own == same and is_original(other) and other.latency_ms is not None:
+            made = other.candidate
+            plain = made.backend == "eager" and not made.optimizations and not made.graph and other.against is None
+            same = (other.subject, other.workload) == (self.result.subject, self.result.workload)
+            if plain and same and (self.measured or other.group == self.result.group) and other.latency_ms is not None:
                 return other.latency_ms
         return against.latency_ms
 
     @property
     def ratio(self) -> float | None:
         """How many times as fast as its baseline: above 1, faster."""
-        own, base = self.result.latency_ms, self.baseline
-        return None if own is None or base is None or own.p50 <= 0 else base.p50 / own.p50
+        base = self.baseline
+        return None if self.p50 is None or base is None or self.p50 <= 0 else base.p50 / self.p50
 
     @property
     def doubtful(self) -> bool:
         """Whether interleaved timing named no winner."""
         return self.ratio is not None and not self.result.won
-
-
-def is_original(result: Result) -> bool:
-    """Whether a result is the original model in eager PyTorch itself."""
-    made = result.candidate
-    return made.backend == "eager" and not made.optimizations and not made.graph and result.against is None
 
 
 def title(backend: str) -> str:
@@ -217,15 +217,9 @@ def color(backend: str) -> str:
     return BACKENDS[backend].color if backend in BACKENDS else {"original": "#5c6670"}.get(backend, "#56B4E9")
 
 
-def by_subject(views: Iterable[View]) -> list[View]:
-    """The whole request first, then submodules in the order in which a request passes through them."""
-    rank = {subject: i for i, subject in enumerate((WHOLE, *SUBMODULES))}
-    return sorted(views, key=lambda view: rank.get(view.what, len(rank)))
-
-
 def listed(loaded: Iterable[Loaded]) -> list[View]:
-    """Submodules and whole requests of all records, by subject; what a choice took over from its comparison is listed
-    once.
+    """Whole requests of all records, then submodules in the order in which a request passes through them; what a choice
+    took over from its comparison is listed once.
     """
     out = []
     for one in loaded:
@@ -234,11 +228,12 @@ def listed(loaded: Iterable[Loaded]) -> list[View]:
         for view in own:
             key = (view.what, view.result.name, view.result.candidate.precision)
             if view.result.group == "comparison" or key not in seen:
-                out += [*_baseline_of(view, own), view]
-    return by_subject(out)
+                out += [*_baseline_of(view), view]
+    rank = {subject: i for i, subject in enumerate((WHOLE, *SUBMODULES))}
+    return sorted(out, key=lambda view: rank.get(view.what, len(rank)))
 
 
-def _baseline_of(view: View, own: Sequence[View]) -> list[View]:
+def _baseline_of(view: View) -> list[View]:
     """The baseline of a run's result as a result of its own, which it is where backends are compared."""
     result = view.result
     if result.group != "run" or result.against is None:
@@ -246,37 +241,34 @@ def _baseline_of(view: View, own: Sequence[View]) -> list[View]:
     made = result.candidate
     name = "original" if result.against.baseline is Baseline.ORIGINAL else "eager"
     plain = type(made)("eager", made.precision, () if name == "original" else made.optimizations, made.loop)
-    known = Result(
-        "run", name, result.subject, plain, result.workload, Status.MEASURED, latency_ms=result.against.latency_ms
-    )
-    return [View(view.one, known)]
+    latency = result.against.latency_ms
+    timed = Result("run", name, result.subject, plain, result.workload, Status.MEASURED, latency_ms=latency)
+    return [View(view.one, timed)]
 
 
 def rows_of(loaded: Iterable[Loaded], *groups: str) -> list[View]:
     """The results of measuring runs, of these groups or all, in the order of the records."""
-    return [
-        view for one in loaded for view in one.views if view.measured and (not groups or view.result.group in groups)
-    ]
+    views = (view for one in loaded for view in one.views if view.measured)
+    return [view for view in views if not groups or view.result.group in groups]
 
 
 def rivals(one: Loaded) -> list[View]:
     """The results of one record that did the same work and were timed: whole requests, or where there are none, the
     rows of a measuring run, which may leave out the way to the device and back. Of its optimizations, all or none.
     """
-    whole = [view for view in listed([one]) if view.whole and view.result.latency_ms]
-    same = [v for v in rows_of([one], *SAME_WORK) if v.result.latency_ms and not v.between]
-    return whole or same
+    whole = [view for view in listed([one]) if view.whole and view.latency]
+    return whole or [view for view in rows_of([one], *SAME_WORK) if view.latency and not view.between]
 
 
 def in_short(loaded: Iterable[Loaded]) -> list[View]:
     """The rows that sum a measuring run up: eager, all optimizations and what came on top, and the whole request."""
     rows = rows_of(loaded, "waterfall", "percentiles", "request")
-    return [view for view in rows if view.result.latency_ms and not view.between]
+    return [view for view in rows if view.latency and not view.between]
 
 
-def is_measuring_run(record: Record) -> bool:
-    """Whether it holds the rows of a measuring run alone, each of which is of a form of its own."""
-    return bool(record.results) and len(record.measured) == len(record.results)
+def fastest(views: Iterable[View]) -> list[View]:
+    """The fastest first; for views with a latency."""
+    return sorted(views, key=lambda view: view.p50 or 0.0)
 
 
 def several(texts: Sequence[str], most: int = 8) -> str:
@@ -284,5 +276,10 @@ def several(texts: Sequence[str], most: int = 8) -> str:
     return ", ".join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def told(form: str, value: object) -> str:
+    """What is known in words; nothing for what is not."""
+    return "" if value is None else form.format(value)
+
+
+def counted(number: int | None, one: str) -> str:
+    return told("{} " + (one if number == 1 else one + "s"), number)
