@@ -79,10 +79,7 @@ class Backend(Protocol):
     def availability(self) -> Availability: ...
 
     def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
-        """Build one submodule.
-
-        Raises: BackendError naming the submodule and the phase that failed.
-        """
+        """Build one submodule. Raises: BackendError naming the submodule and the phase that failed."""
         ...
 
 

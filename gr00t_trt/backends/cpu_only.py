@@ -78,18 +78,6 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-def _device_properties(device: object = None) -> types.SimpleNamespace:
-    major, minor = _CAPABILITY
-    return types.SimpleNamespace(name="no GPU", major=major, minor=minor, total_memory=_MEMORY_BYTES)
-
-
-def _isfile_without_runtime(isfile: Any) -> Any:
-    def answer(path: Any) -> bool:
-        return False if os.path.basename(os.fspath(path)) in _RUNTIME_LIBRARIES else isfile(path)
-
-    return answer
-
-
 def import_torch_tensorrt() -> Any:
     """Import torch_tensorrt and undo what its import changes for the whole process.
 
@@ -104,9 +92,14 @@ def import_torch_tensorrt() -> Any:
 
 
 def _import_here() -> Any:
+    isfile = os.path.isfile
+
+    def without_runtime(path: Any) -> bool:
+        return os.path.basename(os.fspath(path)) not in _RUNTIME_LIBRARIES and isfile(path)
+
     with ExitStack() as scope:
         if torch.version.cuda is None and "torch_tensorrt" not in sys.modules:
-            scope.enter_context(replaced(os.path, "isfile", _isfile_without_runtime(os.path.isfile)))
+            scope.enter_context(replaced(os.path, "isfile", without_runtime))
             if not hasattr(torch._C, "_CudaDeviceProperties"):
                 placeholder = type("_CudaDeviceProperties", (), {})
                 scope.enter_context(replaced(torch._C, "_CudaDeviceProperties", placeholder))
@@ -128,10 +121,12 @@ def cpu_only() -> Iterator[Any]:
             yield import_torch_tensorrt()
             return
         if _depth == 0:
+            major, minor = _CAPABILITY
+            device = types.SimpleNamespace(name="no GPU", major=major, minor=minor, total_memory=_MEMORY_BYTES)
             answers = {
                 "get_device_capability": lambda device=None: _CAPABILITY,
                 "current_device": lambda: 0,
-                "get_device_properties": _device_properties,
+                "get_device_properties": lambda number=None: device,
                 "mem_get_info": lambda device=None: (_MEMORY_BYTES, _MEMORY_BYTES),
             }
             for name, answer in answers.items():

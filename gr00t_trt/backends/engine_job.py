@@ -20,7 +20,8 @@ from ..errors import BackendError, Gr00tError
 from ..model.targets import Target
 from ..plans.backends import Availability
 from ..plans.schema import BuildOptions
-from .compute_capabilities import check_this_gpu
+from .base import Built
+from .compute_capabilities import PORTABLE_TARGETS, check_this_gpu
 from .guarded import build_failed
 
 
@@ -95,26 +96,22 @@ class EngineJob:
     def taken(self, found: Cached) -> dict[str, Any]:
         """The fields of `Built` that tell of an engine from the cache."""
         self.notes.append("The engine is from the cache: an earlier run built it.")
-        return {
-            "engine": self.place(found.file),
-            "engine_bytes": found.file.bytes,
-            "layers_before": found.manifest.layers,
-            "from_cache": True,
-        }
+        facts = {"engine_bytes": found.file.bytes, "layers_before": found.manifest.layers, "from_cache": True}
+        return {"engine": self.place(found.file), **facts}
 
     def made(self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Write a new engine where it is wanted; the fields of `Built` that tell of it. Arguments as of `write`."""
-        file = self.write(slot, engine, describe)
-        return {"engine": file, "engine_bytes": len(engine.plan), "layers_before": engine.layers}
-
-    def write(
-        self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]
-    ) -> EngineFile | None:
-        """Into the cache and from there into `engine_dir`; straight into that where there is no cache.
+        """Write a new engine where it is wanted; the fields of `Built` that tell of it.
 
         Args:
             describe: What the manifest says besides; asked only when there is something to write.
         """
+        file = self._write(slot, engine, describe)
+        return {"engine": file, "engine_bytes": len(engine.plan), "layers_before": engine.layers}
+
+    def _write(
+        self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]
+    ) -> EngineFile | None:
+        """Into the cache and from there into `engine_dir`; straight into that where there is no cache."""
         if slot.key is None and self.engine_dir is None:
             return None
         with self.phase("writing the engine", "write"):
@@ -135,6 +132,20 @@ class EngineJob:
             if self.engine_dir is None:
                 return None
             return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
+
+    def finished(self, built: Built, start: float, settings: dict[str, Any]) -> Built:
+        """What was built, with everything that was noted and timed since `start`."""
+        return dataclasses.replace(
+            built,
+            build_s=time.perf_counter() - start,
+            phases_s=self.phases,
+            settings=settings,
+            notes=tuple(self.notes),
+        )
+
+    def note_unrun(self) -> None:
+        targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
+        self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
 
     def place(self, cached: EngineFile) -> EngineFile:
         return cached if self.engine_dir is None else place_engine(cached, self.engine_dir, self.target.name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -19,18 +18,6 @@ from .tensorrt.network import TensorRT, describe_engine, load_tensorrt, torch_dt
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses to be multiples of."""
-
-
-def deserialize(trt: TensorRT, plan: bytes) -> Any:
-    """The `ICudaEngine` of serialised bytes. Needs a GPU.
-
-    Raises: BackendError with TensorRT's own words, for bytes of another version or for another GPU.
-    """
-    trt.log.errors.clear()
-    engine = trt.module.Runtime(trt.log).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise BackendError(f"{trt.flavour} {trt.version} cannot load the engine: {trt.reason()}", fix="build it here")
-    return engine
 
 
 class TrtRunner:
@@ -48,7 +35,7 @@ class TrtRunner:
 
     Attributes:
         engine: The `ICudaEngine`.
-    Raises: BackendError for an engine that cannot be loaded, has another output, or finds no memory.
+    Raises: BackendError for an engine of another version, for another GPU or with another output, or without memory.
     """
 
     def __init__(
@@ -61,7 +48,11 @@ class TrtRunner:
         trt: TensorRT | None = None,
     ):
         self._trt = trt or load_tensorrt()  # held for its log, which the engine does not keep alive
-        self.engine = deserialize(self._trt, plan)
+        self._trt.log.errors.clear()
+        self.engine = self._trt.module.Runtime(self._trt.log).deserialize_cuda_engine(plan)
+        if self.engine is None:
+            said = f"{self._trt.flavour} {self._trt.version} cannot load the engine: {self._trt.reason()}"
+            raise BackendError(said, fix="build it here")
         takes, gives = describe_engine(self._trt.module, self.engine)
         if [each.name for each in gives] != list(outputs) or len(gives) != 1:
             raise BackendError(

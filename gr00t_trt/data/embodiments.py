@@ -92,14 +92,9 @@ class DataConfig:
 def _vector_transforms(keys: Sequence[str], processing: Processing) -> list[ModalityTransform]:
     if processing.mode == "sin_cos":
         return [StateActionToTensor(apply_to=keys), StateActionSinCosTransform(apply_to=keys)]
-    modes, rotations = {}, {}
-    for key in keys:
-        name = key.partition(".")[2]
-        mode = processing.modes.get(name, processing.mode)
-        if mode is not None:
-            modes[key] = mode
-        if name in processing.rotations:
-            rotations[key] = processing.rotations[name]
+    names = {key: key.partition(".")[2] for key in keys}
+    modes = {k: m for k, n in names.items() if (m := processing.modes.get(n, processing.mode)) is not None}
+    rotations = {k: processing.rotations[n] for k, n in names.items() if n in processing.rotations}
     return [
         StateActionToTensor(apply_to=keys),
         StateActionTransform(apply_to=keys, normalization_modes=modes, target_rotations=rotations),
@@ -135,12 +130,7 @@ _AGIBOT = (
 _TABLE: Mapping[str, _Row] = {
     "fourier_gr1_arms_only": _Row("FourierGr1ArmsOnlyDataConfig", "ego_view", _GR1, _GR1, _TASK, _SIN_COS),
     "fourier_gr1_arms_waist": _Row(
-        "FourierGr1ArmsWaistDataConfig",
-        "ego_view",
-        f"{_GR1} waist",
-        f"{_GR1} waist",
-        "human.coarse_action",
-        _SIN_COS,
+        "FourierGr1ArmsWaistDataConfig", "ego_view", f"{_GR1} waist", f"{_GR1} waist", "human.coarse_action", _SIN_COS
     ),
     "fourier_gr1_full_upper_body": _Row(
         "FourierGr1FullUpperBodyDataConfig", "front_view", f"{_GR1} waist neck", f"{_GR1} waist neck", _TASK

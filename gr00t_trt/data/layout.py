@@ -128,9 +128,7 @@ def read_modality(root: Path) -> ModalityLayout:
             )
     parts = {s: {n: _part(path, s, n, e) for n, e in content[s].items()} for s in ("state", "action")}
     video = {name: str(_original_key(entry) or name) for name, entry in content["video"].items()}
-    annotation = {
-        name: str(_original_key(entry) or f"annotation.{name}") for name, entry in content["annotation"].items()
-    }
+    annotation = {n: str(_original_key(entry) or f"annotation.{n}") for n, entry in content["annotation"].items()}
     return ModalityLayout(parts["state"], parts["action"], video, annotation)
 
 
@@ -272,11 +270,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     lines = []
     for number, text in enumerate(_read_text(path).splitlines(), start=1):
-        if text.strip():
-            try:
+        try:
+            if text.strip():
                 lines.append((number, json.loads(text)))
-            except ValueError as error:
-                raise DatasetError(
-                    f"{path}, line {number}: invalid JSON: {error}", fix="one JSON object per line"
-                ) from error
+        except ValueError as error:
+            what = f"{path}, line {number}: invalid JSON: {error}"
+            raise DatasetError(what, fix="one JSON object per line") from error
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,9 @@ EMBODIMENT_TAGS: Mapping[str, int] = {"gr1": 24, "oxe_droid": 17, "agibot_genie1
 """Embodiment tag -> index of its projector among the model's 32."""
 
 STATISTICS = ("max", "min", "mean", "std", "q01", "q99")
-ROTATIONS = (
-    "axis_angle",
-    "quaternion",
-    "rotation_6d",
-    "matrix",
-    "euler_angles_rpy",
-    "euler_angles_ryp",
-    "euler_angles_pry",
-    "euler_angles_pyr",
-    "euler_angles_yrp",
-    "euler_angles_ypr",
-)
+_EULER_ORDERS = ("rpy", "ryp", "pry", "pyr", "yrp", "ypr")
+ROTATIONS = ("axis_angle", "quaternion", "rotation_6d", "matrix", *(f"euler_angles_{o}" for o in _EULER_ORDERS))
+_WRITTEN_WITH_IT = "use the metadata.json that was written with this checkpoint"
 
 
 def embodiment_index(tag: str) -> int:
@@ -116,10 +107,7 @@ class DatasetMetadata:
                 "action": {k: v.to_dict() for k, v in self.action_statistics.items()},
             },
             "modalities": {
-                "video": {
-                    k: {"resolution": list(v.resolution), "channels": v.channels, "fps": v.fps}
-                    for k, v in self.video.items()
-                },
+                "video": {k: {**vars(v), "resolution": list(v.resolution)} for k, v in self.video.items()},
                 "state": {k: _part_to_dict(v) for k, v in self.state.items()},
                 "action": {k: _part_to_dict(v) for k, v in self.action.items()},
             },
@@ -136,23 +124,19 @@ class DatasetMetadata:
         parts: dict[str, dict[str, PartInfo]] = {}
         values: dict[str, dict[str, Statistics]] = {}
         for modality in ("state", "action"):
-            where = f"{tag}.modalities.{modality}"
-            parts[modality] = {
-                name: _part_from_dict(info, f"{source}: {where}.{name}")
-                for name, info in _child(modalities, modality, source, f"{tag}.modalities").items()
-            }
+            declared, measured = f"{tag}.modalities.{modality}", f"{tag}.statistics.{modality}"
+            infos = _child(modalities, modality, source, f"{tag}.modalities")
+            parts[modality] = {n: _part_from_dict(info, f"{source}: {declared}.{n}") for n, info in infos.items()}
+            entries = _child(statistics, modality, source, f"{tag}.statistics")
             values[modality] = {
-                name: statistics_from(info, f"{source}: {tag}.statistics.{modality}.{name}", CheckpointError)
-                for name, info in _child(statistics, modality, source, f"{tag}.statistics").items()
+                n: statistics_from(each, f"{source}: {measured}.{n}", CheckpointError) for n, each in entries.items()
             }
             for name, info in parts[modality].items():
                 found = values[modality].get(name)
                 if found is not None and found.min.size != info.width:
-                    raise CheckpointError(
-                        f"{source}: {tag}.statistics.{modality}.{name} has width {found.min.size}",
-                        known=f"{where}.{name} declares width {info.width}",
-                        fix="use the metadata.json that was written with this checkpoint",
-                    )
+                    what = f"{source}: {measured}.{name} has width {found.min.size}"
+                    known = f"{declared}.{name} declares width {info.width}"
+                    raise CheckpointError(what, known=known, fix=_WRITTEN_WITH_IT)
         video = {}
         for name, info in _child(modalities, "video", source, f"{tag}.modalities").items():
             try:
@@ -162,7 +146,7 @@ class DatasetMetadata:
                 raise CheckpointError(
                     f"{source}: {tag}.modalities.video.{name} is malformed: {info!r}",
                     known='{"resolution": [width, height], "channels": 3, "fps": 20.0}',
-                    fix="use the metadata.json that was written with this checkpoint",
+                    fix=_WRITTEN_WITH_IT,
                 ) from error
         extra = {k: v for k, v in statistics.items() if k not in ("state", "action")}
         return cls(tag, video, parts["state"], parts["action"], values["state"], values["action"], extra)
@@ -228,12 +212,9 @@ def statistics_from(entry: Any, where: str, error: type[Gr00tError]) -> Statisti
 def _look_up(key: str, sections: Mapping[str, Mapping[str, Any]]) -> Any:
     section, _, name = key.partition(".")
     if section not in sections or name not in sections[section]:
-        raise unknown(PlanError, "data config against metadata", key, _full_keys(sections))
+        known = [f"{section}.{name}" for section, names in sections.items() for name in names]
+        raise unknown(PlanError, "data config against metadata", key, known)
     return sections[section][name]
-
-
-def _full_keys(sections: Mapping[str, Iterable[str]]) -> list[str]:
-    return [f"{section}.{name}" for section, names in sections.items() for name in names]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -258,7 +239,7 @@ def _child(entry: Any, name: str, source: str, where: str) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{source}: {where}.{name} is missing or not an object",
             known=sorted(entry) if isinstance(entry, Mapping) else None,
-            fix="use the metadata.json that was written with this checkpoint",
+            fix=_WRITTEN_WITH_IT,
         )
     return child
 
@@ -280,7 +261,7 @@ def _part_from_dict(info: Any, where: str) -> PartInfo:
         raise CheckpointError(
             f"{where} is malformed: {info!r}",
             known='{"absolute": true, "rotation_type": null, "shape": [7], "continuous": true}',
-            fix="use the metadata.json that was written with this checkpoint",
+            fix=_WRITTEN_WITH_IT,
         ) from error
     if part.rotation_type is not None and part.rotation_type not in ROTATIONS:
         raise unknown(CheckpointError, f"{where}.rotation_type", part.rotation_type, ROTATIONS)

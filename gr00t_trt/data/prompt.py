@@ -148,10 +148,8 @@ class Prompter:
         for text in texts:
             self._check(text)
         pixels, counts, sizes = self._tiles(images)
-        rows = [
-            self._cached_ids(bracketed(text) if bracketed_text else text, count)
-            for text, count in zip(texts, counts, strict=True)
-        ]
+        verbatim = [bracketed(text) for text in texts] if bracketed_text else texts
+        rows = [self._cached_ids(text, count) for text, count in zip(verbatim, counts, strict=True)]
         length = max(len(row) for row in rows)
         ids = np.full((len(rows), length), self.special_tokens["<|endoftext|>"], dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -169,7 +167,8 @@ class Prompter:
         """All tiles uint8 [N, 3, S, S]; per sample, how many of them each image has; sizes of all images."""
         side = self.image_size
         uniform = isinstance(images, np.ndarray | torch.Tensor)
-        if uniform and images.ndim == 6 and tuple(images.shape[3:]) == (side, side, 3) and _is_bytes(images):
+        ready = uniform and images.ndim == 6 and images.dtype in (np.uint8, torch.uint8)
+        if ready and tuple(images.shape[3:]) == (side, side, 3):
             planes = torch.as_tensor(images).movedim(-1, -3).reshape(-1, 3, side, side).contiguous()
             views = images.shape[1] * images.shape[2]
             return planes, [(1,) * views] * len(images), [(side, side)] * len(planes)
@@ -219,7 +218,3 @@ class Prompter:
             else:
                 ids += [self.special_tokens[segment[0]]] * segment[1]
         return np.array(ids, dtype=np.int64)
-
-
-def _is_bytes(images: np.ndarray | torch.Tensor) -> bool:
-    return images.dtype in (np.uint8, torch.uint8)

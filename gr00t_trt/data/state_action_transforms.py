@@ -105,25 +105,18 @@ class StateActionToTensor(ModalityTransform):
         self.input_dtypes, self.output_dtypes = dict(input_dtypes or {}), dict(output_dtypes or {})
 
     def apply(self, data: Data) -> Data:
-        out = dict(data)
-        for key in self.apply_to:
-            if key in data:
-                value = data[key]
-                value = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
-                wanted = self.input_dtypes.get(key)
-                given = str(value.dtype).removeprefix("torch.")
-                if wanted is not None and given != np.dtype(wanted).name:
-                    raise ObservationError(f"{key} is {given}", known=f"{np.dtype(wanted)} by the data config")
-                out[key] = value.to(self.output_dtypes.get(key, value.dtype))
-        return out
+        return self._each(data, self._to_tensor)
+
+    def _to_tensor(self, key: str, value: Any) -> Tensor:
+        value = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+        wanted = self.input_dtypes.get(key)
+        given = str(value.dtype).removeprefix("torch.")
+        if wanted is not None and given != np.dtype(wanted).name:
+            raise ObservationError(f"{key} is {given}", known=f"{np.dtype(wanted)} by the data config")
+        return value.to(self.output_dtypes.get(key, value.dtype))
 
     def unapply(self, data: Data) -> Data:
-        out = dict(data)
-        for key in self.apply_to:
-            value = data.get(key)
-            if isinstance(value, Tensor) and on_host(value):
-                out[key] = value.detach().numpy()
-        return out
+        return self._each(data, lambda _, x: x.detach().numpy() if isinstance(x, Tensor) and on_host(x) else x)
 
 
 class StateActionTransform(ModalityTransform):
@@ -208,29 +201,22 @@ class StateActionTransform(ModalityTransform):
                 )
 
     def apply(self, data: Data) -> Data:
-        out = dict(data)
-        for key in self.apply_to:
-            if key in data:
-                value = torch.as_tensor(data[key])
-                if key in self._rotations:
-                    value = convert(value, *self._rotations[key])
-                if key in self._normalizers:
-                    value = self._normalizers[key].forward(value)
-                out[key] = value
-        return out
+        return self._each(data, self._forward)
+
+    def _forward(self, key: str, value: Any) -> Tensor:
+        value = torch.as_tensor(value)
+        if key in self._rotations:
+            value = convert(value, *self._rotations[key])
+        return self._normalizers[key].forward(value) if key in self._normalizers else value
 
     def unapply(self, data: Data) -> Data:
-        out = dict(data)
-        for key in self.apply_to:
-            if key in data:
-                value = torch.as_tensor(data[key])
-                if key in self._normalizers:
-                    value = self._normalizers[key].inverse(value)
-                if key in self._rotations:
-                    source, target = self._rotations[key]
-                    value = convert(value, target, source)
-                out[key] = value
-        return out
+        return self._each(data, self._inverse)
+
+    def _inverse(self, key: str, value: Any) -> Tensor:
+        value = torch.as_tensor(value)
+        if key in self._normalizers:
+            value = self._normalizers[key].inverse(value)
+        return convert(value, *reversed(self._rotations[key])) if key in self._rotations else value
 
 
 class StateActionSinCosTransform(ModalityTransform):

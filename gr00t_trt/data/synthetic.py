@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import PlanError
-from .embodiments import data_config
+from . import embodiments
 from .layout import DEFAULT_COLUMNS
 from .metadata import STATISTICS
 from .parquet import column_statistics, write_table
@@ -71,7 +71,7 @@ def synthetic_dataset(
     label = data_config
     if ":" in data_config:
         # A class of one's own, module:Class, which is no folder name everywhere; its keys may change between runs.
-        modalities = _config(data_config).modality_config()
+        modalities = embodiments.data_config(data_config).modality_config()
         keys = json.dumps({name: list(each.modality_keys) for name, each in modalities.items()})
         label = f"{data_config.replace(':', '-')}-{zlib.crc32(keys.encode()):08x}"
     folder = Path(cache) / f"synthetic-{label}-{episodes}x{length}-{width}x{height}-seed{seed}-v{VERSION}"
@@ -113,7 +113,7 @@ def write_synthetic_dataset(
     Returns: The folder.
     Raises: PlanError for an unknown data config or sizes that cannot be written.
     """
-    config = _config(data_config)
+    config = embodiments.data_config(data_config)
     if episodes < 1 or length < 1 or any(side < 16 or side % 2 for side in resolution):
         raise PlanError(
             f"synthetic dataset: {episodes} episodes of {length} rows at {resolution[0]} x {resolution[1]}",
@@ -143,16 +143,12 @@ def write_synthetic_dataset(
         for number, view in enumerate(keys["video"]):
             path = folder / "videos" / "chunk-000" / f"observation.images.{view}" / f"episode_{episode:06d}.mp4"
             write_video(path, _scene(random.spawn(1)[0], number, length, resolution), FPS)
-    _write_meta(folder, config, keys, annotations, episodes, length, resolution, files)
+    robot = getattr(config, "name", "") or "synthetic"
+    _write_meta(folder, robot, {**keys, "language": annotations}, files, length, resolution)
     return folder
 
 
-def _config(name: str) -> Any:
-    # Named apart, because the public functions call their argument what the command line calls it.
-    return data_config(name)
-
-
-def _layout(name: str, section: str) -> dict[str, Any]:
+def _layout(name: str) -> dict[str, Any]:
     """Width and modality.json fields of a part."""
     if name in _QUATERNIONS:
         return {"width": 4, "rotation_type": "quaternion"}
@@ -165,7 +161,7 @@ def _layout(name: str, section: str) -> dict[str, Any]:
 
 def _trajectory(name: str, section: str, curve: np.ndarray, episode: int, rows: np.ndarray) -> np.ndarray:
     """float64 [len(rows), D] in plausible physical units."""
-    width = _layout(name, section)["width"]
+    width = _layout(name)["width"]
     amplitude, speed, phase = curve[0], curve[1], 2 * np.pi * curve[2] + 0.7 * episode
     time = rows[:, None] / FPS
     wave = amplitude * np.sin(2 * np.pi * speed * time + phase)
@@ -213,29 +209,23 @@ def _scene(random: np.random.Generator, view: int, length: int, resolution: tupl
 
 
 def _write_meta(
-    folder: Path,
-    config: Any,
-    keys: dict[str, list[str]],
-    annotations: list[str],
-    episodes: int,
-    length: int,
-    resolution: tuple[int, int],
-    files: list[Path],
+    folder: Path, robot: str, keys: dict[str, list[str]], files: list[Path], length: int, size: tuple[int, int]
 ) -> None:
+    episodes = len(files)
     meta = folder / "meta"
     meta.mkdir(parents=True, exist_ok=True)
     modality: dict[str, Any] = {"state": {}, "action": {}}
     for section, entries in modality.items():
         start = 0
         for name in keys[section]:
-            entry = _layout(name, section)
+            entry = _layout(name)
             end = start + entry.pop("width")
             entries[name] = {"start": start, "end": end, **entry}
             start = end
     modality["video"] = {view: {"original_key": f"observation.images.{view}"} for view in keys["video"]}
-    modality["annotation"] = {name: {} for name in annotations}
+    modality["annotation"] = {name: {} for name in keys["language"]}
     statistics = {k: v.to_dict() for k, v in column_statistics(files).items()}
-    width, height = resolution
+    width, height = size
     video = {
         "dtype": "video",
         "shape": [height, width, 3],
@@ -249,7 +239,7 @@ def _write_meta(
     }
     info = {
         "codebase_version": "v2.0",
-        "robot_type": getattr(config, "name", "") or "synthetic",
+        "robot_type": robot,
         "total_episodes": episodes,
         "total_frames": episodes * length,
         "total_tasks": len(TASKS),

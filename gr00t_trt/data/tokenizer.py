@@ -6,9 +6,9 @@ transformers and huggingface_hub are imported here only, and tokenizers only for
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import TokenizerError
 
@@ -33,38 +33,21 @@ QWEN2_PATTERN = (
 """Pre-tokenisation of the Qwen2 family."""
 
 
-class Tokenizer(Protocol):
-    """What a prompt needs. `special_strings` are all texts that would become a single special token.
+class Tokenizer:
+    """A tokenizer of transformers, or of the library below it.
 
-    `special_tokens` maps the six names of `SPECIAL_TOKENS` to their ids in this tokenizer.
+    Attributes:
+        name: Where it came from.
+        special_tokens: The six names of `SPECIAL_TOKENS` and their ids in this tokenizer.
+        special_strings: All texts that would become a single special token.
     """
 
-    special_tokens: Mapping[str, int]
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def special_strings(self) -> frozenset[str]: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-
-class HuggingFaceTokenizer:
-    """A tokenizer of transformers; `name` says where it came from."""
-
-    def __init__(self, tokenizer: Any, name: str, special_tokens: Mapping[str, int]):
+    def __init__(self, tokenizer: Any, name: str, special_tokens: Mapping[str, int], special_strings: Iterable[str]):
         self._tokenizer = tokenizer
         self.name = name
         self.special_tokens = special_tokens
         self.pad_id = special_tokens["<|endoftext|>"]
-        self.special_strings = frozenset(tokenizer.get_added_vocab())
+        self.special_strings = frozenset(special_strings)
 
     @property
     def vocab_size(self) -> int:
@@ -73,27 +56,8 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; nothing is added at either end."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-
-class SyntheticTokenizer:
-    """A small byte-level BPE tokenizer; see `synthetic_tokenizer`."""
-
-    def __init__(self, tokenizer: Any, special_tokens: Mapping[str, int]):
-        self._tokenizer = tokenizer
-        self.name = "synthetic"
-        self.special_tokens = special_tokens
-        self.pad_id = special_tokens["<|endoftext|>"]
-        self.special_strings = frozenset(special_tokens)
-
-    @property
-    def vocab_size(self) -> int:
-        """Highest id plus one."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; nothing is added at either end."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(getattr(found, "ids", found))
 
 
 def load_tokenizer(
@@ -101,7 +65,7 @@ def load_tokenizer(
     checkpoint: Path | None = None,
     special_tokens: Mapping[str, int] = SPECIAL_TOKENS,
     vocab_size: int | None = None,
-) -> HuggingFaceTokenizer:
+) -> Tokenizer:
     """The tokenizer of the model.
 
     Looked for in this order: `where`; the checkpoint folder and its subfolders; Qwen3-1.7B in the hub's cache, then
@@ -133,7 +97,8 @@ def load_tokenizer(
                 known=f"id {special_tokens[token]} in the model" if token in special_tokens else SPECIAL_TOKENS,
                 fix=f"this tokenizer belongs to another model; {HINT}",
             )
-    out = HuggingFaceTokenizer(tokenizer, name, {token: known[token] for token in SPECIAL_TOKENS})
+    ids = {token: known[token] for token in SPECIAL_TOKENS}
+    out = Tokenizer(tokenizer, name, ids, tokenizer.get_added_vocab())
     if vocab_size is not None and out.vocab_size > vocab_size:
         raise TokenizerError(
             f"{name}: the tokenizer has {out.vocab_size} ids",
@@ -209,9 +174,7 @@ def _from_hub(name: str) -> Any:
     ) from reason
 
 
-def synthetic_tokenizer(
-    special_tokens: Mapping[str, int] = SPECIAL_TOKENS, vocab_size: int = 151680
-) -> SyntheticTokenizer:
+def synthetic_tokenizer(special_tokens: Mapping[str, int] = SPECIAL_TOKENS, vocab_size: int = 151680) -> Tokenizer:
     """A tokenizer for models with random weights: no download, the same on every machine.
 
     Byte-level BPE with Qwen2's splitting, trained on a few hundred words of robot instructions, so that these cost
@@ -257,7 +220,7 @@ def synthetic_tokenizer(
     out.normalizer = normalizers.NFC()
     out.pre_tokenizer = splitting
     out.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
-    return SyntheticTokenizer(out, special_tokens)
+    return Tokenizer(out, "synthetic", special_tokens, special_tokens)
 
 
 def _corpus() -> list[str]:

@@ -9,7 +9,7 @@ Source: Isaac-GR00T, gr00t/data/transform/{base,concat}.py and gr00t/model/trans
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,10 @@ class ModalityTransform:
     def unapply(self, data: Data) -> Data:
         """Undo `apply` on whatever keys are there."""
         return dict(data)
+
+    def _each(self, data: Data, change: Callable[[str, Any], Any]) -> Data:
+        """Data with `change(key, value)` for every key of `apply_to` that is there."""
+        return {**data, **{key: change(key, data[key]) for key in self.apply_to if key in data}}
 
     def eval(self) -> ModalityTransform:
         """Returns itself: evaluation is the only mode."""
@@ -227,12 +231,9 @@ class GR00TTransform(ModalityTransform):
         **training: Any,
     ):
         super().__init__(apply_to)
-        self.state_horizon = state_horizon
-        self.action_horizon = action_horizon
-        self.max_state_dim = max_state_dim
-        self.max_action_dim = max_action_dim
-        self.prompter = prompter
-        self.default_instruction = default_instruction
+        self.state_horizon, self.action_horizon = state_horizon, action_horizon
+        self.max_state_dim, self.max_action_dim = max_state_dim, max_action_dim
+        self.prompter, self.default_instruction = prompter, default_instruction
         self._embodiment: int | None = None
 
     def set_metadata(self, metadata: DatasetMetadata) -> None:

@@ -63,10 +63,7 @@ class VideoReader:
         return len(self._pts)
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames as uint8 RGB [len(indices), H, W, 3].
-
-        Raises: DatasetError when a frame cannot be decoded.
-        """
+        """Frames as uint8 RGB [len(indices), H, W, 3]. Raises: DatasetError when a frame cannot be decoded."""
         return np.stack([self._frame(int(i)) for i in indices])
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ Source: Isaac-GR00T, gr00t/data/transform/video.py, with its torchvision backend
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,12 @@ class VideoTransform(ModalityTransform):
         for key in self.apply_to:
             metadata.view(key)
 
-    def _each(self, data: Data, function: Callable[[str, Any], Any]) -> Data:
-        return {**data, **{key: function(key, data[key]) for key in self.apply_to if key in data}}
+    def apply(self, data: Data) -> Data:
+        return self._each(data, self._frames)
+
+    def _frames(self, key: str, frames: Any) -> Any:
+        """One view after this step; augmentations change nothing."""
+        return frames
 
 
 class _Identity(VideoTransform):
@@ -87,10 +91,7 @@ class VideoToTensor(VideoTransform):
     def set_metadata(self, metadata: DatasetMetadata) -> None:
         self._resolutions = {key: metadata.view(key).resolution for key in self.apply_to}
 
-    def apply(self, data: Data) -> Data:
-        return self._each(data, self._convert)
-
-    def _convert(self, key: str, frames: Any) -> Tensor:
+    def _frames(self, key: str, frames: Any) -> Tensor:
         if not isinstance(frames, Tensor):
             frames = np.asarray(frames)
         dtype = str(frames.dtype).removeprefix("torch.")
@@ -131,10 +132,7 @@ class VideoCrop(VideoTransform):
             raise PlanError(f"VideoCrop: scale {scale}", known="0 < scale <= 1")
         self.scale, self.height, self.width = scale, height, width
 
-    def apply(self, data: Data) -> Data:
-        return self._each(data, self._crop)
-
-    def _crop(self, key: str, frames: Tensor) -> Tensor:
+    def _frames(self, key: str, frames: Tensor) -> Tensor:
         height, width = frames.shape[-2:]
         new_height, new_width = int((self.height or height) * self.scale), int((self.width or width) * self.scale)
         if new_height > height or new_width > width:
@@ -166,10 +164,7 @@ class VideoResize(VideoTransform):
         self.interpolation, self.antialias = interpolation, antialias
         self._taps: dict[tuple[int, int, torch.device], Taps] = {}
 
-    def apply(self, data: Data) -> Data:
-        return self._each(data, self._resize)
-
-    def _resize(self, key: str, frames: Tensor) -> Tensor:
+    def _frames(self, key: str, frames: Tensor) -> Tensor:
         if tuple(frames.shape[-2:]) == (self.height, self.width):
             return frames
         smooth = self.interpolation in ("linear", "cubic")
@@ -200,11 +195,7 @@ class VideoToNumpy(VideoTransform):
     Frames on an accelerator stay there, as a tensor.
     """
 
-    def apply(self, data: Data) -> Data:
-        return self._each(data, self._convert)
-
-    @staticmethod
-    def _convert(key: str, frames: Tensor) -> np.ndarray | Tensor:
+    def _frames(self, key: str, frames: Tensor) -> np.ndarray | Tensor:
         # Cubic interpolation overshoots; without the clamp the cast would wrap round.
         # By way of int16, which truncates as well: the cast from float to uint8 is not vectorised on a CPU.
         levels = frames.clamp(0, 1).mul_(255).to(torch.int16).to(torch.uint8).movedim(-3, -1)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,15 +241,10 @@ class Slot:
         if self.cache is None or self.key is None:
             yield
             return
+        waiting = partial(self.progress, "waiting for another process that builds the same engine")
         with ExitStack() as stack:
             try:
-                stack.enter_context(
-                    self.cache.lock(
-                        _stem(self.key),
-                        timeout_s=LOCK_TIMEOUT_S,
-                        waiting=lambda: self.progress("waiting for another process that builds the same engine"),
-                    )
-                )
+                stack.enter_context(self.cache.lock(_stem(self.key), timeout_s=LOCK_TIMEOUT_S, waiting=waiting))
             except TimeoutError:
                 self.notes.append(
                     f"Another process has been building the same engine for {LOCK_TIMEOUT_S / 60:.0f} minutes: "

@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -161,8 +160,9 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
         # The same folder, so that the rename stays within one file system and is atomic.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial")
         try:
-            for chunk in _chunks(data):
-                _write_chunk(descriptor, chunk)
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -176,16 +176,6 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
-
-
-def _chunks(data: bytes | memoryview) -> Iterable[memoryview]:
-    view = memoryview(data).cast("B")
-    return (view[at : at + _CHUNK_BYTES] for at in range(0, view.nbytes, _CHUNK_BYTES))
-
-
-def _write_chunk(descriptor: int, chunk: memoryview) -> None:
-    while chunk:
-        chunk = chunk[os.write(descriptor, chunk) :]
 
 
 def _sync_folder(path: Path) -> None:

@@ -41,12 +41,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def engine_key(
-    target: Target,
-    *,
-    route: str,
-    settings: Mapping[str, Any],
-    gpu: str,
-    versions: Mapping[str, str],
+    target: Target, *, route: str, settings: Mapping[str, Any], gpu: str, versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """The key of the engine that a route would build of a target; plain values, equal after a trip through JSON.
 

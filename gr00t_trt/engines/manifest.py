@@ -105,7 +105,10 @@ def read_manifest(path: Path) -> Manifest:
         raise RecordError(f"{path}: the manifest is not as it was written", fix=fix)
     try:
         for key in ("inputs", "outputs"):
-            raw[key] = tuple(Binding(**{k: _tuple(v) for k, v in each.items()}) for each in raw[key])
+            entries: list[dict[str, Any]] = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()} for each in raw[key]
+            ]
+            raw[key] = tuple(Binding(**entry) for entry in entries)
         for key in ("compute_capabilities", "arguments"):
             raw[key] = tuple(raw.get(key, ()))
         if raw.get("coverage") is not None:
@@ -120,10 +123,6 @@ def manifest_text(manifest: Manifest) -> str:
     """A manifest as its file has it, checksum included."""
     fields = json.loads(json.dumps(dataclasses.asdict(manifest), default=str))
     return json.dumps({**fields, "checksum": checksum(fields)}, indent=2) + "\n"
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

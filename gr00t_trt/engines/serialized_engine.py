@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..model.targets import ArgumentRange
+from ..model.targets import ArgumentRange, Target
 from .manifest import Binding
 
 
@@ -35,3 +35,9 @@ def binding(name: str, tensor: torch.Tensor, ranges: ArgumentRange) -> Binding:
         return tuple(getattr(ranges[a], pick) if a in ranges else size for a, size in enumerate(tensor.shape))
 
     return Binding(name, dtype_name(tensor.dtype), shape("minimum"), tuple(tensor.shape), shape("maximum"))
+
+
+def input_bindings(target: Target) -> dict[str, Binding]:
+    """Name -> binding of every argument."""
+    each = zip(target.argument_names, target.inputs, target.ranges, strict=True)
+    return {name: binding(name, tensor, ranges) for name, tensor, ranges in each}

@@ -33,16 +33,7 @@ _HOMES = {
     "resolve_checkpoint": "checkpoint",
 }
 
-__all__ = [
-    "ARCHITECTURES",
-    "Gr00tConfig",
-    "Gr00tN1d5",
-    "example_inputs",
-    "load_config",
-    "load_model",
-    "model_from_tensors",
-    "resolve_checkpoint",
-]
+__all__ = ["ARCHITECTURES", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

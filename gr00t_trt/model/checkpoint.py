@@ -39,7 +39,7 @@ def load_model(
     if folder is None:
         fill_synthetic(model, dtype=dtype, device=target)
     else:
-        load_weights(model, folder, config, dtype=dtype, device=target)
+        load_weights(model, folder, dtype=dtype, device=target)
     return _finished(model)
 
 
@@ -59,7 +59,7 @@ def model_from_tensors(
     """
     with torch.device("meta"):
         model = Gr00tN1d5(config)
-    copy_weights(model, tensors, config, dtype=dtype, device=torch.device(device), where=where)
+    copy_weights(model, tensors, dtype=dtype, device=torch.device(device), where=where)
     return _finished(model)
 
 

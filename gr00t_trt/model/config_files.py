@@ -7,24 +7,14 @@ the public checkpoint and is therefore built in; an `eagle_config.json` beside `
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .config_section import Section
-from .n1_5.config import (
-    IMAGE_TOKEN,
-    PUBLIC_SPECIAL_TOKENS,
-    ActionHeadConfig,
-    BackboneConfig,
-    DiTConfig,
-    EagleConfig,
-    Gr00tConfig,
-    TextConfig,
-    TransformerConfig,
-    VisionConfig,
-)
+from .n1_5 import config as geometry
 
 
-def read_config(folder: Path) -> Gr00tConfig:
+def read_config(folder: Path) -> geometry.Gr00tConfig:
     """Geometry of the checkpoint in `folder`.
 
     Raises: CheckpointError naming file, key and value for whatever is missing, malformed, unsupported or contradictory.
@@ -33,30 +23,30 @@ def read_config(folder: Path) -> Gr00tConfig:
     return build_config(Section.read(folder / "config.json"), Section.read(eagle_file) if eagle_file.exists() else None)
 
 
-def build_config(top: Section, eagle: Section | None) -> Gr00tConfig:
+def build_config(top: Section, eagle: Section | None) -> geometry.Gr00tConfig:
     """Geometry from the two objects; without the second one, the released vision-language model's.
 
     Raises: CheckpointError as `read_config`.
     """
     top.only("model_type", ("gr00t_n1_5",), default="gr00t_n1_5")
-    config = Gr00tConfig(
+    config = geometry.Gr00tConfig(
         backbone=_backbone(top.section("backbone_cfg")),
         action_head=_action_head(top.section("action_head_cfg")),
-        eagle=EagleConfig() if eagle is None else _eagle(eagle),
+        eagle=geometry.EagleConfig() if eagle is None else _eagle(eagle),
     )
     _check_agreement(config, top)
     return config
 
 
-def _backbone(cfg: Section) -> BackboneConfig:
+def _backbone(cfg: Section) -> geometry.BackboneConfig:
     cfg.only("reproject_vision", (False,), default=False)
-    return BackboneConfig(
+    return geometry.BackboneConfig(
         select_layer=cfg.integer("select_layer", -1, minimum=None),
         project_to_dim=cfg.optional_integer("project_to_dim", 1536),
     )
 
 
-def _transformer(cfg: Section) -> dict[str, int | float | bool]:
+def _transformer(cfg: Section) -> dict[str, Any]:
     cfg.only("positional_embeddings", (None,), default="sinusoidal")
     cfg.only("activation_fn", ("gelu-approximate",), default="gelu-approximate")
     return {
@@ -67,29 +57,28 @@ def _transformer(cfg: Section) -> dict[str, int | float | bool]:
     }
 
 
-def _action_head(cfg: Section) -> ActionHeadConfig:
+def _action_head(cfg: Section) -> geometry.ActionHeadConfig:
     width = cfg.integer("backbone_embedding_dim", 1536)
     dit = cfg.section("diffusion_model_cfg")
     dit.only("norm_type", ("ada_norm",), default="ada_norm")
     dit.only("norm_elementwise_affine", (False,), default=False)
     shared = _transformer(dit)
-    diffusion = DiTConfig(
-        **shared,  # type: ignore[arg-type]
+    diffusion = geometry.DiTConfig(
+        **shared,
         norm_eps=dit.number("norm_eps", 1e-5),
         output_dim=dit.integer("output_dim", 26),
         cross_attention_dim=dit.optional_integer("cross_attention_dim", None)
-        or int(shared["num_attention_heads"] * shared["attention_head_dim"]),
+        or shared["num_attention_heads"] * shared["attention_head_dim"],
         interleave_self_attention=dit.flag("interleave_self_attention", False),
     )
     use_vlln = cfg.flag("use_vlln", True)
     vl = cfg.section("vl_self_attention_cfg", optional=not use_vlln)
-    return ActionHeadConfig(
+    none = {"num_attention_heads": 1, "attention_head_dim": width, "num_layers": 0}
+    layers = _transformer(vl) if use_vlln else none
+    return geometry.ActionHeadConfig(
         diffusion=diffusion,
-        vl_self_attention=TransformerConfig(**_transformer(vl)) if use_vlln else TransformerConfig(1, width, 0),  # type: ignore[arg-type]
-        action_dim=cfg.integer("action_dim"),
-        action_horizon=cfg.integer("action_horizon"),
-        max_state_dim=cfg.integer("max_state_dim"),
-        num_inference_timesteps=cfg.integer("num_inference_timesteps"),
+        vl_self_attention=geometry.TransformerConfig(**layers),
+        **cfg.integers("action_dim action_horizon max_state_dim num_inference_timesteps"),
         backbone_embedding_dim=width,
         input_embedding_dim=cfg.integer("input_embedding_dim", 1536),
         hidden_size=cfg.integer("hidden_size", 1024),
@@ -102,7 +91,7 @@ def _action_head(cfg: Section) -> ActionHeadConfig:
     )
 
 
-def _eagle(cfg: Section) -> EagleConfig:
+def _eagle(cfg: Section) -> geometry.EagleConfig:
     cfg.only("use_pixel_shuffle", (False,), default=False)
     cfg.only("select_layer", (-1,), default=-1)
     cfg.only("mlp_connector_layers", (1,), default=1)
@@ -117,50 +106,39 @@ def _eagle(cfg: Section) -> EagleConfig:
     text.only("rope_scaling", (None,), default=None)
     rope = text.section("rope_parameters", optional=True)
     rope.only("rope_type", ("default",), default="default")
-    eagle = EagleConfig(
-        vision=VisionConfig(
-            hidden_size=vision.integer("hidden_size"),
-            num_hidden_layers=vision.integer("num_hidden_layers"),
-            num_attention_heads=vision.integer("num_attention_heads"),
-            intermediate_size=vision.integer("intermediate_size"),
-            patch_size=vision.integer("patch_size"),
-            image_size=vision.integer("image_size"),
+    eagle = geometry.EagleConfig(
+        vision=geometry.VisionConfig(
+            **vision.integers("hidden_size num_hidden_layers num_attention_heads intermediate_size"),
+            **vision.integers("patch_size image_size"),
             layer_norm_eps=vision.number("layer_norm_eps", 1e-6),
         ),
-        text=TextConfig(
-            hidden_size=text.integer("hidden_size"),
-            num_hidden_layers=text.integer("num_hidden_layers"),
-            num_attention_heads=text.integer("num_attention_heads"),
-            num_key_value_heads=text.integer("num_key_value_heads"),
+        text=geometry.TextConfig(
+            **text.integers("hidden_size num_hidden_layers num_attention_heads num_key_value_heads"),
             head_dim=text.integer("head_dim", 128),
-            intermediate_size=text.integer("intermediate_size"),
-            vocab_size=text.integer("vocab_size"),
+            **text.integers("intermediate_size vocab_size"),
             rope_theta=text.number("rope_theta", rope.number("rope_theta", 1e6)),
             rms_norm_eps=text.number("rms_norm_eps", 1e-6),
         ),
         image_token_index=cfg.integer("image_token_index", minimum=0),
     )
     cfg.only("force_image_size", (eagle.vision.image_size,), default=eagle.vision.image_size)
-    public = eagle.image_token_index == PUBLIC_SPECIAL_TOKENS[IMAGE_TOKEN] and (
-        eagle.text.vocab_size == TextConfig.vocab_size
+    public = eagle.image_token_index == geometry.PUBLIC_SPECIAL_TOKENS[geometry.IMAGE_TOKEN] and (
+        eagle.text.vocab_size == geometry.TextConfig.vocab_size
     )
-    tokens = dict(PUBLIC_SPECIAL_TOKENS) if public else {IMAGE_TOKEN: eagle.image_token_index}
+    tokens = dict(geometry.PUBLIC_SPECIAL_TOKENS) if public else {geometry.IMAGE_TOKEN: eagle.image_token_index}
     _check_eagle(eagle, cfg)
-    return EagleConfig(eagle.vision, eagle.text, eagle.image_token_index, tokens)
+    return geometry.EagleConfig(eagle.vision, eagle.text, eagle.image_token_index, tokens)
 
 
-def _check_eagle(eagle: EagleConfig, cfg: Section) -> None:
+def _check_eagle(eagle: geometry.EagleConfig, cfg: Section) -> None:
     vision, text = eagle.vision, eagle.text
-    cfg.check(
-        vision.hidden_size % vision.num_attention_heads == 0,
-        f"vision_config.hidden_size: {vision.hidden_size} is no multiple of num_attention_heads "
-        f"{vision.num_attention_heads}",
+    heads, keys = vision.num_attention_heads, text.num_key_value_heads
+    multiples = (
+        ("vision_config.hidden_size", vision.hidden_size, "num_attention_heads", heads),
+        ("text_config.num_attention_heads", text.num_attention_heads, "num_key_value_heads", keys),
     )
-    cfg.check(
-        text.num_attention_heads % text.num_key_value_heads == 0,
-        f"text_config.num_attention_heads: {text.num_attention_heads} is no multiple of num_key_value_heads "
-        f"{text.num_key_value_heads}",
-    )
+    for key, value, other, factor in multiples:
+        cfg.check(value % factor == 0, f"{key}: {value} is no multiple of {other} {factor}")
     cfg.check(text.head_dim % 2 == 0, f"text_config.head_dim: {text.head_dim} is odd; rotary embedding needs pairs")
     cfg.check(
         eagle.image_token_index < text.vocab_size,
@@ -168,7 +146,7 @@ def _check_eagle(eagle: EagleConfig, cfg: Section) -> None:
     )
 
 
-def _check_agreement(config: Gr00tConfig, top: Section) -> None:
+def _check_agreement(config: geometry.Gr00tConfig, top: Section) -> None:
     """Values that must be equal, because one module's output is another's input."""
     head, backbone, text = config.action_head, config.backbone, config.eagle.text
     if not 1 <= backbone.select_layer <= text.num_hidden_layers:
@@ -178,44 +156,24 @@ def _check_agreement(config: Gr00tConfig, top: Section) -> None:
         )
     for key, value in (("action_dim", head.action_dim), ("action_horizon", head.action_horizon)):
         top.only(key, (value,), default=value, why=f"action_head_cfg.{key}")
+    width = ("backbone_embedding_dim", head.backbone_embedding_dim)
+    features = backbone.project_to_dim or text.hidden_size
+    diffusion, dit = head.diffusion, "diffusion_model_cfg"
     pairs: list[tuple[str, int, str, int]] = [
-        (
-            "backbone_embedding_dim",
-            head.backbone_embedding_dim,
-            "the backbone's width (project_to_dim, or the language model's hidden_size)",
-            backbone.project_to_dim or text.hidden_size,
-        ),
-        (
-            "diffusion_model_cfg.cross_attention_dim",
-            head.diffusion.cross_attention_dim,
-            "backbone_embedding_dim",
-            head.backbone_embedding_dim,
-        ),
-        (
-            "diffusion_model_cfg: heads times head_dim",
-            head.diffusion.width,
-            "input_embedding_dim",
-            head.input_embedding_dim,
-        ),
-        ("diffusion_model_cfg.output_dim", head.diffusion.output_dim, "hidden_size", head.hidden_size),
-        (
-            "vl_self_attention_cfg: heads times head_dim",
-            head.vl_self_attention.width,
-            "backbone_embedding_dim",
-            head.backbone_embedding_dim,
-        ),
+        (*width, "the backbone's width (project_to_dim, or the language model's hidden_size)", features),
+        (f"{dit}.cross_attention_dim", diffusion.cross_attention_dim, *width),
+        (f"{dit}: heads times head_dim", diffusion.width, "input_embedding_dim", head.input_embedding_dim),
+        (f"{dit}.output_dim", diffusion.output_dim, "hidden_size", head.hidden_size),
+        ("vl_self_attention_cfg: heads times head_dim", head.vl_self_attention.width, *width),
     ]
     for key, value, other, expected in pairs:
         top.check(value == expected, f"action_head_cfg.{key}: {value} differs from {other}, {expected}")
     top.check(
         head.input_embedding_dim % 2 == 0, f"action_head_cfg.input_embedding_dim: {head.input_embedding_dim} is odd"
     )
-    top.check(
-        head.action_horizon <= head.max_seq_len,
-        f"action_head_cfg.action_horizon: {head.action_horizon} exceeds max_seq_len {head.max_seq_len}",
+    limits = (
+        ("action_horizon", head.action_horizon, "max_seq_len", head.max_seq_len),
+        ("num_inference_timesteps", head.num_inference_timesteps, "num_timestep_buckets", head.num_timestep_buckets),
     )
-    top.check(
-        head.num_inference_timesteps <= head.num_timestep_buckets,
-        f"action_head_cfg.num_inference_timesteps: {head.num_inference_timesteps} exceeds num_timestep_buckets "
-        f"{head.num_timestep_buckets}",
-    )
+    for key, value, other, most in limits:
+        top.check(value <= most, f"action_head_cfg.{key}: {value} exceeds {other} {most}")

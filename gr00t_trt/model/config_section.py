@@ -28,10 +28,7 @@ class Section:
 
     @classmethod
     def read(cls, file: Path) -> Section:
-        """The top level of a JSON file.
-
-        Raises: CheckpointError if the file is missing, not JSON or not an object.
-        """
+        """The top level of a JSON file. Raises: CheckpointError if the file is missing, not JSON or not an object."""
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -59,6 +56,10 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, int) or (minimum is not None and value < minimum):
             self._refuse(key, f"bad value {value!r}", f"a whole number >= {minimum}")
         return value
+
+    def integers(self, keys: str) -> dict[str, int]:
+        """Positive whole numbers by key; `keys` are separated by spaces, and none has a default."""
+        return {key: self.integer(key) for key in keys.split()}
 
     def optional_integer(self, key: str, default: int | None) -> int | None:
         """A positive whole number, or null."""

@@ -81,8 +81,6 @@ def dynamic_shapes(subject: str, ranges: Sequence[ArgumentRange]) -> tuple[dict[
 
     Raises: BackendError naming the subject when one name is used with two ranges.
     """
-    import torch
-
     dims: dict[str, Any] = {}
     bounds: dict[str, tuple[int, int]] = {}
     spec: list[dict[int, Any]] = []
@@ -105,17 +103,21 @@ class Published:
     """Names under which others keep a submodule in files.
 
     Attributes:
-        onnx_file, engine_file: With ``{dtype}`` where the name has the precision; the first may have a folder.
+        onnx_file: With ``{dtype}`` where the name has the precision; it may have a folder.
         inputs: Our argument name -> theirs, in the order of `forward`.
         with_positions: Makes the target that their files hold, with position ids as a last input, and these for the
             largest batch; None for files that take what the submodule takes.
     """
 
     onnx_file: str
-    engine_file: str
     inputs: Mapping[str, str]
     output: str = "output"
     with_positions: Callable[[Target], tuple[Target, torch.Tensor]] | None = None
+
+    @property
+    def engine_file(self) -> str:
+        """The engine lies in a folder of its own, under the ONNX file's name."""
+        return self.onnx_file.rpartition("/")[2].removesuffix("onnx") + "engine"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import CheckpointError, refetch
 from .n1_5.config import Gr00tConfig
+from .n1_5.gr00t import Gr00tN1d5
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
@@ -56,16 +57,14 @@ def dead_tensors(config: Gr00tConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def load_weights(
-    model: nn.Module, folder: Path, config: Gr00tConfig, *, dtype: torch.dtype, device: torch.device
-) -> None:
+def load_weights(model: Gr00tN1d5, folder: Path, *, dtype: torch.dtype, device: torch.device) -> None:
     """Give every parameter of `model`, which may be on the meta device, its stored value.
 
     Tensors are read, cast and placed one by one; the peak is one copy of the model and one tensor.
     Raises: CheckpointError for files that cannot be read, and one that names all missing, unexpected and misshapen
         tensors.
     """
-    stored = _matched(_headers(folder), model, config, str(folder), str(folder / "config.json"))
+    stored = _matched(_headers(folder), model, str(folder), str(folder / "config.json"))
     for name, source in stored.items():
         # The file is opened anew for each tensor, so that mapped pages do not pile up beside the copies.
         with _opened(source.file) as file:
@@ -75,13 +74,7 @@ def load_weights(
 
 
 def copy_weights(
-    model: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    config: Gr00tConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    where: str,
+    model: Gr00tN1d5, tensors: Mapping[str, torch.Tensor], *, dtype: torch.dtype, device: torch.device, where: str
 ) -> None:
     """As `load_weights`, from another model's state; the values are copied.
 
@@ -92,20 +85,18 @@ def copy_weights(
         key: Stored(Path(), key, tuple(tensor.shape), _FLOATING_NAMES.get(tensor.dtype, str(tensor.dtype)))
         for key, tensor in tensors.items()
     }
-    for name, source in _matched(found, model, config, where, "its configuration").items():
+    for name, source in _matched(found, model, where, "its configuration").items():
         value = torch.empty(source.shape, dtype=dtype, device=device).copy_(tensors[source.key])
         set_parameter(model, name, value)
 
 
-def _matched(
-    stored: Mapping[str, Stored], model: nn.Module, config: Gr00tConfig, where: str, described: str
-) -> dict[str, Stored]:
+def _matched(stored: Mapping[str, Stored], model: Gr00tN1d5, where: str, described: str) -> dict[str, Stored]:
     """Parameter of `model` -> its stored tensor. Raises: CheckpointError."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     named = _with_inner_level(_strip_prefix(stored))
     if EMBEDDING not in named and VOCABULARY_HEAD in named:
         named[EMBEDDING] = named.pop(VOCABULARY_HEAD)
-    _check_strict(where, described, wanted, dead_tensors(config), named)
+    _check_strict(where, described, wanted, dead_tensors(model.config), named)
     return {name: named[name] for name in wanted}
 
 
@@ -183,25 +174,17 @@ def _check_strict(
     stored: Mapping[str, Stored],
 ) -> None:
     expected = {**dead, **wanted}
+    misshapen = [
+        f"{key} has {list(found.shape)}, expected {list(expected[key])}"
+        for key, found in stored.items()
+        if key in expected and found.shape != expected[key]
+    ]
+    whole = [f"{key} is {stored[key].dtype}" for key in wanted if key in stored and stored[key].dtype not in _FLOATING]
     problems = [
         *_listing("missing", [key for key in wanted if key not in stored]),
         *_listing("unexpected", [key for key in stored if key not in expected]),
-        *_listing(
-            "misshapen",
-            [
-                f"{key} has {list(found.shape)}, expected {list(expected[key])}"
-                for key, found in stored.items()
-                if key in expected and found.shape != expected[key]
-            ],
-        ),
-        *_listing(
-            "not floating point",
-            [
-                f"{key} is {found.dtype}"
-                for key, found in stored.items()
-                if key in wanted and found.dtype not in _FLOATING
-            ],
-        ),
+        *_listing("misshapen", misshapen),
+        *_listing("not floating point", whole),
     ]
     if problems:
         raise CheckpointError(

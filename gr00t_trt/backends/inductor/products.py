@@ -38,7 +38,8 @@ class GpuProducts(CustomGraphPass):
         for node in list(graph.nodes):
             if node.op != "call_function" or node.target is not F.linear:
                 continue
-            x, weight, bias = _arguments(node)
+            given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+            x, weight, bias = given["input"], given["weight"], given.get("bias")
             if not _half_on_gpu(weight):
                 continue
             gelu = _only_gelu(node)
@@ -76,12 +77,6 @@ def long_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def is_long(width: int, length: int) -> bool:
     """Whether a product of `length`, which gives `width` values per row, is worth cutting, and can be cut evenly."""
     return length >= 2 * width and length % (PARTS * ALIGNED) == 0
-
-
-def _arguments(node: fx.Node) -> tuple[Any, Any, Any]:
-    names = ("input", "weight", "bias")
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return given["input"], given["weight"], given.get("bias")
 
 
 def _only_gelu(node: fx.Node) -> fx.Node | None:

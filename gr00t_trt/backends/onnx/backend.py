@@ -100,11 +100,7 @@ class OnnxRuntimeBackend:
         before = time.perf_counter()
         check_form(target, call)
         phases["warm"] = time.perf_counter() - before
-        kept = (
-            f"ONNX file: {file.path}"
-            if context.engine_dir is not None
-            else "The ONNX file was not kept: no --engine_dir."
-        )
+        kept = f"ONNX file: {file.path}" if context.engine_dir else "The ONNX file was not kept: no --engine_dir."
         return Built(
             call=GuardedModule(target, call),
             runs=True,
@@ -146,7 +142,7 @@ def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxC
             f"{target.name}: ONNX Runtime's CUDA provider could not be loaded, and would run on the CPU in silence",
             fix="install the CUDA and cuDNN releases that this onnxruntime-gpu was built for",
         )
-    return OnnxCall(target, file, session, device, stream, tuple(notes))
+    return OnnxCall(target, file, session, stream, tuple(notes))
 
 
 def providers(
@@ -166,14 +162,9 @@ def providers(
     if dtype == torch.bfloat16 or options.use_fp32_acc:
         # It types the network weakly: it may drop the casts that keep the sums in fp32, and knows no bf16.
         return out, [f"{TENSORRT} was left out: it would not keep the precision that was asked for."]
-    shapes = {pick: _profile(file, pick) for pick in ("minimum", "optimum", "maximum")}
-    tensorrt = {
-        **own,
-        "trt_fp16_enable": str(dtype == torch.float16),
-        "trt_profile_min_shapes": shapes["minimum"],
-        "trt_profile_opt_shapes": shapes["optimum"],
-        "trt_profile_max_shapes": shapes["maximum"],
-    }
+    picks = ("minimum", "optimum", "maximum")
+    shapes = {f"trt_profile_{pick[:3]}_shapes": _profile(file, pick) for pick in picks}
+    tensorrt = {**own, "trt_fp16_enable": str(dtype == torch.float16), **shapes}
     if options.optimization_level is not None:
         tensorrt["trt_builder_optimization_level"] = str(options.optimization_level)
     return [(TENSORRT, tensorrt), *out], []
@@ -198,17 +189,10 @@ class OnnxCall:
         notes: What a user should know of the providers.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        file: OnnxFile,
-        session: Any,
-        device: torch.device,
-        stream: Any,
-        notes: tuple[str, ...] = (),
-    ):
+    def __init__(self, target: Target, file: OnnxFile, session: Any, stream: Any, notes: tuple[str, ...]):
         import onnxruntime
 
+        device = target.inputs[0].device
         self.session, self.notes = session, notes
         self._form, self._device, self._stream = file.interface, device, stream
         self._binding = session.io_binding()

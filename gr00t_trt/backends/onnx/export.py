@@ -262,7 +262,7 @@ def _check(path: Path, form: Interface) -> None:
     # By path: a model with its weights may be larger than the 2 GB that one message holds.
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(str(path), load_external_data=False).graph
-    found = {value.name: _dims(value) for value in graph.input}
+    found = {v.name: [dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.input}
     seen = form.target
     expected = {}
     for name, tensor, ranges in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True):
@@ -273,7 +273,3 @@ def _check(path: Path, form: Interface) -> None:
         expected[name] = dims
     if found != expected or [value.name for value in graph.output] != [form.output]:
         raise BackendError(f"{seen.name}: the ONNX file has the inputs {found}", known=f"expected {expected}")
-
-
-def _dims(value: Any) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -62,10 +62,5 @@ class TensorRTBackend:
         trt = trt_network.load_tensorrt(verbose=options.debug)
         trt_network.refuse_options(trt, options)
         return OnnxJob(
-            trt=trt,
-            target=target,
-            options=options,
-            cuda=cuda,
-            versions=available.versions,
-            **vars(context),
+            trt=trt, target=target, options=options, cuda=cuda, versions=available.versions, **vars(context)
         ).run()

@@ -16,13 +16,12 @@ from ...engines.manifest import Coverage
 from ...engines.serialized_engine import SerializedEngine
 from ...errors import BackendError
 from ..base import Built
-from ..compute_capabilities import PORTABLE_TARGETS
 from ..engine_job import EngineJob
 from ..guarded import GuardedModule, check_form, first_line
 from ..onnx import backend as onnxruntime
 from ..onnx import export as onnx_export
 from ..onnx.export import OnnxFile
-from ..onnx.interface import Interface, interface
+from ..onnx.interface import interface
 from ..trt_runtime import TrtRunner
 from . import network as trt_network
 from . import ready_made
@@ -50,14 +49,8 @@ class OnnxJob(EngineJob):
             slot = self.slot()
             with slot.reserved():
                 built = self.on_gpu(slot) if self.cuda else self.without_gpu(slot)
-        return dataclasses.replace(
-            built,
-            call=GuardedModule(self.target, built.call),
-            build_s=time.perf_counter() - start,
-            phases_s=self.phases,
-            settings=self.settings,
-            notes=tuple(self.notes),
-        )
+        guarded = dataclasses.replace(built, call=GuardedModule(self.target, built.call))
+        return self.finished(guarded, start, self.settings)
 
     def on_gpu(self, slot: Slot) -> Built:
         found = slot.find(read=True)
@@ -83,8 +76,7 @@ class OnnxJob(EngineJob):
                 del engine  # a gigabyte, and the session is about to need more
             else:
                 file, made = self.exported(folder), self.taken(found)
-            targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
-            self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
+            self.note_unrun()
             call = self.stand_in(file)
         return Built(call, False, 0.0, coverage=_coverage(file), **made)
 
@@ -106,7 +98,10 @@ class OnnxJob(EngineJob):
 
     def running(self, runner: TrtRunner, coverage: Coverage | None, **made: Any) -> Built:
         """What is on the GPU, run once. Raises: BackendError when its result has another form than the eager one."""
-        call = _call(runner, self.form)
+
+        def call(*args: torch.Tensor) -> torch.Tensor:
+            return runner(*self.form.arguments(args))
+
         with self.phase("running the engine at the recorded size", "warm"):
             check_form(self.target, call)
         return Built(call, True, 0.0, coverage=coverage, layers_after=runner.engine.num_layers, **made)
@@ -152,17 +147,10 @@ class OnnxJob(EngineJob):
         return self.settings
 
     def description(self, file: OnnxFile) -> dict[str, Any]:
-        return {
-            "settings": self.settings,
-            "weights_sha256": file.metadata["weights_sha256"],
-            "coverage": _coverage(file),
-        }
+        weights = file.metadata["weights_sha256"]
+        return {"settings": self.settings, "weights_sha256": weights, "coverage": _coverage(file)}
 
 
 def _coverage(file: OnnxFile) -> Coverage:
     # The parser takes a file whole or not at all.
     return Coverage(operators=file.nodes, converted=file.nodes, engines=1)
-
-
-def _call(runner: TrtRunner, form: Interface) -> Callable[..., torch.Tensor]:
-    return lambda *args: runner(*form.arguments(args))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...engines.manifest import Binding
-from ...engines.serialized_engine import SerializedEngine, binding, dtype_name
+from ...engines.serialized_engine import SerializedEngine, dtype_name, input_bindings
 from ...errors import BackendError, PlanError
 from ...plans.schema import BuildOptions
 from ..compute_capabilities import set_compute_capabilities
@@ -100,10 +100,7 @@ def build_engine(trt: TensorRT, file: OnnxFile, options: BuildOptions) -> Serial
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise BackendError(f"TensorRT's parser refused {file.path.name}: {'; '.join(reasons) or 'no reason given'}")
     seen = file.interface.target
-    bindings = {
-        name: binding(name, tensor, ranges)
-        for name, tensor, ranges in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True)
-    }
+    bindings = input_bindings(seen)
     inputs = [bindings[network.get_input(i).name] for i in range(network.num_inputs)]
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()

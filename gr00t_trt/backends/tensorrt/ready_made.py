@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...engines.manifest import Binding
-from ...engines.serialized_engine import binding
+from ...engines.serialized_engine import input_bindings
 from ...model.targets import ArgumentRange
 from ..onnx.interface import Interface
 
@@ -31,10 +31,7 @@ def misfit(form: Interface, inputs: Sequence[Binding], outputs: Sequence[Binding
         inputs, outputs: Of the engine, inputs with the shapes of its profile; one output.
     """
     seen = form.target
-    wanted = {
-        name: binding(name, tensor, ranges)
-        for name, tensor, ranges in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True)
-    }
+    wanted = input_bindings(seen)
     found = {each.name: each for each in inputs}
     if set(found) != set(wanted):
         return f"its inputs are {', '.join(found)} and not {', '.join(wanted)}"

@@ -15,8 +15,6 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +54,8 @@ class TorchTensorRTBackend:
         if len(found) > 1:
             caveats.append("torch-tensorrt and torch-tensorrt-rtx own the same import: uninstall one of them.")
         try:
-            with _quiet(), cpu_only() as module:
+            # Import-time complaints about features that this package does not use go to stdout as well.
+            with compiler_log(debug=False), contextlib.redirect_stdout(io.StringIO()), cpu_only() as module:
                 flavour = _flavour(module)
                 release = release_tuple(module.__version__)
                 versions[flavour] = str(sys.modules["tensorrt"].__version__)
@@ -83,18 +82,8 @@ class TorchTensorRTBackend:
                 cuda=cuda,
                 timing_cache_path=str(_cache_dir(available.versions) / "timing_cache.bin"),
             )
-            versions = available.versions
-            job = TrtJob(
-                torch_tensorrt=module,
-                target=target,
-                options=options,
-                settings=settings,
-                flavour=flavour,
-                cuda=cuda,
-                versions=versions,
-                log=log,
-                **vars(context),
-            )
+            what = {"target": target, "options": options, "cuda": cuda, "versions": available.versions, **vars(context)}
+            job = TrtJob(torch_tensorrt=module, settings=settings, flavour=flavour, log=log, **what)
             targets = compute_capabilities(options.compute_capabilities)
             with _debugger(module, settings.debugger, target, context.engine_dir), _device(target), targets:
                 return job.run()
@@ -105,13 +94,6 @@ def _distribution(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # Import-time complaints about features that this package does not use go to stdout as well.
-    with compiler_log(debug=False), contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 def _flavour(module: Any) -> str:

@@ -43,13 +43,7 @@ def build_engine(torch_tensorrt: Any, target: Target, part: Partition) -> Serial
             result = interpret_module_to_result(submodule, inputs=specifications, settings=settings)
     finally:
         submodule._parameters.update(kept)
-    return SerializedEngine(
-        plan=result.serialized_engine,
-        inputs=tuple(inputs[i] for i in sorted(inputs)),
-        outputs=_outputs(submodule, result.output_names),
-        arguments=tuple(sorted(inputs)),
-        layers=sum(layers),
-    )
+    return _in_order(result.serialized_engine, inputs, _outputs(submodule, result.output_names), sum(layers))
 
 
 def built_engine(target: Target, part: Partition) -> SerializedEngine | None:
@@ -64,14 +58,14 @@ def built_engine(target: Target, part: Partition) -> SerializedEngine | None:
         return None
     inputs = {i: binding(n, target.inputs[i], target.ranges[i]) for n, i in zip(names, arguments, strict=True)}
     outputs = tuple(Binding(n, "", (), (), ()) for n in getattr(module, "output_binding_names", ()))
+    return _in_order(plan, inputs, outputs, part.layers)
+
+
+def _in_order(
+    plan: bytes, inputs: dict[int, Binding], outputs: tuple[Binding, ...], layers: int | None
+) -> SerializedEngine:
     order = tuple(sorted(inputs))
-    return SerializedEngine(
-        plan=plan,
-        inputs=tuple(inputs[i] for i in order),
-        outputs=outputs,
-        arguments=order,
-        layers=part.layers,
-    )
+    return SerializedEngine(plan, tuple(inputs[i] for i in order), outputs, order, layers)
 
 
 def _engine_arguments(graph: torch.fx.GraphModule, name: str) -> list[int]:
@@ -84,13 +78,8 @@ def _engine_arguments(graph: torch.fx.GraphModule, name: str) -> list[int]:
 def _input_spec(torch_tensorrt: Any, binding: Binding, tensor: torch.Tensor) -> Any:
     if binding.minimum == binding.maximum:
         return torch_tensorrt.Input(shape=binding.optimum, dtype=tensor.dtype, name=binding.name)
-    return torch_tensorrt.Input(
-        min_shape=binding.minimum,
-        opt_shape=binding.optimum,
-        max_shape=binding.maximum,
-        dtype=tensor.dtype,
-        name=binding.name,
-    )
+    shapes = {"min_shape": binding.minimum, "opt_shape": binding.optimum, "max_shape": binding.maximum}
+    return torch_tensorrt.Input(**shapes, dtype=tensor.dtype, name=binding.name)
 
 
 def _outputs(module: Any, names: Sequence[str]) -> tuple[Binding, ...]:

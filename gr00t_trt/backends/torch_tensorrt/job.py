@@ -14,7 +14,6 @@ from ...engines.serialized_engine import SerializedEngine
 from ...engines.weights_hash import weights_hash
 from ...errors import BackendError
 from ..base import Built
-from ..compute_capabilities import PORTABLE_TARGETS
 from ..engine_job import EngineJob
 from ..guarded import GuardedModule
 from ..trt_layers import engine_layers
@@ -43,13 +42,7 @@ class TrtJob(EngineJob):
         self.notes += self.settings.notes
         built = self.on_gpu() if self.cuda else self.without_gpu()
         gc.collect()
-        return dataclasses.replace(
-            built,
-            build_s=time.perf_counter() - start,
-            phases_s=self.phases,
-            settings=self.arguments,
-            notes=tuple(self.notes),
-        )
+        return self.finished(built, start, self.arguments)
 
     def on_gpu(self) -> Built:
         slot = self.slot()
@@ -95,8 +88,7 @@ class TrtJob(EngineJob):
             else:
                 made = self.taken(found)
             built = dataclasses.replace(built, **made)
-        targets = ", ".join(self.options.compute_capabilities) or PORTABLE_TARGETS
-        self.notes.append(f"The engine was built without a GPU, for compute capability {targets}. It has not run.")
+        self.note_unrun()
         return built
 
     def key_settings(self) -> dict[str, Any]:

@@ -103,12 +103,16 @@ RunStage = Callable[..., Tensor]
 class ActionHead(nn.Module):
     """Turns backbone features and a state into a chunk of actions.
 
+    Attributes:
+        steps: Euler steps per chunk. horizon: Actions per chunk.
+
     Source: Isaac-GR00T, gr00t/model/action_head/flow_matching_action_head.py.
     """
 
     def __init__(self, config: ActionHeadConfig):
         super().__init__()
         self.config = config
+        self.steps, self.horizon = config.num_inference_timesteps, config.action_horizon
         slots, width = config.max_num_embodiments, config.input_embedding_dim
         self.vlln: nn.Module = nn.Identity()
         self.vl_self_attention: nn.Module = nn.Identity()
@@ -127,20 +131,19 @@ class ActionHead(nn.Module):
         return VLComponents(self.vlln, self.vl_self_attention)
 
     def denoise(
-        self, run: RunStage, backbone_features: Tensor, state: Tensor, embodiment_id: Tensor, noise: Tensor, steps: int
+        self, run: RunStage, backbone_features: Tensor, state: Tensor, embodiment_id: Tensor, noise: Tensor
     ) -> Tensor:
-        """Integrate the flow from noise to actions with Euler's method.
+        """Integrate the flow from noise to actions with Euler's method, in equal steps from 0 to 1.
 
         Args:
             run: Calls a stage by name.
             backbone_features: [B, S, 2048]. state: [B, 1, 64]. embodiment_id: [B] int64.
-            noise: [B, T, 32] fp32.
-            steps: Number of equal steps from 0 to 1; the network is never evaluated at 1.
+            noise: [B, T, 32] fp32, the actions at 0; the network is never evaluated at 1.
         Returns: [B, T, 32] fp32; the running actions stay in fp32 whatever the stages compute in.
         """
         vl_features = run("vl_components", backbone_features)
         state_token = run("state_encoder", state, embodiment_id)
-        actions = noise
+        actions, steps = noise, self.steps
         for step in range(steps):
             bucket = int(step / steps * self.config.num_timestep_buckets)
             timestep = torch.full_like(embodiment_id, bucket)

@@ -57,11 +57,11 @@ class EagleBackbone(nn.Module):
         attention_mask: Tensor,
     ) -> Tensor:
         """`forward` around a given vision tower and language model, each of which may run in a dtype of its own."""
-        image_features = _apply(self.eagle_model.mlp1[0], vision_model(pixel_values))
+        image_features = apply_linear(self.eagle_model.mlp1[0], vision_model(pixel_values))
         embeds = self.eagle_model.language_model.model.embed_tokens(input_ids)
         embeds = self.place_images(embeds, image_features, input_ids)
         features = language_model(embeds, attention_mask)
-        return features if isinstance(self.eagle_linear, nn.Identity) else _apply(self.eagle_linear, features)
+        return features if isinstance(self.eagle_linear, nn.Identity) else apply_linear(self.eagle_linear, features)
 
     def place_images(self, embeds: Tensor, image_features: Tensor, input_ids: Tensor) -> Tensor:
         """The n-th image token of the batch, counted sample by sample, gets the n-th row of the image features.
@@ -95,6 +95,6 @@ def running_count(marked: Tensor) -> Tensor:
     return (within + before).long()
 
 
-def _apply(linear: nn.Module, x: Tensor) -> Tensor:
+def apply_linear(linear: nn.Module, x: Tensor) -> Tensor:
     """A linear layer in the dtype that its weights have."""
     return linear(x.to(next(linear.parameters()).dtype))

@@ -168,13 +168,14 @@ class DiT(nn.Module):
         self.interleave = config.interleave_self_attention
         self.timestep_encoder = TimestepEncoder(config.width)
         self.transformer_blocks = nn.ModuleList(
-            DiTBlock(config, config.width if self._attends_itself(i) else config.cross_attention_dim)
+            DiTBlock(config, config.width if self.attends_itself(i) else config.cross_attention_dim)
             for i in range(config.num_layers)
         )
         self.proj_out_1 = nn.Linear(config.width, 2 * config.width)
         self.proj_out_2 = nn.Linear(config.width, config.output_dim)
 
-    def _attends_itself(self, index: int) -> bool:
+    def attends_itself(self, index: int) -> bool:
+        """Whether a block is self-attention: the odd ones, if they are interleaved."""
         return self.interleave and index % 2 == 1
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor) -> Tensor:
@@ -189,6 +190,6 @@ class DiT(nn.Module):
         temb = self.timestep_encoder(timestep)
         x = hidden_states
         for index, block in enumerate(self.transformer_blocks):
-            x = block(x, temb, None if self._attends_itself(index) else encoder_hidden_states)
+            x = block(x, temb, None if self.attends_itself(index) else encoder_hidden_states)
         shift, scale = self.proj_out_1(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
         return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)

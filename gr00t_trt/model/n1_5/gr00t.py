@@ -6,45 +6,38 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...errors import ObservationError, PlanError, unknown
 from ..protocol import Inputs
 from ..targets import DimRange, Recording, Submodule, Target, make_target, recording_calls
 from .action_head import ActionHead
 from .architecture import N1_5
 from .backbone import EagleBackbone
 from .config import Gr00tConfig
-from .inputs import check_inputs
+from .inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
 from .published import PUBLISHED
+from .staged import StagedModel
 
-Stage = Callable[..., Tensor]
 
-
-class Gr00tN1d5(nn.Module):
+class Gr00tN1d5(StagedModel):
     """GR00T N1.5 for inference: images, instruction and robot state to a chunk of actions.
-
-    Attributes:
-        config: The geometry.
-        stages: Name -> callable on positional tensors. Every call of a part goes through this table; the entries are
-            not registered as submodules, so replacing one leaves `state_dict` alone.
-        stage_dtypes: Name -> dtype that the floating inputs of a stage are cast to before it is called.
 
     Source: Isaac-GR00T, gr00t/model/gr00t_n1.py.
     """
 
+    optimizations: frozenset[str] = frozenset()
+    lookups_on_host = False
+    loop = N1_5.loops[0]
+
     def __init__(self, config: Gr00tConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.backbone = EagleBackbone(config)
         self.action_head = ActionHead(config.action_head)
-        self._denoising_steps = config.action_head.num_inference_timesteps
-        self._action_horizon = config.action_head.action_horizon
         eagle, head = self.backbone.eagle_model, self.action_head
-        # A plain dict keeps these out of the module tree, where shared parts would be listed twice.
-        self._eager: dict[str, nn.Module] = {
+        self._eager = {
             "vision_model": eagle.vision_model,
             "language_model": eagle.language_model.decoder(),
             "vl_components": head.vl_components(),
@@ -54,52 +47,7 @@ class Gr00tN1d5(nn.Module):
             "action_decoder": head.action_decoder,
             "eagle_backbone": self.backbone,
         }
-        self.stages: dict[str, Stage] = {}
-        self.graphs: Callable[..., Tensor] | None = None  # what replays a restructured model's requests
-        self.stage_dtypes: dict[str, torch.dtype] = {}
         self.reset_stages()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the parts that belong to no stage of the action head."""
-        return self.action_head.future_tokens.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.action_head.future_tokens.weight.device
-
-    @property
-    def denoising_steps(self) -> int:
-        """Euler steps per action chunk, 1 to `num_timestep_buckets`."""
-        return self._denoising_steps
-
-    @denoising_steps.setter
-    def denoising_steps(self, steps: int) -> None:
-        self._denoising_steps = _whole("denoising_steps", steps, self.config.action_head.num_timestep_buckets)
-
-    @property
-    def action_horizon(self) -> int:
-        """Actions per chunk, 1 to `max_seq_len`; no weight depends on it."""
-        return self._action_horizon
-
-    @action_horizon.setter
-    def action_horizon(self, horizon: int) -> None:
-        self._action_horizon = _whole("action_horizon", horizon, self.config.action_head.max_seq_len)
-
-    architecture = N1_5
-    optimizations: frozenset[str] = frozenset()
-    lookups_on_host = False
-    loop = N1_5.loops[0]
-
-    def eager_stage(self, name: str) -> nn.Module:
-        """The PyTorch module of a stage, whatever `stages` holds now.
-
-        Raises: PlanError for an unknown name.
-        """
-        if name not in self._eager:
-            raise unknown(PlanError, "stage", name, self._eager)
-        return self._eager[name]
 
     def reset_stages(self) -> None:
         """Put the PyTorch modules back into `stages`, each in the dtype of its weights."""
@@ -120,13 +68,8 @@ class Gr00tN1d5(nn.Module):
     def cast_glue(self, dtype: torch.dtype) -> None:
         """Cast in place what belongs to no stage: connector, token embedding, position and future token tables."""
         eagle, head = self.backbone.eagle_model, self.action_head
-        for module in (
-            eagle.mlp1,
-            eagle.language_model.model.embed_tokens,
-            self.backbone.eagle_linear,
-            head.position_embedding,
-            head.future_tokens,
-        ):
+        embeddings = (eagle.language_model.model.embed_tokens, head.position_embedding, head.future_tokens)
+        for module in (eagle.mlp1, self.backbone.eagle_linear, *embeddings):
             if module is not None:
                 module.to(dtype)
 
@@ -139,7 +82,7 @@ class Gr00tN1d5(nn.Module):
         dtype = self.stage_dtypes[name]
         return self.stages[name](*(a.to(dtype) if a.is_floating_point() else a for a in args))
 
-    def prepare_inputs(self, inputs: Inputs) -> dict[str, Tensor]:
+    def prepare(self, inputs: Inputs) -> dict[str, Tensor]:
         """Check model inputs and move them to the model's device.
 
         Floats become fp32, not the model's dtype: each stage casts what it gets, and a stage kept in fp32 should see
@@ -158,8 +101,6 @@ class Gr00tN1d5(nn.Module):
             key: value.to(self.device, torch.float32 if value.is_floating_point() else torch.int64, non_blocking=True)
             for key, value in checked.items()
         }
-
-    prepare = prepare_inputs
 
     def uncaptured(self) -> AbstractContextManager[None]:
         """Nothing to leave: requests always pass through the stages."""
@@ -189,42 +130,19 @@ class Gr00tN1d5(nn.Module):
         """Predict one action chunk per sample.
 
         Args:
-            inputs: As `prepare_inputs` takes them.
+            inputs: As `prepare` takes them.
             noise: [B, T, 32] where the flow starts; standard normal from torch's default generator when None.
         Returns: ``action_pred`` float32 [B, T, 32], normalised and zero padded in its last axis by convention only.
         Raises: ObservationError naming key, value and fix.
         """
-        x = self.prepare_inputs(inputs)
-        shape = (x["state"].shape[0], self.action_horizon, self.config.action_head.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, device=self.device, dtype=torch.float32)
-        elif not isinstance(noise, Tensor):
-            raise ObservationError(f"noise is {type(noise).__name__}", known="a torch tensor")
-        elif tuple(noise.shape) != shape:
-            raise ObservationError(
-                f"noise: shape {tuple(noise.shape)}", known=f"{shape}: samples, action horizon, action width"
-            )
-        features = self.run_stage(
-            "eagle_backbone", x["eagle_pixel_values"], x["eagle_input_ids"], x["eagle_attention_mask"]
-        )
-        actions = self.action_head.denoise(
-            self.run_stage,
-            features,
-            x["state"],
-            x["embodiment_id"],
-            noise.to(self.device, torch.float32),
-            self.denoising_steps,
-        )
-        return {"action_pred": actions}
+        x = self.prepare(inputs)
+        noise = self.start(x[STATE].shape[0], noise)
+        features = self.run_stage("eagle_backbone", x[PIXELS], x[IDS], x[MASK])
+        return {"action_pred": self.action_head.denoise(self.run_stage, features, x[STATE], x[EMBODIMENT], noise)}
 
     def _eagle_backbone(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        def vision_model(pixels: Tensor) -> Tensor:
-            return self.run_stage("vision_model", pixels)
-
-        def language_model(embeds: Tensor, mask: Tensor) -> Tensor:
-            return self.run_stage("language_model", embeds, mask)
-
-        return self.backbone.compose(vision_model, language_model, pixel_values, input_ids, attention_mask)
+        vision, language = partial(self.run_stage, "vision_model"), partial(self.run_stage, "language_model")
+        return self.backbone.compose(vision, language, pixel_values, input_ids, attention_mask)
 
     def _weight_dtype(self, name: str) -> torch.dtype:
         weight = next(self._eager[name].parameters(), None)
@@ -238,9 +156,3 @@ class Gr00tN1d5(nn.Module):
             if self._weight_dtype(name) != dtype:
                 self.stage_dtypes[name] = self._weight_dtype(name)
         return self
-
-
-def _whole(name: str, value: object, maximum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
-        raise PlanError(f"{name}: bad value {value!r}", known=f"a whole number from 1 to {maximum}")
-    return value

@@ -96,8 +96,7 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: Gr00tConfig) -> None:
                 first, where = sizes.setdefault(name, (s, key))
                 if s != first:
                     raise ObservationError(
-                        f"{key}: {name} {s}, but {where} has {name} {first}",
-                        fix=f"give both the same {name}",
+                        f"{key}: {name} {s}, but {where} has {name} {first}", fix=f"give both the same {name}"
                     )
 
 

@@ -57,41 +57,22 @@ def _with_positions(target: Target) -> tuple[Target, torch.Tensor]:
 
 PUBLISHED: Mapping[str, Published] = {
     "vision_model": Published(
-        "eagle2/vit_{dtype}.onnx",
-        "vit_{dtype}.engine",
-        {"pixel_values": "pixel_values"},
-        "vit_embeds",
-        _with_positions,
+        "eagle2/vit_{dtype}.onnx", {"pixel_values": "pixel_values"}, "vit_embeds", _with_positions
     ),
     "language_model": Published(
-        "eagle2/llm_{dtype}.onnx",
-        "llm_{dtype}.engine",
-        {"inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask"},
-        "embeddings",
+        "eagle2/llm_{dtype}.onnx", {"inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask"}, "embeddings"
     ),
-    "vl_components": Published(
-        "action_head/vlln_vl_self_attention.onnx",
-        "vlln_vl_self_attention.engine",
-        {"backbone_features": "backbone_features"},
-    ),
-    "state_encoder": Published(
-        "action_head/state_encoder.onnx",
-        "state_encoder.engine",
-        {"state": "state", "embodiment_id": "embodiment_id"},
-    ),
+    "vl_components": Published("action_head/vlln_vl_self_attention.onnx", {"backbone_features": "backbone_features"}),
+    "state_encoder": Published("action_head/state_encoder.onnx", {"state": "state", "embodiment_id": "embodiment_id"}),
     "action_encoder": Published(
         "action_head/action_encoder.onnx",
-        "action_encoder.engine",
         {"actions": "actions", "timestep": "timesteps_tensor", "embodiment_id": "embodiment_id"},
     ),
     "dit_model": Published(
         "action_head/DiT_{dtype}.onnx",
-        "DiT_{dtype}.engine",
         {"hidden_states": "sa_embs", "encoder_hidden_states": "vl_embs", "timestep": "timesteps_tensor"},
     ),
     "action_decoder": Published(
-        "action_head/action_decoder.onnx",
-        "action_decoder.engine",
-        {"model_output": "model_output", "embodiment_id": "embodiment_id"},
+        "action_head/action_decoder.onnx", {"model_output": "model_output", "embodiment_id": "embodiment_id"}
     ),
 }

@@ -36,30 +36,37 @@ class Routing:
     """
 
     def __init__(self, config: TextConfig, attention_mask: Tensor, dtype: torch.dtype):
-        device, half = attention_mask.device, config.head_dim // 2
-        position = torch.arange(attention_mask.shape[1], device=device)
-        allowed = (position[:, None] >= position[None, :]) & (attention_mask != 0)[:, None, :]
-        seeing = allowed.float().amax(-1, keepdim=True)
-        self.mask = (allowed | (seeing == 0))[:, None]
-
-        exponent = torch.arange(half, dtype=torch.float32, device=device) * 2 / config.head_dim
-        angle = position.float()[:, None] * (1.0 / config.rope_theta**exponent)[None, :]
-        angle = torch.cat((angle, angle), dim=-1)
-        angle = angle[:, None]  # the same for every head
+        position = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        self.mask, seeing = visible_keys(position, attention_mask)
+        angle = rotary_angles(config, position.float())[:, None]  # the same for every head
         self._cos, self._sin = angle.cos().to(dtype), angle.sin().to(dtype)
         row = seeing.to(dtype)[..., None]
         self._query_cos, self._query_sin = self._cos * row, self._sin * row
 
     def rotate_query(self, q: Tensor) -> Tensor:
         """[B, S, heads, D] -> the same."""
-        return q * self._query_cos + _quarter_turn(q) * self._query_sin
+        return q * self._query_cos + quarter_turn(q) * self._query_sin
 
     def rotate_key(self, k: Tensor) -> Tensor:
         """[B, S, heads, D] -> the same."""
-        return k * self._cos + _quarter_turn(k) * self._sin
+        return k * self._cos + quarter_turn(k) * self._sin
 
 
-def _quarter_turn(x: Tensor) -> Tensor:
+def visible_keys(position: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """[S], [B, S] -> bool [B, 1, S, S], which key a query sees; fp32 [B, S, 1], zero where it would see none."""
+    allowed = (position[:, None] >= position[None, :]) & (attention_mask != 0)[:, None, :]
+    seeing = allowed.float().amax(-1, keepdim=True)
+    return (allowed | (seeing == 0))[:, None], seeing
+
+
+def rotary_angles(config: TextConfig, position: Tensor) -> Tensor:
+    """fp32 [S] -> [S, head_dim]."""
+    exponent = torch.arange(config.head_dim // 2, dtype=torch.float32, device=position.device) * 2 / config.head_dim
+    angle = position[:, None] * (1.0 / config.rope_theta**exponent)[None, :]
+    return torch.cat((angle, angle), dim=-1)
+
+
+def quarter_turn(x: Tensor) -> Tensor:
     """Pairs (i, i + D/2) turned by 90 degrees."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
@@ -86,14 +93,15 @@ class Qwen3Attention(nn.Module):
         # All of it before heads and positions change places: what the export of torch 2.11 makes of arithmetic on
         # transposed tensors holds for one range of lengths only.
         q = routing.rotate_query(self.q_norm(q))
-        k = self._repeat(routing.rotate_key(self.k_norm(k)))
-        q, k, v = (x.transpose(1, 2) for x in (q, k, self._repeat(v)))
+        k = repeat_heads(routing.rotate_key(self.k_norm(k)), self.groups)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, repeat_heads(v, self.groups)))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=routing.mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
-    def _repeat(self, x: Tensor) -> Tensor:
-        """[B, S, key heads, D] -> [B, S, query heads, D]; TensorRT's attention wants equal head counts."""
-        return x.unsqueeze(3).expand(-1, -1, -1, self.groups, -1).flatten(2, 3)
+
+def repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """[B, S, key heads, D] -> [B, S, query heads, D]; TensorRT's attention wants equal head counts."""
+    return x.unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3)
 
 
 class Qwen3Mlp(nn.Module):

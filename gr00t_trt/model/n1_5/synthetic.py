@@ -5,25 +5,17 @@ from __future__ import annotations
 import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import CheckpointError, unknown
 from ..weights import set_parameter
-from .config import (
-    IMAGE_TOKEN,
-    ActionHeadConfig,
-    BackboneConfig,
-    DiTConfig,
-    EagleConfig,
-    Gr00tConfig,
-    TextConfig,
-    TransformerConfig,
-    VisionConfig,
-)
+from . import config as geometry
 
 TINY, FULL = "synthetic", "synthetic:full"
+_SHARED: dict[str, Any] = {"action_dim": 32, "action_horizon": 16, "max_state_dim": 64, "num_inference_timesteps": 4}
 _CHUNK = 1 << 22
 _WORKERS = 2
 
@@ -33,11 +25,8 @@ def is_synthetic(name: str) -> bool:
     return name == TINY or name.startswith(TINY + ":")
 
 
-def synthetic_config(name: str) -> Gr00tConfig:
-    """Geometry of ``synthetic`` (tiny) or ``synthetic:full``.
-
-    Raises: CheckpointError for any other name.
-    """
+def synthetic_config(name: str) -> geometry.Gr00tConfig:
+    """Geometry of ``synthetic`` (tiny) or ``synthetic:full``. Raises: CheckpointError for any other name."""
     if name == FULL:
         return full_config()
     if name == TINY:
@@ -45,29 +34,30 @@ def synthetic_config(name: str) -> Gr00tConfig:
     raise unknown(CheckpointError, "synthetic model", name, (TINY, FULL))
 
 
-def full_config() -> Gr00tConfig:
+def full_config() -> geometry.Gr00tConfig:
     """The geometry of the public checkpoint, nvidia/GR00T-N1.5-3B."""
-    return Gr00tConfig(
-        backbone=BackboneConfig(select_layer=12),
-        action_head=ActionHeadConfig(
-            diffusion=DiTConfig(32, 48, 16, output_dim=1024, cross_attention_dim=2048, interleave_self_attention=True),
-            vl_self_attention=TransformerConfig(32, 64, 4),
-            action_dim=32,
-            action_horizon=16,
-            max_state_dim=64,
-            num_inference_timesteps=4,
+    return geometry.Gr00tConfig(
+        backbone=geometry.BackboneConfig(select_layer=12),
+        action_head=geometry.ActionHeadConfig(
+            diffusion=geometry.DiTConfig(
+                32, 48, 16, output_dim=1024, cross_attention_dim=2048, interleave_self_attention=True
+            ),
+            vl_self_attention=geometry.TransformerConfig(32, 64, 4),
+            **_SHARED,
             backbone_embedding_dim=2048,
         ),
     )
 
 
-def tiny_config() -> Gr00tConfig:
+def tiny_config() -> geometry.Gr00tConfig:
     """Real images, sequence lengths, state and action widths; narrow, shallow layers and a vocabulary of 1024."""
-    return Gr00tConfig(
-        backbone=BackboneConfig(select_layer=2),
-        eagle=EagleConfig(
-            vision=VisionConfig(hidden_size=72, num_hidden_layers=2, num_attention_heads=3, intermediate_size=144),
-            text=TextConfig(
+    return geometry.Gr00tConfig(
+        backbone=geometry.BackboneConfig(select_layer=2),
+        eagle=geometry.EagleConfig(
+            vision=geometry.VisionConfig(
+                hidden_size=72, num_hidden_layers=2, num_attention_heads=3, intermediate_size=144
+            ),
+            text=geometry.TextConfig(
                 hidden_size=128,
                 num_hidden_layers=3,
                 num_attention_heads=4,
@@ -77,22 +67,14 @@ def tiny_config() -> Gr00tConfig:
                 vocab_size=1024,
             ),
             image_token_index=1021,
-            special_tokens={
-                IMAGE_TOKEN: 1021,
-                "<img>": 1022,
-                "</img>": 1023,
-                "<|endoftext|>": 1018,
-                "<|im_start|>": 1019,
-                "<|im_end|>": 1020,
-            },
+            special_tokens=dict(zip(geometry.PUBLIC_SPECIAL_TOKENS, (1021, 1022, 1023, 1018, 1019, 1020), strict=True)),
         ),
-        action_head=ActionHeadConfig(
-            diffusion=DiTConfig(8, 12, 4, output_dim=64, cross_attention_dim=128, interleave_self_attention=True),
-            vl_self_attention=TransformerConfig(8, 16, 2),
-            action_dim=32,
-            action_horizon=16,
-            max_state_dim=64,
-            num_inference_timesteps=4,
+        action_head=geometry.ActionHeadConfig(
+            diffusion=geometry.DiTConfig(
+                8, 12, 4, output_dim=64, cross_attention_dim=128, interleave_self_attention=True
+            ),
+            vl_self_attention=geometry.TransformerConfig(8, 16, 2),
+            **_SHARED,
             backbone_embedding_dim=128,
             input_embedding_dim=96,
             hidden_size=64,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..action_head import ActionHead
 from ..config import TextConfig
-from ..qwen3 import Qwen3Layer, Qwen3Model
+from ..qwen3 import Qwen3Layer, Qwen3Model, quarter_turn, repeat_heads, rotary_angles, visible_keys
 from ..siglip import SiglipEmbeddings, SiglipLayer, VisionModel
 from .projections import Projections
 
@@ -69,10 +69,7 @@ class FastVisionModel(nn.Module):
 
 def rotation_table(config: TextConfig, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[2, length, head_dim]: cosines and sines of the rotary positions 0 to length - 1, computed in fp32."""
-    exponent = torch.arange(config.head_dim // 2, dtype=torch.float32, device=device) * 2 / config.head_dim
-    position = torch.arange(length, dtype=torch.float32, device=device)
-    angle = position[:, None] * (1.0 / config.rope_theta**exponent)[None, :]
-    angle = torch.cat((angle, angle), dim=-1)
+    angle = rotary_angles(config, torch.arange(length, dtype=torch.float32, device=device))
     return torch.stack((angle.cos(), angle.sin())).to(dtype)
 
 
@@ -85,9 +82,8 @@ def padding_tables(attention_mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
         Such queries see every key and are set to zero, so that they get the mean of all values.
     """
     position = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    allowed = (position[:, None] >= position[None, :]) & (attention_mask != 0)[:, None, :]
-    query_mask = allowed.float().amax(-1, keepdim=True)
-    return (allowed | (query_mask == 0))[:, None], query_mask.to(dtype)[:, None]
+    key_mask, seeing = visible_keys(position, attention_mask)
+    return key_mask, seeing.to(dtype)[:, None]
 
 
 class FastLanguageLayer(nn.Module):
@@ -111,8 +107,8 @@ class FastLanguageLayer(nn.Module):
         # transposed tensors holds for one range of lengths only.
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(self.input_layernorm(x)))
         q = _rotate(self.q_norm(q), cos, sin)
-        k = self._repeat(_rotate(self.k_norm(k), cos, sin))
-        v = self._repeat(v)
+        k = repeat_heads(_rotate(self.k_norm(k), cos, sin), self.groups)
+        v = repeat_heads(v, self.groups)
         if query_mask is not None:
             q = q * query_mask.transpose(1, 2)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
@@ -121,15 +117,10 @@ class FastLanguageLayer(nn.Module):
         gate, up = self.gate_up(self.post_attention_layernorm(x))
         return x + self.down_proj(F.silu(gate) * up)
 
-    def _repeat(self, x: Tensor) -> Tensor:
-        """[B, S, key heads, D] -> [B, S, query heads, D]; TensorRT's attention wants equal head counts."""
-        return x.unsqueeze(3).expand(-1, -1, -1, self.groups, -1).flatten(2, 3)
-
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """[B, S, heads, D], [S, D] twice -> the same as the first."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
+    return x * cos.unsqueeze(1) + quarter_turn(x) * sin.unsqueeze(1)
 
 
 class FastLanguageModel(nn.Module):
@@ -143,11 +134,7 @@ class FastLanguageModel(nn.Module):
 
     def forward(self, inputs_embeds: Tensor, rotation: Tensor) -> Tensor:
         """[B, S, 2048], [2, S, 128] -> [B, S, 2048], as `Qwen3Decoder` with a mask of ones."""
-        cos, sin = rotation.unbind(0)
-        x = inputs_embeds
-        for layer in self.layers:
-            x = layer(x, cos, sin, None, None)
-        return self.norm(x)
+        return _decode(self, inputs_embeds, rotation, None, None)
 
 
 class PaddedLanguageModel(nn.Module):
@@ -159,11 +146,14 @@ class PaddedLanguageModel(nn.Module):
 
     def forward(self, inputs_embeds: Tensor, rotation: Tensor, key_mask: Tensor, query_mask: Tensor) -> Tensor:
         """[B, S, 2048], [2, S, 128], bool [B, 1, S, S], [B, 1, S, 1] -> [B, S, 2048], as `Qwen3Decoder`."""
-        cos, sin = rotation.unbind(0)
-        x = inputs_embeds
-        for layer in self.layers:
-            x = layer(x, cos, sin, key_mask, query_mask)
-        return self.norm(x)
+        return _decode(self, inputs_embeds, rotation, key_mask, query_mask)
+
+
+def _decode(model: Any, x: Tensor, rotation: Tensor, key_mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+    cos, sin = rotation.unbind(0)
+    for layer in model.layers:
+        x = layer(x, cos, sin, key_mask, query_mask)
+    return model.norm(x)
 
 
 class FastVLLayer(nn.Module):

@@ -61,24 +61,13 @@ class TimestepTables:
     each: tuple[tuple[Tensor, Tensor], ...]
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """The action encoder's first layer multiplied into the action half of the second, slot by slot.
+_Fold = tuple[Tensor, Tensor]
+"""The action encoder's first layer multiplied into the action half of the second, slot by slot: the weight
+[slots, action width, D] in the weights' dtype, and the bias [slots, D] fp64, what is independent of actions and
+timestep."""
 
-    Attributes:
-        weight: [slots, action width, D], in the weights' dtype.
-        bias: [slots, D] fp64: what is independent of actions and timestep.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class _Table:
-    modulation: Tensor
-    encoder: Tensor  # [N, slots, D]
-    step_size: Tensor
+_Table = tuple[Tensor, Tensor, Tensor]
+"""`TimestepTables` of slots: modulation, encoder [N, slots, D], step size."""
 
 
 class FoldedConstants:
@@ -113,13 +102,14 @@ class FoldedConstants:
         def make() -> TimestepTables:
             if self.kept:
                 table = self._tables.get(steps, lambda: self._table(range(steps), steps, None))
-                encoder = table.encoder.index_select(1, embodiments.ids)
+                modulation, encoder, step_size = table
+                encoder = encoder.index_select(1, embodiments.ids)
             else:
-                table = self._table(range(steps) if step is None else (step,), steps, embodiments.ids)
-                encoder = table.encoder
+                which = range(steps) if step is None else (step,)
+                modulation, encoder, step_size = self._table(which, steps, embodiments.ids)
             encoder = encoder.unsqueeze(2)
-            each = tuple(zip(table.modulation.unbind(0), encoder.unbind(0), strict=True))
-            return TimestepTables(table.modulation, encoder, table.step_size, each)
+            each = tuple(zip(modulation.unbind(0), encoder.unbind(0), strict=True))
+            return TimestepTables(modulation, encoder, step_size, each)
 
         if not self.kept or embodiments.key is None:
             return make()
@@ -134,7 +124,7 @@ class FoldedConstants:
         weight_out, bias_out = pick(head.action_encoder.W3)
         if head.position_embedding is not None:
             bias_out = bias_out + head.position_embedding.weight[:horizon].to(bias_out.dtype)
-        weight_in = self._folded(None).weight.index_select(0, ids) if self.kept else self._folded(ids).weight
+        weight_in = self._folded(None)[0].index_select(0, ids) if self.kept else self._folded(ids)[0]
         return EmbodimentWeights(
             state=pick(head.state_encoder.layer1, head.state_encoder.layer2),
             encoder=(weight_in, weight_out, bias_out),
@@ -153,11 +143,9 @@ class FoldedConstants:
         tau = timestep_encoding(timestep, width).to(encoder.W1.W.dtype)
         # Slot by slot: the bank in fp64 would be 2.4 GB.
         rows = [tau.double() @ w[width:].double() for w in _slots(encoder.W2.W, ids)]
-        return _Table(
-            modulation=modulation_rows(head.model, timestep),
-            encoder=(torch.stack(rows, dim=1) + self._folded(ids).bias).to(tau.dtype),
-            step_size=torch.full((1,), 1.0 / steps, dtype=torch.float32, device=device),
-        )
+        modulation = modulation_rows(head.model, timestep)
+        bias = (torch.stack(rows, dim=1) + self._folded(ids)[1]).to(tau.dtype)
+        return modulation, bias, torch.full((1,), 1.0 / steps, dtype=torch.float32, device=device)
 
     def _folded(self, ids: Tensor | None) -> _Fold:
         return self._make_fold(ids) if ids is not None else self._fold.get(None, lambda: self._make_fold(None))
@@ -171,7 +159,7 @@ class FoldedConstants:
             action_half = w2[:width].double()
             weights.append((w1.double() @ action_half).to(w1.dtype))
             biases.append(b1.double() @ action_half + b2.double())
-        return _Fold(torch.stack(weights), torch.stack(biases))
+        return torch.stack(weights), torch.stack(biases)
 
 
 def _slots(bank: Tensor, ids: Tensor | None) -> Tensor:

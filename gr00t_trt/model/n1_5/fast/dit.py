@@ -18,7 +18,7 @@ class CrossAttentionKV(nn.Module):
 
     def __init__(self, dit: DiT, *, fused: bool):
         super().__init__()
-        blocks: list[Any] = [block for i, block in enumerate(dit.transformer_blocks) if not attends_itself(dit, i)]
+        blocks: list[Any] = [block for i, block in enumerate(dit.transformer_blocks) if not dit.attends_itself(i)]
         attention = blocks[0].attn1
         self.head_dim = attention.to_q.out_features // attention.heads
         self.projections = Projections([p for b in blocks for p in (b.attn1.to_k, b.attn1.to_v)], fused=fused)
@@ -109,16 +109,13 @@ class FastDiT(nn.Module):
         super().__init__()
         self.context = context
         plain: list[Any] = list(dit.transformer_blocks)
-        crosses = [not attends_itself(dit, i) for i in range(len(plain))]
+        crosses = [not dit.attends_itself(i) for i in range(len(plain))]
         last_self = max((i for i, c in enumerate(crosses) if not c), default=-1)
         # Where every block looks at the context only, the prefix never matters and is cut off at once.
         self.first_row = prefix_rows if token_pruning and last_self < 0 else 0
         self.blocks = nn.ModuleList(
             FastBlock(
-                block,
-                crosses=cross,
-                fused=fused,
-                first_row=prefix_rows if token_pruning and i == last_self else 0,
+                block, crosses=cross, fused=fused, first_row=prefix_rows if token_pruning and i == last_self else 0
             )
             for i, (block, cross) in enumerate(zip(plain, crosses, strict=True))
         )
@@ -147,11 +144,6 @@ class FastDiT(nn.Module):
             x = block(x, rows[2 * i], rows[2 * i + 1], given[used : used + 2] if crosses else ())
             used += 2 * crosses
         return self.proj_out_2(F.layer_norm(x, x.shape[-1:], rows[-2], rows[-1], 1e-6))
-
-
-def attends_itself(dit: DiT, index: int) -> bool:
-    """Whether a block of `dit` is self-attention: the odd ones, if they are interleaved."""
-    return dit.interleave and index % 2 == 1
 
 
 def modulation_rows(dit: DiT, timestep: Tensor) -> Tensor:

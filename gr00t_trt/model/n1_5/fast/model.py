@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....errors import ObservationError, PlanError, unknown
+from ....errors import PlanError, unknown
 from ...protocol import Inputs
 from ...targets import DimRange, Recording, Target, make_target, recording_calls
 from ..architecture import N1_5
+from ..backbone import apply_linear
 from ..gr00t import Gr00tN1d5
 from ..inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
+from ..staged import StagedModel
 from .constants import KEPT_SETS, Embodiments, FoldedConstants
 from .denoise import join_tokens
 from .projections import join_all
 from .prompts import Prompt, Prompts
 from .stages import argument_dtypes, check_names, make_stages, targets_of
 from .weight_cache import WeightCache
-
-Stage = Callable[..., Tensor]
 
 _VERSION = operator.attrgetter("_version")
 
@@ -44,7 +44,7 @@ class Prepared:
     embodiments: Embodiments
 
 
-class FastGr00tN1d5(nn.Module):
+class FastGr00tN1d5(StagedModel):
     """GR00T N1.5 for inference with less repeated work; made by `restructure`, used like `Gr00tN1d5`.
 
     The weights are the plain model's: `state_dict` and `load_state_dict` speak the checkpoint's names, and the plain
@@ -54,30 +54,21 @@ class FastGr00tN1d5(nn.Module):
     into the plain model with ``assign=True``, call `refresh`.
 
     Attributes:
-        config: The geometry.
         optimizations: Names of the optimizations in use.
         loop: ``submodules`` (three stages and Euler per step), ``denoise_step`` or ``denoise_loop``.
-        stages: Name -> callable on positional tensors; every call of a part goes through this table.
-        stage_dtypes: Name -> dtype that the floating inputs of a stage are cast to. Of `denoise_step` and
-            `denoise_loop` only the DiT's; see `argument_dtypes`.
-        graphs: What answers prepared requests instead of `run`, such as `graphs.RequestGraphs`; None calls `run`.
+        stage_dtypes: Of `denoise_step` and `denoise_loop` only the DiT's; see `argument_dtypes`.
     """
 
     def __init__(self, plain: Gr00tN1d5, optimizations: Collection[str] = tuple(N1_5.optimizations)):
-        super().__init__()
+        super().__init__(plain.config)
         self.optimizations = check_names(optimizations)
-        self.config = plain.config
         self.backbone, self.action_head = plain.backbone, plain.action_head
         # Not registered: its parts are, under the checkpoint's names.
         self._plain = (plain,)
         self._loop = "denoise_loop"
-        self._eager: dict[str, nn.Module] = make_stages(plain, self.optimizations)
-        self.stages: dict[str, Stage] = dict(self._eager)
-        self.stage_dtypes: dict[str, torch.dtype] = {}
-        self.graphs: Callable[[Prepared, Tensor], Tensor] | None = None
-        self.refresh()
+        self._eager = make_stages(plain, self.optimizations)
+        self.reset_stages()
 
-    architecture = N1_5
     lookups_on_host = True
 
     @property
@@ -89,40 +80,6 @@ class FastGr00tN1d5(nn.Module):
         if name not in N1_5.loops:
             raise unknown(PlanError, "loop", name, N1_5.loops)
         self._loop = name
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the parts that belong to no stage of the action head."""
-        return self._plain[0].dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self._plain[0].device
-
-    @property
-    def denoising_steps(self) -> int:
-        """Euler steps per action chunk, 1 to `num_timestep_buckets`; the plain model's too."""
-        return self._plain[0].denoising_steps
-
-    @denoising_steps.setter
-    def denoising_steps(self, steps: int) -> None:
-        self._plain[0].denoising_steps = steps
-
-    @property
-    def action_horizon(self) -> int:
-        """Actions per chunk, 1 to `max_seq_len`; the plain model's too."""
-        return self._plain[0].action_horizon
-
-    @action_horizon.setter
-    def action_horizon(self, horizon: int) -> None:
-        self._plain[0].action_horizon = horizon
-
-    def eager_stage(self, name: str) -> nn.Module:
-        """The PyTorch module of a stage, whatever `stages` holds now. Raises: PlanError for an unknown name."""
-        if name not in self._eager:
-            raise unknown(PlanError, "stage", name, self._eager)
-        return self._eager[name]
 
     def reset_stages(self) -> None:
         """Put the PyTorch modules back into `stages`, each in the dtype of its weights."""
@@ -173,16 +130,12 @@ class FastGr00tN1d5(nn.Module):
             *(a if a.dtype == d or not a.is_floating_point() else a.to(d) for a, d in zip(args, dtypes, strict=True))
         )
 
-    def prepare_inputs(self, inputs: Inputs) -> dict[str, Tensor]:
-        """As `Gr00tN1d5.prepare_inputs`."""
-        return self._plain[0].prepare_inputs(inputs)
-
     @torch.no_grad()
     def prepare(self, inputs: Inputs) -> Prepared:
         """Check model inputs, move them to the device, and look up what follows from prompt and embodiments.
 
         Args:
-            inputs: As `Gr00tN1d5.prepare_inputs` takes them. Ids, mask and embodiments in host memory are looked up;
+            inputs: As `Gr00tN1d5.prepare` takes them. Ids, mask and embodiments in host memory are looked up;
                 on a GPU they are taken as padded, and worked out on the device in every call.
         Raises: ObservationError naming key, value and fix.
         """
@@ -212,15 +165,8 @@ class FastGr00tN1d5(nn.Module):
         Raises: ObservationError naming key, value and fix.
         """
         x = inputs if isinstance(inputs, Prepared) else self.prepare(inputs)
-        shape = (x.state.shape[0], self.action_horizon, self.config.action_head.action_dim)
-        if noise is None:
-            noise = torch.randn(shape, device=self.device, dtype=torch.float32)
-        elif tuple(noise.shape) != shape:
-            raise ObservationError(
-                f"noise: shape {tuple(noise.shape)}", known=f"{shape}: samples, action horizon, action width"
-            )
         answer = self.run if self.graphs is None else self.graphs
-        return {"action_pred": answer(x, noise.to(self.device, torch.float32))}
+        return {"action_pred": answer(x, self.start(x.state.shape[0], noise))}
 
     @torch.no_grad()
     def run(self, x: Prepared, noise: Tensor) -> Tensor:
@@ -290,14 +236,14 @@ class FastGr00tN1d5(nn.Module):
     def encode(self, x: Prepared) -> Tensor:
         """Images and prompt to backbone features [B, S, 2048]."""
         patches = self.run_stage("vision_model", x.pixel_values)
-        embeds = self._prompts.place(x.prompt, _linear(self.backbone.eagle_model.mlp1[0], patches))
+        embeds = self._prompts.place(x.prompt, apply_linear(self.backbone.eagle_model.mlp1[0], patches))
         if x.prompt.key_mask is None or x.prompt.query_mask is None:
             features = self.run_stage("language_model", embeds, x.prompt.rotation)
         else:
             name = "language_model_padded" if "language_model_padded" in self.stages else "language_model"
             features = self.run_stage(name, embeds, x.prompt.rotation, x.prompt.key_mask, x.prompt.query_mask)
         projection = self.backbone.eagle_linear
-        return features if isinstance(projection, nn.Identity) else _linear(projection, features)
+        return features if isinstance(projection, nn.Identity) else apply_linear(projection, features)
 
     @torch.no_grad()
     def denoise(self, x: Prepared, backbone_features: Tensor, noise: Tensor) -> Tensor:
@@ -359,8 +305,3 @@ def restructure(model: Gr00tN1d5, *, optimizations: Collection[str] = tuple(N1_5
     Raises: PlanError for an unknown name.
     """
     return FastGr00tN1d5(model, optimizations).train(model.training)
-
-
-def _linear(linear: nn.Module, x: Tensor) -> Tensor:
-    weight: Any = linear.weight
-    return linear(x.to(weight.dtype))

@@ -14,13 +14,7 @@ from ...targets import Submodule
 from ..architecture import N1_5
 from ..gr00t import Gr00tN1d5
 from .backbone import FastLanguageModel, FastVisionModel, FastVLComponents, PaddedLanguageModel
-from .denoise import (
-    DenoiseLoop,
-    DenoiseStep,
-    FastActionDecoder,
-    FastStateEncoder,
-    FoldedActionEncoder,
-)
+from .denoise import DenoiseLoop, DenoiseStep, FastActionDecoder, FastStateEncoder, FoldedActionEncoder
 from .dit import CrossAttentionKV, FastDiT, VLWithCrossAttention
 
 STEPPED = N1_5.loops[1:]
@@ -78,10 +72,7 @@ def make_stages(plain: Gr00tN1d5, optimizations: frozenset[str]) -> dict[str, nn
 
 
 def registry(optimizations: Collection[str] = tuple(N1_5.optimizations)) -> dict[str, Submodule]:
-    """The compile targets of a model with these optimizations.
-
-    Raises: PlanError for an unknown name.
-    """
+    """The compile targets of a model with these optimizations. Raises: PlanError for an unknown name."""
     from ..synthetic import tiny_config
 
     with torch.device("meta"):
