@@ -35,6 +35,19 @@ def switch(group: Any, name: str, *, help: str, default: bool | None = False) ->
     group.add_argument(f"--no_{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS)
 
 
+def setting(group: Any, name: str, default: float | str, help: str, *, metavar: str = "N") -> None:
+    """A flag whose default has the type of its values, and stands at the end of its help."""
+    shown = "%(default)g" if isinstance(default, float) else "%(default)s"
+    group.add_argument(f"--{name}", type=type(default), default=default, metavar=metavar, help=f"{help} [{shown}]")
+
+
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises: UsageError for a flag whose number is below the `least` of its name."""
+    for name, lowest in least.items():
+        if getattr(args, name) < lowest:
+            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {lowest}")
+
+
 def underscored(argv: Sequence[str]) -> list[str]:
     """`--fn-name` is `--fn_name`: NVIDIA's scripts use both spellings, and so do fingers."""
     out = []
@@ -76,10 +89,7 @@ def discard(stream: TextIO) -> None:
 
 
 def run_program(
-    main: Callable[[Sequence[str], Console], int],
-    argv: Sequence[str] | None,
-    *,
-    interrupted: str = "interrupted",
+    main: Callable[[Sequence[str], Console], int], argv: Sequence[str] | None, *, interrupted: str = "interrupted"
 ) -> int:
     """Call `main(argv, console)` and turn how it ends into an exit status; messages go to stderr.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RecordError
@@ -17,15 +19,8 @@ def prepare_file(path: str | Path, what: str, flag: str) -> None:
         flag: The flag that names another path.
     Raises: RecordError for a path that cannot be written.
     """
-    path = Path(path)
-    _refuse_other_than_file(path, what)
-    probe = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(Path(path), what, flag) as probe:
         probe.touch()
-        probe.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unwritable(path, what, flag, error) from error
 
 
 def write_whole(text: str, path: str | Path, what: str, flag: str) -> Path:
@@ -37,39 +32,33 @@ def write_whole(text: str, path: str | Path, what: str, flag: str) -> Path:
     Raises: RecordError for a path that cannot be written, or a full disk.
     """
     path = Path(path)
-    _refuse_other_than_file(path, what)
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unwritable(path, what, flag, error) from error
+    with _temporary(path, what, flag) as temporary:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     return path
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
-
-
-def _refuse_other_than_file(path: Path, what: str) -> None:
+@contextmanager
+def _temporary(path: Path, what: str, flag: str) -> Iterator[Path]:
+    """A name beside `path`, whose folder is there, for a file that is gone afterwards unless it was renamed."""
     # Renaming a file to /dev/null or /dev/stdout, as root, would take them away from the whole machine.
     if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
         raise RecordError(f"{path}: a folder, not a file", fix=f"add a file name for the {what}")
     if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        said = f"{path}: a link or a device, and a {what} replaces what it is written to"
+        raise RecordError(said, fix="name a file; --json prints the record on stdout")
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or str(error)
         raise RecordError(
-            f"{path}: a link or a device, and a {what} replaces what it is written to",
-            fix="name a file; --json prints the record on stdout",
-        )
-
-
-def _unwritable(path: Path, what: str, flag: str, error: Exception) -> RecordError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return RecordError(f"{path}: the {what} cannot be written: {reason}", fix=f"name another path with {flag}")
+            f"{path}: the {what} cannot be written: {why}", fix=f"name another path with {flag}"
+        ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -16,6 +16,19 @@ SLOW_S = 2.0
 
 
 _interrupted = threading.Event()
+
+
+@contextmanager
+def handling_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `handler` while the block runs, in the main thread: elsewhere they cannot be handled."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
@@ -30,14 +43,10 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     _interrupted.clear()
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be handled
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with handling_signals(interrupt):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         _interrupted.clear()
 
 
@@ -45,10 +54,8 @@ class Steps:
     """Receives each step as it begins; see `progress`."""
 
     def __init__(self, console: Console, live: Progress | None):
-        self._console = console
-        self._live = live
+        self._console, self._live, self._text = console, live, ""
         self._task: TaskID | None = None
-        self._text = ""
         self._began = self._said = time.monotonic()
 
     def step(self, text: str) -> None:
@@ -86,13 +93,9 @@ class Steps:
 @contextmanager
 def progress(console: Console) -> Iterator[Steps]:
     """Show steps while the block runs: spinner, text and elapsed time on a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        steps = Steps(console, None)
-        yield steps
-        steps._finish()
-        return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as live:
+    live = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+    with live or nullcontext():
         steps = Steps(console, live)
         yield steps
         steps._finish()

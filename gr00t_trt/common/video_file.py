@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,12 @@ class VideoWriter:
     """An mp4 file that grows by one frame per `add`; H.264 in yuv420p, which any player shows.
 
     Args:
-        path: The file; its folder is made.
-        fps: Frames per second.
+        path: Its folder is made.
         options: Of libx264, such as ``{"crf": "22"}``.
     """
 
     def __init__(self, path: Path, fps: int, options: dict[str, str]):
-        self.path = path
-        self._av = pyav()
-        self._fps, self._options = fps, options
+        self.path, self._fps, self._options, self._av = path, fps, options, pyav()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = self._av.open(str(path), "w")
         self._stream: Any = None
@@ -57,7 +53,5 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

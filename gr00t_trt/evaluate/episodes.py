@@ -50,12 +50,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Score:
-    """Squared error in the dataset's units, unnormalised.
-
-    Attributes:
-        mse: Mean over rows and dimensions of the chosen keys.
-        per_dimension: Key -> float64 [D], mean over rows.
-    """
+    """Squared error in the dataset's units: `mse` over rows and dimensions, `per_dimension` key -> float64 [D]."""
 
     mse: float
     per_dimension: Mapping[str, np.ndarray]
@@ -77,9 +72,8 @@ def choose_horizon(modality_config: Mapping[str, ModalityConfig], wanted: int | 
     """How many rows of each chunk are used. Raises: PlanError for more rows than a chunk has, or none."""
     offsets = list(modality_config["action"].delta_indices)
     if offsets != list(range(len(offsets))):
-        raise PlanError(
-            f"the policy's action rows are at offsets {offsets}", known="0, 1, 2, ...: consecutive rows of the episode"
-        )
+        known = "0, 1, 2, ...: consecutive rows of the episode"
+        raise PlanError(f"the policy's action rows are at offsets {offsets}", known=known)
     if wanted is not None and not 1 <= wanted <= len(offsets):
         raise PlanError(f"--action_horizon: {wanted} is out of range", known=f"1 to {len(offsets)}, the policy's chunk")
     return wanted or len(offsets)
@@ -93,21 +87,17 @@ def read_recording(dataset: LeRobotDataset, trajectory: int, *, steps: int, hori
     rows = min(steps, found[trajectory])
     keys = dataset.modality_config["action"].modality_keys
     shared = [f"state.{key.partition('.')[2]}" for key in keys]
+    spoken = dataset.modality_config.get("language")
     whole = {
         "action": ModalityConfig(list(range(rows)), list(keys)),
         "state": ModalityConfig(list(range(rows)), [k for k in shared if k in dataset.layout.keys("state")]),
-        "language": ModalityConfig([0], list(dataset.modality_config["language"].modality_keys))
-        if "language" in dataset.modality_config
-        else ModalityConfig([0], []),
+        "language": ModalityConfig([0], list(spoken.modality_keys) if spoken else []),
     }
     values = LeRobotDataset(dataset.path, whole).step(trajectory, 0)
     actions = {key: values[key] for key in keys}
     refuse_broken(actions, f"{dataset.path}: trajectory {trajectory}")
-    states = {
-        key: values[key]
-        for key in whole["state"].modality_keys
-        if values[key].shape == actions[f"action.{key.partition('.')[2]}"].shape
-    }
+    widths = {f"state.{key.partition('.')[2]}": value.shape for key, value in actions.items()}
+    states = {key: values[key] for key in whole["state"].modality_keys if values[key].shape == widths[key]}
     text = next((values[key][0] for key in whole["language"].modality_keys), "")
     return Recording(trajectory, text, actions, states, tuple(range(0, rows, horizon)))
 
@@ -117,11 +107,9 @@ def refuse_broken(actions: Mapping[str, np.ndarray], source: str) -> None:
     for key, value in actions.items():
         if not np.isfinite(value).all():
             row, column = np.argwhere(~np.isfinite(value))[0]
-            raise DatasetError(
-                f"{source}: {key} holds {value[row, column]} at row {row}, dimension {column}",
-                known="finite numbers",
-                fix="leave the trajectory out with --start_traj and --trajs, or record it again",
-            )
+            what = f"{source}: {key} holds {value[row, column]} at row {row}, dimension {column}"
+            fix = "leave the trajectory out with --start_traj and --trajs, or record it again"
+            raise DatasetError(what, known="finite numbers", fix=fix)
 
 
 def replay(
@@ -154,11 +142,9 @@ def replay(
             value = np.asarray(answer.get(key, np.zeros((0, 0))))
             if value.ndim != 2 or value.shape[0] < rows or value.shape[1] != recorded.shape[1]:
                 given = f"has shape {value.shape}" if key in answer else "is missing"
-                raise ObservationError(
-                    f"{source}: {key} {given}",
-                    known=f"at least {rows} rows of {recorded.shape[1]}, as in {dataset.path}",
-                    fix="use the data config that the policy was trained with",
-                )
+                known = f"at least {rows} rows of {recorded.shape[1]}, as in {dataset.path}"
+                fix = "use the data config that the policy was trained with"
+                raise ObservationError(f"{source}: {key} {given}", known=known, fix=fix)
             chunks[key].append(value[:rows])
         advance(number + 1, len(recording.queries))
     return Prediction({key: np.concatenate(parts) for key, parts in chunks.items()}, tuple(latencies))
@@ -172,10 +158,8 @@ def observed(dataset: LeRobotDataset, trajectory: int, row: int) -> Observation:
 def score(recording: Recording, prediction: Prediction, keys: Sequence[str]) -> Score:
     """How far the predicted actions are from the recorded ones over some action keys."""
     squared = {key: np.square(prediction.actions[key] - recording.actions[key]) for key in keys}
-    return Score(
-        float(np.concatenate(list(squared.values()), axis=1).mean()),
-        {key: value.mean(axis=0) for key, value in squared.items()},
-    )
+    mse = float(np.concatenate(list(squared.values()), axis=1).mean())
+    return Score(mse, {key: value.mean(axis=0) for key, value in squared.items()})
 
 
 def difference(
@@ -193,9 +177,6 @@ def difference(
         gap = np.concatenate([np.abs(a.actions[key] - b.actions[key]) for a, b in zip(first, second, strict=True)])
         moves = span[key] > 0
         share = gap[:, moves] / span[key][moves] * 100
-        out[key] = {
-            "max_abs": float(gap.max()),
-            "mean_abs": float(gap.mean()),
-            "max_percent_of_range": float(share.max()) if moves.any() else None,
-        }
+        percent = float(share.max()) if moves.any() else None
+        out[key] = {"max_abs": float(gap.max()), "mean_abs": float(gap.mean()), "max_percent_of_range": percent}
     return out

@@ -27,9 +27,8 @@ def pyplot_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PlanError(
-            "plots need matplotlib, which is not installed", fix="pip install 'gr00t_trt[plots]'"
-        ) from error
+        install = "pip install 'gr00t_trt[plots]'"
+        raise PlanError("plots need matplotlib, which is not installed", fix=install) from error
     return Figure
 
 
@@ -63,9 +62,8 @@ def draw(
     """
     columns = _columns(recording, keys)
     height = max(len(own) for own in columns)
-    figure = pyplot_figure()(
-        figsize=(max(5.2 * len(columns), 8.0), 1.35 * height + 1.9), layout="constrained", facecolor="white"
-    )
+    size = (max(5.2 * len(columns), 8.0), 1.35 * height + 1.9)
+    figure = pyplot_figure()(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(height, len(columns), sharex=True, squeeze=False)
     for column, own in enumerate(columns):
         for row in range(height):
@@ -87,9 +85,8 @@ def draw(
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib has no writer for
-        raise RecordError(
-            f"{path}: the plot cannot be written: {error}", fix="name a .png in a folder of yours"
-        ) from error
+        fix = "name a .png in a folder of yours"
+        raise RecordError(f"{path}: the plot cannot be written: {error}", fix=fix) from error
 
 
 def _columns(recording: Recording, keys: Sequence[str]) -> list[list[tuple[str, int]]]:
@@ -147,7 +144,5 @@ def _draw_dimension(
 def _title(recording: Recording, scores: Mapping[str, float], fps: float) -> str:
     errors = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
     instruction = textwrap.shorten(recording.instruction, 90, placeholder=" ...")
-    return (
-        f"trajectory {recording.trajectory}: “{instruction}”\n"
-        f"MSE {errors} in the dataset's units squared, {len(recording)} rows at {fps:g} Hz"
-    )
+    below = f"MSE {errors} in the dataset's units squared, {len(recording)} rows at {fps:g} Hz"
+    return f"trajectory {recording.trajectory}: “{instruction}”\n{below}"

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..common.command import setting
 from ..common.interface import ModalityConfig, Observation
 from ..common.progress import Steps
 from ..errors import AccuracyError, PlanError
 from ..plans import flags
-from ..plans.resolve import Machine, resolve
 from ..plans.schema import Plan
 from ..policy.flags import check_seed, optional, source_flags
 from .about import About
@@ -31,11 +30,9 @@ class Policy(Protocol):
 
     def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
         """``action.<part>`` [T, D] for one observation, [B, T, D] for a batch, in physical units."""
-        ...
 
     def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         """Modality (video, state, action, language) -> its ``delta_indices`` and ``modality_keys``."""
-        ...
 
 
 class CameraPolicy(Policy, Protocol):
@@ -43,7 +40,6 @@ class CameraPolicy(Policy, Protocol):
 
     def frame_sizes(self) -> dict[str, tuple[int, int]]:
         """Video key -> height and width in pixels."""
-        ...
 
 
 def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag: str, host_flag: str = "host") -> None:
@@ -54,22 +50,12 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
         host_flag: ``host``, or ``policy_host`` where programs of NVIDIA spell it so; the port's follows.
     """
     g = p.add_argument_group("a local policy")
-    source_flags(
-        g,
-        *("model_path", "data_config", "embodiment_tag", "tokenizer", "metadata", "denoising_steps", "seed", "device"),
-        model_path=None,
-        data_config=data_config,
-        embodiment_tag=embodiment_tag,
-        helps={
-            "model_path": "checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [none: a server is asked]"
-        },
-    )
-    g.add_argument(
-        "--use_torch_tensorrt",
-        action="store_true",
-        help="compile with Torch-TensorRT: --backend torch_tensorrt; with a server: tell it to use position ids, as "
-        "NVIDIA's fork needs",
-    )
+    keys = ("model_path", "data_config", "embodiment_tag", "tokenizer", "metadata", "denoising_steps", "seed", "device")
+    defaults = {"model_path": None, "data_config": data_config, "embodiment_tag": embodiment_tag}
+    help = "checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [none: a server is asked]"
+    source_flags(g, *keys, helps={"model_path": help}, **defaults)
+    help = "compile with Torch-TensorRT: --backend torch_tensorrt; with a server: tell it to use position ids, as "
+    g.add_argument("--use_torch_tensorrt", action="store_true", help=help + "NVIDIA's fork needs")
     flags.backend_flag(g, " [none: eager fp32]")
     flags.precision_flag(g, ", any case [fp16 when compiled]")
     flags.config_flag(g)
@@ -79,9 +65,7 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
     port_flag = host_flag.replace("host", "port")
     g.add_argument(f"--{port_flag}", dest="port", type=int, default=5555, metavar="N", help="its port [%(default)s]")
     g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what the server wants to be shown")
-    g.add_argument(
-        "--timeout_ms", type=int, default=15000, metavar="MS", help="longest wait for an answer [%(default)s]"
-    )
+    setting(g, "timeout_ms", 15000, "longest wait for an answer", metavar="MS")
 
 
 def plan_of(args: argparse.Namespace) -> Plan | None:
@@ -110,10 +94,8 @@ def check_policy_flags(args: argparse.Namespace) -> None:
     local = ("backend", "config", "precision", "engine_dir", "denoising_steps", "device", "tokenizer", "metadata")
     given = [name for name in local if getattr(args, name) is not None]
     if given:
-        raise PlanError(
-            f"--{given[0]} concerns a local model, and a server is asked here",
-            fix="add --model_path, or start the server with it",
-        )
+        fix = "add --model_path, or start the server with it"
+        raise PlanError(f"--{given[0]} concerns a local model, and a server is asked here", fix=fix)
 
 
 def load_local(args: argparse.Namespace, steps: Steps, *, metadata: DatasetMetadata | None = None) -> LocalPolicy:
@@ -131,18 +113,11 @@ def load_local(args: argparse.Namespace, steps: Steps, *, metadata: DatasetMetad
     return LocalPolicy(policy, args.model_path, seed=args.seed)
 
 
-def carry_out(local: LocalPolicy, plan: Plan, args: argparse.Namespace, steps: Steps) -> None:
-    """Carry out a plan on a local policy, in place. Raises: Gr00tError as `deploy.deploy`."""
-    folder = Path(args.engine_dir) if args.engine_dir else None
-    local.deploy(resolve(plan, Machine(str(local.policy.model.device)), engine_dir=folder), steps)
-
-
 class ServedPolicy:
     """A policy behind a server, which may be NVIDIA's own.
 
     Args:
-        client: A `serve.client.RobotInferenceClient`.
-        address: What to call it.
+        client: A `serve.client.RobotInferenceClient`; `address` is what to call it.
         position_ids: Send ``use_position_ids`` along, without which NVIDIA's fork cannot run the modules that it
             compiled with Torch-TensorRT.
     """
@@ -160,24 +135,17 @@ class ServedPolicy:
         return answer.get("actions", answer)  # some servers wrap the map once more
 
     def frame_sizes(self) -> dict[str, tuple[int, int]]:
-        """Video key -> height and width of the frames that the server's model was trained with.
-
-        Raises: ServiceError from a server that does not tell, which means one of another make.
-        """
+        """Raises: ServiceError from a server that does not tell, which means one of another make."""
         from ..serve.client import frame_sizes
 
         return frame_sizes(self.client.status())
 
     def describe(self) -> About:
-        """For a record."""
         return About({"server": self.address})
 
 
 def connect(args: argparse.Namespace) -> ServedPolicy:
-    """The policy of the server that the flags name.
-
-    Raises: ServiceError when nothing answers there, or the token is wrong.
-    """
+    """The policy of the server that the flags name. Raises: ServiceError for no answer, or a wrong token."""
     from ..serve.client import RobotInferenceClient
 
     client = RobotInferenceClient(args.host, args.port, timeout_ms=args.timeout_ms, api_token=args.api_token)
@@ -196,7 +164,7 @@ def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[CameraPolicy, A
     plan = plan_of(args)
     local = load_local(args, steps)
     if plan is not None:
-        carry_out(local, plan, args, steps)
+        local.carry_out(plan, args.engine_dir, steps)
     return local, local.describe()
 
 
@@ -206,8 +174,6 @@ def refuse_non_finite(action: Mapping[str, Any], source: str) -> None:
         finite = np.isfinite(value)
         if not finite.all():
             place = [int(i) for i in np.argwhere(~finite)[0]]
-            raise AccuracyError(
-                f"{source}: {key} holds {np.asarray(value)[tuple(place)]} at {place}",
-                known="finite actions",
-                fix="try --precision bf16 or fp32: fp16 overflows above 65504",
-            )
+            what = f"{source}: {key} holds {np.asarray(value)[tuple(place)]} at {place}"
+            fix = "try --precision bf16 or fp32: fp16 overflows above 65504"
+            raise AccuracyError(what, known="finite actions", fix=fix)

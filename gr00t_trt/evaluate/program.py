@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..common.command import Parser, parse_flags, run_program, switch
+from ..common.command import Parser, check_least, parse_flags, run_program, setting, switch
 from ..common.progress import Steps, progress
 from ..errors import UsageError, unknown
 from ..policy.flags import optional
 from ..record.files import deliver, record_flags, record_path
 from .about import About
-from .policies import Policy, carry_out, check_policy_flags, connect, load_local, plan_of, policy_flags
+from .policies import Policy, check_policy_flags, connect, load_local, plan_of, policy_flags
 
 if TYPE_CHECKING:
     from ..data import LeRobotDataset
@@ -47,40 +46,24 @@ exit status: 0 done, 2 bad input, 130 interrupted, 141 nobody reads the output
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with the published defaults."""
-    p = Parser(
-        prog="gr00t-trt evaluate",
-        description="Compare a policy's actions with those of recorded episodes, in physical units.",
-        epilog=EPILOG,
-    )
+    what = "Compare a policy's actions with those of recorded episodes, in physical units."
+    p = Parser(prog="gr00t-trt evaluate", description=what, epilog=EPILOG)
     g = p.add_argument_group("what is evaluated")
-    g.add_argument(
-        "--dataset_path",
-        default="demo_data/robot_sim.PickNPlace/",
-        metavar="PATH",
-        help="LeRobot v2 dataset, or `synthetic` [%(default)s]",
-    )
-    g.add_argument("--trajs", type=int, default=1, metavar="N", help="how many trajectories [%(default)s]")
-    g.add_argument("--start_traj", type=int, default=0, metavar="N", help="the first one [%(default)s]")
-    g.add_argument("--steps", type=int, default=150, metavar="N", help="rows of each at most [%(default)s]")
-    g.add_argument(
-        "--modality_keys",
-        nargs="+",
-        default=["right_arm", "left_arm"],
-        metavar="PART",
-        help="action parts in the error and the plots [right_arm left_arm]",
-    )
+    demo = "demo_data/robot_sim.PickNPlace/"
+    setting(g, "dataset_path", demo, "LeRobot v2 dataset, or `synthetic`", metavar="PATH")
+    setting(g, "trajs", 1, "how many trajectories")
+    setting(g, "start_traj", 0, "the first one")
+    setting(g, "steps", 150, "rows of each at most")
+    help = "action parts in the error and the plots [right_arm left_arm]"
+    g.add_argument("--modality_keys", nargs="+", default=["right_arm", "left_arm"], metavar="PART", help=help)
     g.add_argument(
         "--action_horizon",
         type=_optional_int,
         metavar="N",
         help="rows of each prediction that are used before the next query [all]",
     )
-    g.add_argument(
-        "--video_backend",
-        default="torchcodec",
-        metavar="NAME",
-        help=f"{', '.join(FRAME_RULES)}: whose rule picks the frame of a row; PyAV decodes [%(default)s]",
-    )
+    help = f"{', '.join(FRAME_RULES)}: whose rule picks the frame of a row; PyAV decodes"
+    setting(g, "video_backend", "torchcodec", help, metavar="NAME")
     g.add_argument(
         "--compare",
         nargs="?",
@@ -94,12 +77,8 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("results")
     switch(g, "plot", help="draw each trajectory; beside the record unless --save_plot_path is given")
     switch(g, "plot_state", help="draw the state beside the action where it has the same parts")
-    g.add_argument(
-        "--save_plot_path",
-        type=optional,
-        metavar="PATH",
-        help="a picture, or a folder for them; several trajectories get -trajN; implies --plot",
-    )
+    help = "a picture, or a folder for them; several trajectories get -trajN; implies --plot"
+    g.add_argument("--save_plot_path", type=optional, metavar="PATH", help=help)
     record_flags(g)
     return p
 
@@ -111,19 +90,15 @@ def _optional_int(text: str) -> int | None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, checked as far as they can be without data. Raises: UsageError."""
     args = parse_flags(parser(), argv)
-    for name, least in (("trajs", 1), ("steps", 1), ("start_traj", 0)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
+    check_least(args, trajs=1, steps=1, start_traj=0)
     if args.video_backend not in FRAME_RULES:
         raise unknown(UsageError, "--video_backend", args.video_backend, FRAME_RULES)
     check_policy_flags(args)
     if args.compare is not None and args.model_path is None:
         raise UsageError(f"--compare {args.compare} needs a local policy", fix="add --model_path")
     if args.compare == "eager" and plan_of(args) is None:
-        raise UsageError(
-            "--compare eager: the local policy is eager fp32 itself",
-            fix="add --use_torch_tensorrt, --backend, --precision or --config",
-        )
+        fix = "add --use_torch_tensorrt, --backend, --precision or --config"
+        raise UsageError("--compare eager: the local policy is eager fp32 itself", fix=fix)
     return args
 
 
@@ -149,16 +124,14 @@ def _main(argv: Sequence[str], console: Console) -> int:
         horizon = choose_horizon(dataset.modality_config, args.action_horizon)
         keys = action_keys(dataset.modality_config, args.modality_keys)
         steps.step(f"reading the recording: {args.dataset_path}")
-        recordings = [
-            read_recording(dataset, trajectory, steps=args.steps, horizon=horizon)
-            for trajectory in range(args.start_traj, args.start_traj + args.trajs)
-        ]
+        wanted = range(args.start_traj, args.start_traj + args.trajs)
+        recordings = [read_recording(dataset, each, steps=args.steps, horizon=horizon) for each in wanted]
         predictions: dict[str, list[Prediction]] = {}
         about: dict[str, About] = {}
         for name, policy, description in candidates:
             about[name] = description
             predictions[name] = _replay_all(policy, name, dataset, recordings, horizon, steps)
-        record = fill(args, shlex.join(["gr00t-trt", "evaluate", *argv]), dataset, recordings, predictions, about, keys)
+        record = fill(args, ["evaluate", *argv], dataset, recordings, predictions, about, keys)
         record.evaluation["action_horizon"] = horizon
         if args.plot or args.save_plot_path:
             steps.step("drawing")
@@ -197,19 +170,14 @@ def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, 
         if plan is None or args.compare == "eager":
             yield EAGER, local, local.describe()
         if plan is not None:
-            carry_out(local, plan, args, steps)
+            local.carry_out(plan, args.engine_dir, steps)
             yield f"{plan.backend} {plan.precision}", local, local.describe()
     if server is not None:
         yield f"server {server.address}", server, server.describe()
 
 
 def _replay_all(
-    policy: Policy,
-    name: str,
-    dataset: LeRobotDataset,
-    recordings: Sequence[Recording],
-    horizon: int,
-    steps: Steps,
+    policy: Policy, name: str, dataset: LeRobotDataset, recordings: Sequence[Recording], horizon: int, steps: Steps
 ) -> list[Prediction]:
     from .episodes import observed, replay
     from .local import LocalPolicy
@@ -242,13 +210,6 @@ def _draw(
     for number, recording in enumerate(recordings):
         target = plot.plot_path(given, recording.trajectory, len(recordings))
         scores = {c["name"]: c["trajectories"][number]["mse"] for c in evaluation["candidates"]}
-        plot.draw(
-            target,
-            recording,
-            {name: own[number] for name, own in predictions.items()},
-            scores,
-            keys,
-            fps=fps,
-            with_state=args.plot_state,
-        )
+        answers = {name: own[number] for name, own in predictions.items()}
+        plot.draw(target, recording, answers, scores, keys, fps=fps, with_state=args.plot_state)
         evaluation["plots"].append(str(target))

@@ -13,17 +13,16 @@ from rich.text import Text
 
 from ..data import LeRobotDataset
 from ..plans.load import plan_to_mapping
-from ..record.environment import ROOT
 from ..record.samples import Samples
-from ..record.schema import Inputs, ModelInfo, Record, new_record
-from .about import About
+from ..record.schema import Inputs, Record
+from .about import About, record_of
 from .episodes import Prediction, Recording, difference, score
 from .policies import plan_of
 
 
 def fill(
     args: argparse.Namespace,
-    command: str,
+    command: Sequence[str],
     dataset: LeRobotDataset,
     recordings: Sequence[Recording],
     predictions: Mapping[str, Sequence[Prediction]],
@@ -32,30 +31,21 @@ def fill(
 ) -> Record:
     """The record: every candidate's error per trajectory and dimension, its latencies, and how far two are apart.
 
-    Args:
-        predictions: Candidate -> one prediction per recording.
-        about: Candidate -> what `describe` said of it.
-        keys: Action keys in the error.
+    `predictions` and `about` are by candidate, the former one per recording; `keys` are the actions in the error.
     """
     plan = plan_of(args) if args.model_path else None
-    device = next((own.device for own in about.values() if own.device), None)
-    record = new_record(
+    record = record_of(
+        args,
         command,
-        root=ROOT,
-        device=device,
+        list(about.values()),
         plan=None if plan is None else plan_to_mapping(plan),
         plan_path=args.config,
-        model=ModelInfo(args.model_path),
         inputs=Inputs(dataset=dataset.path.name, seed=args.seed if args.model_path else None),
     )
-    for own in about.values():
-        record.skip_all(own.notes)
     for recording in recordings:
         if len(recording) < args.steps:
-            record.skip(
-                f"--steps {args.steps}",
-                f"trajectory {recording.trajectory} ends after {len(recording)} rows, and so does its evaluation",
-            )
+            why = f"trajectory {recording.trajectory} ends after {len(recording)} rows, and so does its evaluation"
+            record.skip(f"--steps {args.steps}", why)
     record.evaluation = {
         "modality_keys": list(keys),
         "candidates": [_candidate(name, about[name], recordings, own, keys) for name, own in predictions.items()],
@@ -73,11 +63,7 @@ def fill(
 
 
 def _candidate(
-    name: str,
-    about: About,
-    recordings: Sequence[Recording],
-    predictions: Sequence[Prediction],
-    keys: Sequence[str],
+    name: str, about: About, recordings: Sequence[Recording], predictions: Sequence[Prediction], keys: Sequence[str]
 ) -> Any:
     scores = [score(r, p, keys) for r, p in zip(recordings, predictions, strict=True)]
     latencies = tuple(ms for prediction in predictions for ms in prediction.latency_ms)
@@ -106,11 +92,8 @@ def render(record: Record, console: Console) -> None:
     candidates = found["candidates"]
     parts = ", ".join(key.partition(".")[2] for key in found["modality_keys"])
     table = Table(title=f"mean squared error of {parts}, dataset's units squared", title_justify="left")
-    table.add_column("trajectory", justify="right")
-    table.add_column("rows", justify="right")
-    table.add_column("queries", justify="right")
-    for candidate in candidates:
-        table.add_column(candidate["name"], justify="right")
+    for title in ("trajectory", "rows", "queries", *(candidate["name"] for candidate in candidates)):
+        table.add_column(title, justify="right")
     for number, row in enumerate(candidates[0]["trajectories"]):
         errors = [f"{c['trajectories'][number]['mse']:.6f}" for c in candidates]
         table.add_row(str(row["trajectory"]), str(row["steps"]), str(row["queries"]), *errors)
@@ -131,15 +114,9 @@ def render(record: Record, console: Console) -> None:
 def _difference_table(found: Any) -> Table:
     first, second = found["between"]
     table = Table(title=f"how far {second} is from {first}, dataset's units", title_justify="left")
-    table.add_column("action")
-    for title in ("largest", "mean", "largest, % of its range"):
-        table.add_column(title, justify="right")
+    for title in ("action", "largest", "mean", "largest, % of its range"):
+        table.add_column(title, justify="left" if title == "action" else "right")
     for key, own in found["per_key"].items():
-        share = own["max_percent_of_range"]
-        table.add_row(
-            key.partition(".")[2],
-            f"{own['max_abs']:.3g}",
-            f"{own['mean_abs']:.3g}",
-            "-" if share is None else f"{share:.3g}",
-        )
+        values = (own[name] for name in ("max_abs", "mean_abs", "max_percent_of_range"))
+        table.add_row(key.partition(".")[2], *("-" if value is None else f"{value:.3g}" for value in values))
     return table

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..common.command import Parser, parse_flags, run_program, switch
+from ..common.command import Parser, parse_flags, run_program, setting, switch
 from ..errors import BackendError
 from ..plans import flags
 from ..plans.resolve import Resolved
@@ -51,13 +51,11 @@ exit status: 0 done, 1 a file misses its gate, 2 bad input, 130 interrupted, 141
 
 @dataclass(frozen=True)
 class Exported:
-    """One ONNX file and how it did.
+    """One ONNX file, what its gate holds against it, and the `trtexec` command that builds its engine.
 
     Attributes:
         agreement: Its worst agreement with eager fp32 over every call of the request; None when it did not run.
         why_not: Why it did not run, else an empty string.
-        failures: What the gate holds against it.
-        trtexec: The shell command that builds its engine.
     """
 
     file: OnnxFile
@@ -69,12 +67,9 @@ class Exported:
 
 def parser() -> argparse.ArgumentParser:
     """All flags; None where one was not given and the plan decides."""
-    p = Parser(
-        prog="gr00t-trt export",
-        description="Export GR00T N1.5 to ONNX submodule by submodule, under the names of NVIDIA's deployment scripts; "
-        "check each file and run it by ONNX Runtime against eager fp32.",
-        epilog=EPILOG,
-    )
+    what = "Export GR00T N1.5 to ONNX submodule by submodule, under the names of NVIDIA's deployment scripts; "
+    what += "check each file and run it by ONNX Runtime against eager fp32."
+    p = Parser(prog="gr00t-trt export", description=what, epilog=EPILOG)
     g = p.add_argument_group("what is exported")
     source_flags(
         g,
@@ -96,14 +91,9 @@ def parser() -> argparse.ArgumentParser:
     source_flags(g, "device", "seed")
 
     g = p.add_argument_group("what comes out")
-    g.add_argument("--onnx_dir", default="gr00t_onnx", metavar="DIR", help="where the files go [%(default)s]")
+    setting(g, "onnx_dir", "gr00t_onnx", "where the files go", metavar="DIR")
     switch(g, "print_trtexec", help="print the trtexec commands on stdout, and the table on stderr")
-    g.add_argument(
-        "--trt_engine_path",
-        default="gr00t_engine",
-        metavar="DIR",
-        help="where those commands put engines [%(default)s]",
-    )
+    setting(g, "trt_engine_path", "gr00t_engine", "where those commands put engines", metavar="DIR")
     return p
 
 
@@ -170,11 +160,8 @@ def table(done: Sequence[Exported]) -> Table:
     """One row per file."""
     # Narrow enough for the 80 columns of a terminal, or of a file, whatever the longest name.
     out = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0), pad_edge=False)
-    out.add_column("file", no_wrap=True)
-    out.add_column("type", no_wrap=True)
-    for heading in ("MB", "opset", "nodes", "cosine"):
-        out.add_column(heading, justify="right", no_wrap=True)
-    out.add_column("gate", no_wrap=True)
+    for heading in ("file", "type", "MB", "opset", "nodes", "cosine", "gate"):
+        out.add_column(heading, justify="left" if heading in ("file", "type", "gate") else "right", no_wrap=True)
     for each in done:
         file, agreement = each.file, each.agreement
         out.add_row(
@@ -225,12 +212,11 @@ def _main(argv: Sequence[str], console: Console) -> int:
         resolved = Resolved(plan, names)
         done = list(export(Harness(reference, plan, steps), resolved, onnx_dir, Path(args.trt_engine_path)))
     console.print(f"ONNX files of {args.model_path} in {onnx_dir}:", highlight=False)
-    shown = table(done)
     if args.print_trtexec:
-        console.print(shown)
+        console.print(table(done))
         print("\n".join(["mkdir -p " + args.trt_engine_path, *(each.trtexec for each in done)]), flush=True)
     else:
-        Console(file=sys.stdout).print(shown)
+        Console(file=sys.stdout).print(table(done))
     for each in done:
         if each.why_not:
             console.print(f"{each.file.interface.onnx_file} was not run: {each.why_not}", highlight=False)

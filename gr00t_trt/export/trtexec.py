@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..backends.onnx.interface import Interface
-from ..engines.manifest import Binding
 from ..engines.serialized_engine import binding
 from ..plans.schema import BuildOptions
 
@@ -20,26 +18,16 @@ def command(form: Interface, options: BuildOptions, *, onnx_dir: Path, engine_di
     """
     seen = form.target
     bindings = [binding(*each) for each in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True)]
-    parts = [
-        "trtexec",
-        f"--onnx={onnx_dir / form.onnx_file}",
-        f"--saveEngine={engine_dir / form.engine_file}",
-        "--stronglyTyped",
-    ]
+    files = f"--onnx={onnx_dir / form.onnx_file}", f"--saveEngine={engine_dir / form.engine_file}"
+    parts = ["trtexec", *files, "--stronglyTyped"]
     # trtexec wants shapes for networks with a dynamic axis only, and then for each input that has one.
     dynamic = [each for each in bindings if each.minimum != each.maximum]
     if dynamic:
-        parts += [
-            f"--minShapes={_shapes(dynamic, 'minimum')}",
-            f"--optShapes={_shapes(dynamic, 'optimum')}",
-            f"--maxShapes={_shapes(dynamic, 'maximum')}",
-        ]
+        for flag, bound in (("min", "minimum"), ("opt", "optimum"), ("max", "maximum")):
+            shapes = (f"{each.name}:{'x'.join(map(str, getattr(each, bound)))}" for each in dynamic)
+            parts.append(f"--{flag}Shapes={','.join(shapes)}")
     if options.disable_tf32:
         parts.append("--noTF32")
     if options.optimization_level is not None:
         parts.append(f"--builderOptimizationLevel={options.optimization_level}")
     return shlex.join([*parts, "--useCudaGraph", "--separateProfileRun", "--noDataTransfers"])
-
-
-def _shapes(bindings: Sequence[Binding], pick: str) -> str:
-    return ",".join(f"{each.name}:{'x'.join(map(str, getattr(each, pick)))}" for each in bindings)

@@ -8,6 +8,7 @@ from ..errors import UsageError
 
 FLAGS: dict[str, dict[str, Any]] = {
     "model_path": {
+        "default": "nvidia/GR00T-N1.5-3B",
         "metavar": "PATH",
         "help": "checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [%(default)s]",
     },
@@ -16,10 +17,12 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "LeRobot v2 dataset whose observation is used, or `synthetic` [%(default)s]",
     },
     "data_config": {
+        "default": "fourier_gr1_arms_only",
         "metavar": "NAME",
         "help": "keys and transforms: a built-in name or module:Class [%(default)s]",
     },
     "embodiment_tag": {
+        "default": "gr1",
         "metavar": "TAG",
         "help": "projector and statistics: gr1, oxe_droid, agibot_genie1, new_embodiment [%(default)s]",
     },
@@ -31,26 +34,17 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "put the instruction into the prompt as ['text'], as the original does for single requests",
     },
     "denoising_steps": {"type": int, "metavar": "N", "help": "Euler steps per action chunk [4]"},
-    "episode": {"type": int, "metavar": "N", "help": "episode of the observation [%(default)s]"},
-    "step": {"type": int, "metavar": "N", "help": "row within the episode [%(default)s]"},
+    "episode": {"type": int, "default": 0, "metavar": "N", "help": "episode of the observation [%(default)s]"},
+    "step": {"type": int, "default": 0, "metavar": "N", "help": "row within the episode [%(default)s]"},
     "frame_lookup": {
+        "default": "index",
         "metavar": "RULE",
         "help": "video frame of a row: index (frame i for row i), nearest, on_screen [%(default)s]",
     },
-    "seed": {"type": int, "metavar": "N", "help": "seed of the initial noise [%(default)s]"},
+    "seed": {"type": int, "default": 0, "metavar": "N", "help": "seed of the initial noise [%(default)s]"},
     "device": {"metavar": "DEVICE", "help": "cuda:0, cpu [cuda:0 where there is one]"},
 }
 """Flag -> how argparse is told of it; the fields of `source.Source`, and what goes with them."""
-
-DEFAULTS: dict[str, Any] = {
-    "model_path": "nvidia/GR00T-N1.5-3B",
-    "data_config": "fourier_gr1_arms_only",
-    "embodiment_tag": "gr1",
-    "episode": 0,
-    "step": 0,
-    "frame_lookup": "index",
-    "seed": 0,
-}
 
 
 def optional(text: str) -> str | None:
@@ -66,10 +60,10 @@ def source_flags(group: Any, *names: str, helps: dict[str, str] | None = None, *
     """
     for name in names:
         how = dict(FLAGS[name])
-        if how.get("action") != "store_true":
-            how["default"] = defaults.get(name, DEFAULTS.get(name))
-        if name in defaults and defaults[name] is None:
-            how["type"] = optional
+        if name in defaults:
+            how["default"] = defaults[name]
+            if defaults[name] is None:
+                how["type"] = optional
         how["help"] = (helps or {}).get(name, how["help"])
         group.add_argument(f"--{name}", **how)
 

@@ -14,7 +14,6 @@ from ..data import (
     DatasetMetadata,
     LeRobotDataset,
     Prompter,
-    Tokenizer,
     embodiment_index,
     example_observation,
     load_tokenizer,
@@ -26,7 +25,7 @@ from ..data import (
 from ..data import data_config as data_config_from_name
 from ..data.device import DeviceTransfer
 from ..errors import PlanError
-from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
+from ..model import load_config, load_model, resolve_checkpoint
 from ..model.n1_5.inputs import LOOKED_UP
 from ..model.protocol import Inputs, Model
 
@@ -43,10 +42,7 @@ class ModelPolicy:
 
     def __init__(self, model: Model):
         self.model = model
-        self.stages: dict[str, Callable[..., Any]] = {
-            "preprocess": self._preprocess,
-            "postprocess": self._postprocess,
-        }
+        self.stages: dict[str, Callable[..., Any]] = {"preprocess": self._preprocess, "postprocess": self._postprocess}
 
     @property
     def denoising_steps(self) -> int:
@@ -77,6 +73,7 @@ class ModelPolicy:
 
         Args:
             noise: [B, T, action_dim] where the flow starts; drawn afresh from torch's default generator when None.
+        Raises: ObservationError as `preprocess`.
         """
         inputs, batched = self.preprocess(observation)
         return self.postprocess(self.model.get_action(inputs, noise=noise)["action_pred"], batched=batched)
@@ -89,11 +86,7 @@ class ModelPolicy:
 
 
 class TensorPolicy(ModelPolicy):
-    """Model inputs in, normalised actions out: needs neither statistics nor a tokenizer.
-
-    Args:
-        inputs: Model inputs with a batch axis: the example.
-    """
+    """Model inputs in, normalised actions out: needs neither statistics nor a tokenizer. `inputs` are the example."""
 
     def __init__(self, model: Model, inputs: Inputs):
         super().__init__(model)
@@ -118,8 +111,11 @@ class TensorPolicy(ModelPolicy):
 class Gr00tPolicy(ModelPolicy):
     """GR00T N1.5 behind one method, `get_action(observation) -> action`: physical units in, physical units out.
 
+    An observation holds ``video.<view>`` uint8 [T, H, W, 3], ``state.<part>`` float [T, D] and one instruction under an
+    ``annotation.…`` key (a string, or a list of one); or all of it with a leading batch axis. An action holds
+    ``action.<part>`` float32 [T, D], or [B, T, D] for a batch, in the units of the dataset.
+
     Args:
-        model: The network.
         config: A data config: ``modality_config()`` names the keys, ``transform()`` the arithmetic on them.
         metadata: Statistics and modalities of one embodiment, for (un)normalising and choosing its weights.
         prompter: Turns images and instructions into token ids and pixel values.
@@ -147,18 +143,12 @@ class Gr00tPolicy(ModelPolicy):
         self.prompter = prompter
         self.bracketed_instruction = bracketed_instruction
         self._transfer: DeviceTransfer | None = None
-        self._fit_model()
-
-    def _fit_model(self) -> None:
-        head = self.model.config.action_head
-        keys = self.modality_config["action"].modality_keys
-        width = sum(self.metadata.part(key).width for key in keys)
-        if width > head.action_dim:
-            raise PlanError(
-                f"the data config's actions are {width} wide ({', '.join(keys)}), the model's {head.action_dim}",
-                fix="use a data config that was made for this checkpoint",
-            )
-        self.model.action_horizon = len(self.modality_config["action"].delta_indices)
+        keys, most = self.modality_config["action"].modality_keys, model.config.action_head.action_dim
+        width = sum(metadata.part(key).width for key in keys)
+        if width > most:
+            what = f"the data config's actions are {width} wide ({', '.join(keys)}), the model's {most}"
+            raise PlanError(what, fix="use a data config that was made for this checkpoint")
+        model.action_horizon = len(self.modality_config["action"].delta_indices)
 
     def get_modality_config(self) -> Mapping[str, ModalityConfig]:
         """Which keys an observation needs, by modality: video, state, action, language."""
@@ -167,18 +157,6 @@ class Gr00tPolicy(ModelPolicy):
     def example(self) -> Observation:
         """As `data.example_observation`, of this policy's keys and resolutions."""
         return example_observation(self.modality_config, self.metadata)
-
-    def get_action(self, observation: Observation, *, noise: torch.Tensor | None = None) -> Action:
-        """Predict one action chunk.
-
-        Args:
-            observation: ``video.<view>`` uint8 [T, H, W, 3], ``state.<part>`` float [T, D] and one instruction under
-                an ``annotation.…`` key (a string, or a list of one); or all of it with a leading batch axis.
-            noise: [B, T, action_dim] where the flow starts; drawn afresh from torch's default generator when None.
-        Returns: ``action.<part>`` float32 [T, D], or [B, T, D] for a batch, in the units of the dataset.
-        Raises: ObservationError naming the key, the value and the fix.
-        """
-        return super().get_action(observation, noise=noise)
 
     def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
         checked, batched = validate_observation(
@@ -192,9 +170,8 @@ class Gr00tPolicy(ModelPolicy):
 
     def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
         transfer = self._device_transfer()
-        parts = self.modality_transform.unapply(
-            {"action": action_pred.float().to(transfer.device if transfer else "cpu")}
-        )
+        normalised = action_pred.float().to(transfer.device if transfer else "cpu")
+        parts = self.modality_transform.unapply({"action": normalised})
         action = {key: value if batched else value[0] for key, value in parts.items() if key.startswith("action.")}
         # Copies: a part that passes unchanged is a view of the model's output.
         return transfer.fetch(action) if transfer else {key: np.array(value) for key, value in action.items()}
@@ -233,7 +210,6 @@ def load_policy(
         denoising_steps: Euler steps per chunk; None keeps the checkpoint's.
         bracketed_instruction: See `Gr00tPolicy`.
         dtype: float32, float16 or bfloat16, for the whole model.
-        device: Where the model goes.
     Raises: CheckpointError, TokenizerError or PlanError saying what is missing and how to supply it.
     """
     # Everything small first: nobody should wait for weights to learn of a wrong name.
@@ -242,13 +218,12 @@ def load_policy(
     folder = resolve_checkpoint(model_path)
     found = _metadata(metadata, folder, data_config, config, embodiment_tag)
     geometry = load_config(folder or model_path)
-    words = _tokenizer(tokenizer, folder, geometry)
-    prompter = Prompter(
-        words,
-        words.special_tokens,
-        image_size=geometry.image_size,
-        tokens_per_image=geometry.tokens_per_image,
-    )
+    if tokenizer is None and folder is None:
+        words = synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
+    else:
+        words = load_tokenizer(tokenizer, folder, geometry.special_tokens, geometry.vocab_size)
+    size, tokens = geometry.image_size, geometry.tokens_per_image
+    prompter = Prompter(words, words.special_tokens, image_size=size, tokens_per_image=tokens)
     model = load_model(folder or model_path, dtype=dtype, device=device)
     policy = Gr00tPolicy(model, config, found, prompter, bracketed_instruction=bracketed_instruction)
     if denoising_steps is not None:
@@ -261,15 +236,8 @@ def _metadata(
 ) -> DatasetMetadata:
     if isinstance(given, DatasetMetadata):
         return given
-    if given is not None:
-        return read_metadata(given, tag)
-    if folder is not None:
-        return read_metadata(folder, tag)
+    where = folder if given is None else given
+    if where is not None:
+        return read_metadata(where, tag)
     dataset = synthetic_dataset(data_config=name if isinstance(name, str) else "fourier_gr1_arms_only")
     return LeRobotDataset(dataset, config.modality_config()).metadata(tag)
-
-
-def _tokenizer(where: str | Path | None, folder: Path | None, geometry: Gr00tConfig) -> Tokenizer:
-    if where is None and folder is None:
-        return synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
-    return load_tokenizer(where, folder, geometry.special_tokens, geometry.vocab_size)

@@ -35,25 +35,18 @@ class LeRobotArm:
 
     def __init__(self, kind: str, port: str, name: str | None, cameras: str):
         described = read_cameras(cameras)
-        classes = _classes(kind)
+        robot, config = _classes(kind)
         opencv = importlib.import_module("lerobot.cameras.opencv.configuration_opencv").OpenCVCameraConfig
-        config = classes["config"](
-            port=port,
-            id=name,
-            cameras={
-                camera: opencv(**{key: value for key, value in settings.items() if key != "type"})
-                for camera, settings in described.items()
-            },
-        )
+        untyped = {camera: {k: v for k, v in own.items() if k != "type"} for camera, own in described.items()}
+        views = {camera: opencv(**settings) for camera, settings in untyped.items()}
         self.cameras, self.parts = list(described), list(PARTS)
-        self._robot = classes["robot"](config)
+        self._robot = robot(config(port=port, id=name, cameras=views))
         try:
             self._robot.connect()
         except Exception as error:  # whatever the serial port or a camera raises
-            raise ObservationError(
-                f"{kind} at {port} cannot be connected: {type(error).__name__}: {error}",
-                fix="check --robot.port and --robot.cameras with lerobot-find-port and lerobot-find-cameras",
-            ) from error
+            what = f"{kind} at {port} cannot be connected: {type(error).__name__}: {error}"
+            fix = "check --robot.port and --robot.cameras with lerobot-find-port and lerobot-find-cameras"
+            raise ObservationError(what, fix=fix) from error
 
     def observe(self) -> Observation:
         raw = self._robot.get_observation()
@@ -84,14 +77,15 @@ def read_cameras(text: str) -> dict[str, dict[str, Any]]:
     return {str(name): own for name, own in found.items()}
 
 
-def _classes(kind: str) -> dict[str, Any]:
+def _classes(kind: str) -> tuple[Any, Any]:
+    """Of a robot and of its config."""
     for module in ("lerobot.robots.so_follower", f"lerobot.robots.{kind}"):
         try:
             found = importlib.import_module(module)
         except ImportError:
             continue
         if hasattr(found, TYPES[kind]):
-            return {"robot": getattr(found, TYPES[kind]), "config": getattr(found, f"{TYPES[kind]}Config")}
+            return getattr(found, TYPES[kind]), getattr(found, f"{TYPES[kind]}Config")
     raise PlanError(
         f"--robot.type {kind} needs LeRobot, whose robots cannot be imported",
         known="simulated, and gymnasium ids such as gr00t_trt/TableTop-v0, need none",

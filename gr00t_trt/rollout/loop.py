@@ -74,10 +74,8 @@ class Loop:
         clock: Clock | None = None,
         progress: Callable[[Trace], None] = lambda trace: None,
     ):
-        self.robot, self.ask, self.horizon = robot, ask, horizon
-        self.period = 1.0 / control_hz
-        self.clock = clock or Clock()
-        self.progress = progress
+        self.robot, self.ask, self.horizon, self.progress = robot, ask, horizon, progress
+        self.period, self.clock = 1.0 / control_hz, clock or Clock()
 
     def synchronous(self, actions: int) -> Trace:
         """Observe, ask, send `horizon` rows, and again; the robot waits for every answer. Raises: Gr00tError."""

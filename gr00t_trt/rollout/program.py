@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from ..common.command import Parser, parse_flags, run_program, switch
+from ..common.command import Parser, check_least, parse_flags, run_program, setting, switch
 from ..common.interface import ModalityConfig, Observation
 from ..common.progress import progress
 from ..errors import ServiceError, UsageError, unknown
+from ..evaluate.about import record_of
 from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
-from ..record.environment import ROOT
 from ..record.files import deliver, record_flags, record_path
-from ..record.schema import Inputs, ModelInfo, new_record
+from ..record.schema import Inputs
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
 from .timing import Timing, live, summarise, timing_table
@@ -49,45 +48,24 @@ exit status: 0 done, 2 bad input, 130 interrupted, 141 nobody reads the output
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with the published defaults."""
-    p = Parser(
-        prog="gr00t-trt rollout",
-        description="Let a policy drive a robot: observe, ask, act, and see how fast and how evenly that goes.",
-        epilog=EPILOG,
-    )
+    what = "Let a policy drive a robot: observe, ask, act, and see how fast and how evenly that goes."
+    p = Parser(prog="gr00t-trt rollout", description=what, epilog=EPILOG)
     g = p.add_argument_group("the robot")
-    g.add_argument(
-        "--robot.type",
-        dest="robot_type",
-        default=SIMULATED,
-        metavar="TYPE",
-        help="simulated, so100_follower, so101_follower (with LeRobot), or a gymnasium id [%(default)s]",
-    )
+    help = "simulated, so100_follower, so101_follower (with LeRobot), or a gymnasium id [%(default)s]"
+    g.add_argument("--robot.type", dest="robot_type", default=SIMULATED, metavar="TYPE", help=help)
     g.add_argument("--robot.port", dest="robot_port", metavar="PATH", help="serial port of the arm")
     g.add_argument("--robot.id", dest="robot_id", metavar="NAME", help="whose calibration LeRobot uses")
     g.add_argument("--robot.cameras", dest="robot_cameras", metavar="MAP", help="LeRobot's cameras, see the examples")
     g = p.add_argument_group("what it does")
-    g.add_argument(
-        "--lang_instruction",
-        default="pick up the red ball",
-        metavar="TEXT",
-        help="what to do, in words [%(default)s]",
-    )
-    g.add_argument(
-        "--action_horizon", type=int, default=8, metavar="N", help="rows of each answer that are executed [%(default)s]"
-    )
-    g.add_argument(
-        "--actions_to_execute",
-        type=int,
-        default=350,
-        metavar="N",
-        help="answers to execute, each --action_horizon rows long [%(default)s]",
-    )
+    setting(g, "lang_instruction", "pick up the red ball", "what to do, in words", metavar="TEXT")
+    setting(g, "action_horizon", 8, "rows of each answer that are executed")
+    setting(g, "actions_to_execute", 350, "answers to execute, each --action_horizon rows long")
     g.add_argument(
         "--control_hz", type=float, default=50.0, metavar="HZ", help="rows sent to the robot per second [%(default)s]"
     )
     switch(g, "overlap", help="compute the next answer while the last one is executed; stale rows are skipped")
     g.add_argument("--compare_overlap", action="store_true", help="do it both ways, one after the other")
-    g.add_argument("--warmup", type=int, default=2, metavar="N", help="untimed questions first [%(default)s]")
+    setting(g, "warmup", 2, "untimed questions first")
     policy_flags(p, data_config="so100_dualcam", embodiment_tag="new_embodiment", host_flag="policy_host")
     record_flags(p.add_argument_group("results"))
     return p
@@ -97,25 +75,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, checked as far as they can be without a robot. Raises: UsageError."""
     args = parse_flags(parser(), argv)
     check_policy_flags(args)
-    for name, least in (("action_horizon", 1), ("actions_to_execute", 1), ("warmup", 0)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known=f"at least {least}")
+    check_least(args, action_horizon=1, actions_to_execute=1, warmup=0)
     if not 0 < args.control_hz <= 1000:
         raise UsageError(f"--control_hz: {args.control_hz:g} is out of range", known="above 0, at most 1000")
     args.robot_type = ARMS.get(args.robot_type, args.robot_type)
     arm = args.robot_type in ARMS.values()
     if not arm and args.robot_type != SIMULATED and "/" not in args.robot_type:
-        raise unknown(
-            UsageError, "--robot.type", args.robot_type, [SIMULATED, *ARMS, *ARMS.values(), "gr00t_trt/TableTop-v0"]
-        )
+        known = [SIMULATED, *ARMS, *ARMS.values(), "gr00t_trt/TableTop-v0"]
+        raise unknown(UsageError, "--robot.type", args.robot_type, known)
     given = [name for name in ("robot_port", "robot_id", "robot_cameras") if getattr(args, name) is not None]
     if given and not arm:
         raise UsageError(f"--{given[0].replace('_', '.')} concerns an arm of LeRobot", fix="add --robot.type so100")
     if arm and (args.robot_port is None or args.robot_cameras is None):
-        raise UsageError(
-            f"--robot.type {args.robot_type} needs --robot.port and --robot.cameras",
-            fix="lerobot-find-port and lerobot-find-cameras tell them",
-        )
+        what = f"--robot.type {args.robot_type} needs --robot.port and --robot.cameras"
+        raise UsageError(what, fix="lerobot-find-port and lerobot-find-cameras tell them")
     return args
 
 
@@ -151,24 +124,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
             modes = _drive(args, robot, ask, about.where, console)
         finally:
             robot.close()
-    record = new_record(
-        shlex.join(["gr00t-trt", "rollout", *argv]),
-        root=ROOT,
-        device=about.device,
-        model=ModelInfo(args.model_path),
-        inputs=Inputs(instruction=args.lang_instruction, dataset=f"robot {args.robot_type}"),
-    )
-    record.skip_all(about.notes)
+    inputs = Inputs(instruction=args.lang_instruction, dataset=f"robot {args.robot_type}")
+    record = record_of(args, ["rollout", *argv], [about], inputs=inputs)
     if unsized:
         record.skip("frame sizes", unsized)
-    record.rollout = {
-        "policy": about.facts,
-        "robot": args.robot_type,
-        "control_hz": args.control_hz,
-        "action_horizon": args.action_horizon,
-        "warmup": args.warmup,
-        "modes": modes,
-    }
+    numbers = {name: getattr(args, name) for name in ("control_hz", "action_horizon", "warmup")}
+    record.rollout = {"policy": about.facts, "robot": args.robot_type, **numbers, "modes": modes}
     record.wall_s = time.monotonic() - began
     record.exit_reason = "done"
     console.print(timing_table(modes, args.control_hz))
@@ -210,11 +171,7 @@ def asker(policy: CameraPolicy, instruction: str) -> tuple[Callable[[Observation
 
 
 def _drive(
-    args: argparse.Namespace,
-    robot: Robot,
-    ask: Callable[[Observation], Chunk],
-    device: str,
-    console: Console,
+    args: argparse.Namespace, robot: Robot, ask: Callable[[Observation], Chunk], device: str, console: Console
 ) -> dict[str, Timing]:
     """Each way of executing, and how it went."""
     names = [SYNCHRONOUS, OVERLAPPED] if args.compare_overlap else [OVERLAPPED if args.overlap else SYNCHRONOUS]

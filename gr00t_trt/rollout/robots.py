@@ -29,15 +29,12 @@ class Robot(Protocol):
 
     def observe(self) -> Observation:
         """``video.<camera>`` uint8 [1, H, W, 3] and ``state.<part>`` float64 [1, D], as they are now; quickly."""
-        ...
 
     def act(self, action: Mapping[str, np.ndarray]) -> None:
         """Take ``action.<part>`` [D] as targets and return without waiting for them to be reached."""
-        ...
 
     def close(self) -> None:
         """Let go of the robot, which keeps its pose."""
-        ...
 
 
 def split_motors(values: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
@@ -56,15 +53,10 @@ def check_fit(robot: Robot, modality_config: Mapping[str, ModalityConfig]) -> No
     for modality in ("video", "state"):
         offsets = list(modality_config[modality].delta_indices) if modality in modality_config else [0]
         if offsets != [0]:
-            raise ObservationError(
-                f"the policy wants {modality} at offsets {offsets}", known="a robot shows the present"
-            )
-    has = {
-        "video": [f"video.{name}" for name in robot.cameras],
-        "state": [f"state.{name}" for name in robot.parts],
-        "action": [f"action.{name}" for name in robot.parts],
-    }
-    for modality, known in has.items():
+            what = f"the policy wants {modality} at offsets {offsets}"
+            raise ObservationError(what, known="a robot shows the present")
+    for modality, names in (("video", robot.cameras), ("state", robot.parts), ("action", robot.parts)):
+        known = [f"{modality}.{name}" for name in names]
         wanted = list(modality_config[modality].modality_keys) if modality in modality_config else []
         # A robot may show more than is looked at, but it needs a target for every joint.
         odd = set(known) ^ set(wanted) if modality == "action" else set(wanted) - set(known)
@@ -79,28 +71,21 @@ def check_fit(robot: Robot, modality_config: Mapping[str, ModalityConfig]) -> No
 class EnvironmentRobot:
     """A gymnasium environment with ``video.``, ``state.`` and ``action.`` keys, played endlessly.
 
-    Args:
-        env_id: Gymnasium id, as for `gr00t-trt simulate`.
-        seed: Of the first episode.
     Raises: PlanError for an environment that cannot be made.
     """
 
     def __init__(self, env_id: str, *, seed: int):
         from ..simulate.environments import LONG_VIEW, VIEW, make_plain
 
-        self._env = make_plain(env_id)
-        self._views = {LONG_VIEW: VIEW}
+        self._env, self._views = make_plain(env_id), {LONG_VIEW: VIEW}
         self._now, _ = self._env.reset(seed=seed)
         keys = [self._views.get(key, key).split(".", 1) for key in self._now]
         self.cameras = [name for kind, name in keys if kind == "video"]
         self.parts = [name for kind, name in keys if kind == "state"]
 
     def observe(self) -> Observation:
-        return {
-            self._views.get(key, key): np.asarray(value)[None]
-            for key, value in self._now.items()
-            if not key.startswith("annotation.")
-        }
+        seen = {key: np.asarray(value)[None] for key, value in self._now.items() if not key.startswith("annotation.")}
+        return {self._views.get(key, key): value for key, value in seen.items()}
 
     def act(self, action: Mapping[str, np.ndarray]) -> None:
         self._now, _, terminated, truncated, _ = self._env.step(action)

@@ -40,19 +40,16 @@ class SimulatedRobot:
 
     def __init__(self, cameras: Sequence[str], clock: Callable[[], float] = time.perf_counter):
         self.cameras, self.parts = list(cameras), list(PARTS)
-        self._clock = clock
+        self._clock, self._since = clock, clock()
         self._pose, self._target = START.copy(), START.copy()
-        self._since = clock()
         self._front = Camera((0.52, -0.34, 0.36), (0.12, 0.0, 0.07), width=320, height=240, field_of_view=52.0)
         self._ground = Ground(self._front, TABLE)
 
     def observe(self) -> Observation:
         self._move()
         limbs = self._limbs()
-        images = {}
-        for name in self.cameras:
-            image = self._wrist_picture(limbs) if "wrist" in name else self._front_picture(limbs)
-            images[f"video.{name}"] = image.round().clip(0, 255).astype(np.uint8)[None]
+        views = {name: self._wrist() if "wrist" in name else (self._front, self._ground) for name in self.cameras}
+        images = {f"video.{name}": self._picture(*view, limbs)[None] for name, view in views.items()}
         return {**images, **split_motors(self._pose)}
 
     def act(self, action: Mapping[str, np.ndarray]) -> None:
@@ -88,34 +85,29 @@ class SimulatedRobot:
         across = np.cos(roll) * level + np.sin(roll) * np.cross(level, along)
         opening = 0.008 + 0.028 * self._pose[5] / 100.0
         palm = wrist + 0.03 * along
-        jaws = [
-            Limb(palm + side * 0.014 * across, tip + side * opening * across, (0.011, 0.006), DARK) for side in (-1, 1)
-        ]
+        ends = [(palm + side * 0.014 * across, tip + side * opening * across) for side in (-1, 1)]
         return [
             Limb(np.array([0.0, 0.0, 0.01]), shoulder, (0.045, 0.032), DARK),
             Limb(shoulder, elbow, (0.026, 0.022), YELLOW),
             Limb(elbow, elbow, (0.025, 0.025), DARK),
             Limb(elbow, wrist, (0.021, 0.017), YELLOW),
             Limb(wrist, palm, (0.020, 0.018), DARK),
-            *jaws,
+            *(Limb(*own, (0.011, 0.006), DARK) for own in ends),
             Limb(BALL, BALL, (0.018, 0.018), RED),
         ]
 
-    def _front_picture(self, limbs: Sequence[Limb]) -> np.ndarray:
-        return self._picture(self._front, self._ground, limbs)
-
-    def _wrist_picture(self, limbs: Sequence[Limb]) -> np.ndarray:
+    def _wrist(self) -> tuple[Camera, Ground]:
         _, _, wrist, tip = self.joints()
         along = (tip - wrist) / HAND
         up = np.array([0.0, 0.0, 1.0])
         # A camera that looks straight down has no up; a hair beside it has.
         target = tip + 0.05 * along + 1e-3 * np.array([1.0, 0.0, 0.0])
         camera = Camera(wrist - 0.02 * along + 0.06 * up, target, width=160, height=120, field_of_view=75.0)
-        return self._picture(camera, Ground(camera, TABLE), limbs)
+        return camera, Ground(camera, TABLE)
 
     def _picture(self, camera: Camera, ground: Ground, limbs: Sequence[Limb]) -> np.ndarray:
         image = ground.empty.copy()
         for place in (*self.joints(), BALL):
             ground.shadow(image, place[:2], 0.03 + 0.1 * max(place[2], 0.0), 0.3 / (1 + 5 * max(place[2], 0.0)))
         draw(image, camera, limbs)
-        return image
+        return image.round().clip(0, 255).astype(np.uint8)

@@ -67,9 +67,8 @@ def live(trace: Trace) -> str:
     text = f"inference {trace.inference_ms[-1]:.0f} ms, observing {trace.observe_ms[-1]:.0f} ms"
     recent = trace.sent[-10:]
     if len(recent) > 1:
-        text += (
-            f", loop {(recent[-1] - recent[0]) / (len(recent) - 1) * 1e3:.1f} ms over the last {len(recent)} actions"
-        )
+        period_ms = (recent[-1] - recent[0]) / (len(recent) - 1) * 1e3
+        text += f", loop {period_ms:.1f} ms over the last {len(recent)} actions"
     return f"answer {len(trace.inference_ms)}: {text}"
 
 
@@ -80,23 +79,16 @@ def timing_table(modes: Mapping[str, Timing], control_hz: float) -> Table:
     for name in modes:
         table.add_column(name, justify="right")
 
-    def add(label: str, *values: str) -> None:
-        table.add_row(label, *values)
-
+    add = table.add_row
     add("actions, queries", *(f"{m.actions}, {m.queries}" for m in modes.values()))
-    add("actions per s", *(_number(m.actions_per_s, ".1f") for m in modes.values()))
+    add("actions per s", *("-" if m.actions_per_s is None else f"{m.actions_per_s:.1f}" for m in modes.values()))
     add("inference p50 / p99 ms", *(_pair(m.inference_ms) for m in modes.values()))
     add("observing p50 / p99 ms", *(_pair(m.observe_ms) for m in modes.values()))
     add("loop period p50 / p99 ms", *(_pair(m.period_ms) for m in modes.values()))
     add("jitter p50 / p99 ms", *(_pair(m.jitter_ms) for m in modes.values()))
-    stalls = ("-" if m.stalls is None else f"{m.stalls}, {m.stalled_s:.2f} s" for m in modes.values())
-    add("stalls", *stalls)
+    add("stalls", *("-" if m.stalls is None else f"{m.stalls}, {m.stalled_s:.2f} s" for m in modes.values()))
     add("stale rows skipped", *(str(m.skipped_rows) for m in modes.values()))
     return table
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _pair(samples: Samples | None) -> str:

@@ -44,10 +44,10 @@ class Batcher:
                 return None
             shapes.append((value.shape, value.dtype.str))
         named = _annotations(observation)
-        if len(named) != 1:
-            return (*shapes, None) if not named else None
+        if not named:
+            return (*shapes, None)
         text = _text(observation[named[0]])
-        if text is None:
+        if len(named) > 1 or text is None:
             return None
         try:
             return (*shapes, named[0], self._count_tokens(text))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,8 +38,6 @@ class BaseInferenceClient:
     """One connection to a server, for one thread. It survives a server that restarts, and lost replies.
 
     Args:
-        host: Where the server runs.
-        port: Its port.
         timeout_ms: Longest wait for an answer, the time to connect included.
         api_token: What the server wants to be shown; empty for nothing.
     """
@@ -67,11 +66,8 @@ class BaseInferenceClient:
     def call_endpoint(
         self, endpoint: str, data: Mapping[str, Any] | None = None, requires_input: bool = True
     ) -> dict[str, Any]:
-        """Ask an endpoint and return its reply.
+        """Ask an endpoint, with data if it `requires_input`, and return its reply.
 
-        Args:
-            data: What the endpoint gets, if it takes anything.
-            requires_input: Whether it does.
         Raises: ServiceError when there is no answer within `timeout_ms`, or the answer is an error:
             ``Server error: <text>``.
         """
@@ -120,15 +116,12 @@ class BaseInferenceClient:
                 if not answered:  # a REQ socket without its reply takes no further request, and must be made anew
                     self.close()
             if time.monotonic() >= deadline:
-                raise ServiceError(
-                    f"no answer from {self.host}:{self.port} within {self.timeout_ms} ms",
-                    fix="see that the server runs and is ready, or wait longer with timeout_ms",
-                )
+                what = f"no answer from {self.host}:{self.port} within {self.timeout_ms} ms"
+                raise ServiceError(what, fix="see that the server runs and is ready, or wait longer with timeout_ms")
             if not again:
-                raise ServiceError(
-                    f"{self.host}:{self.port} closed the connection instead of answering",
-                    known="a server that ended or restarted, or one that the request is too large for",
-                )
+                what = f"{self.host}:{self.port} closed the connection instead of answering"
+                known = "a server that ended or restarted, or one that the request is too large for"
+                raise ServiceError(what, known=known)
             again = False
 
     def _wait(self, deadline: float) -> bool:
@@ -167,11 +160,10 @@ class BaseInferenceClient:
         self._broke()  # between calls that takes nothing with it
 
 
-class RobotInferenceClient(BaseInferenceClient):
-    """A policy that is asked over the network, with the methods of a local one.
+class RemotePolicy(ABC):
+    """What a client of either protocol does for a policy that is asked over the network.
 
     Args:
-        host, port, timeout_ms, api_token: As for `BaseInferenceClient`.
         resize: Bring camera frames of another size to the one that the server's policy was trained with, before they
             are sent. Needs a server of this package, which tells the size.
         timings: Ask with every observation where its time goes, and keep the last reply's in `last_timings_ms`.
@@ -180,6 +172,36 @@ class RobotInferenceClient(BaseInferenceClient):
     Attributes:
         last_timings_ms: Stage -> milliseconds; empty before the first answer.
     """
+
+    def __init__(self, *, resize: bool, timings: bool):
+        self._resize, self._timings = resize, timings
+        self._sizes: dict[str, tuple[int, int]] | None = None
+        self.last_timings_ms: dict[str, float] = {}
+
+    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
+        """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
+
+        Raises: ServiceError when there is no answer in time, or the answer is an error: ``Server error: <text>``.
+        """
+        if self._resize:
+            if self._sizes is None:
+                self._sizes = frame_sizes(self.status())
+            observation = fit_frames(observation, self._sizes)
+        action = self._act(dict(observation), {"timings": True} if self._timings else {})
+        self.last_timings_ms = action.pop("timings", {}) if self._timings else {}
+        return action
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """What a server of this package says of itself: what runs each submodule, versions, counts, timings."""
+
+    @abstractmethod
+    def _act(self, observation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        """Send an observation, with `more` beside it in the request."""
+
+
+class RobotInferenceClient(RemotePolicy, BaseInferenceClient):
+    """A policy that is asked over ZeroMQ, with the methods of a local one."""
 
     def __init__(
         self,
@@ -191,34 +213,18 @@ class RobotInferenceClient(BaseInferenceClient):
         resize: bool = False,
         timings: bool = False,
     ):
-        super().__init__(host, port, timeout_ms, api_token)
-        self._resize, self._timings = resize, timings
-        self._sizes: dict[str, tuple[int, int]] | None = None
-        self.last_timings_ms: dict[str, float] = {}
-
-    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
-        """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
-
-        Raises: ServiceError as `call_endpoint`.
-        """
-        if self._resize:
-            if self._sizes is None:
-                self._sizes = frame_sizes(self.status())
-            observation = fit_frames(observation, self._sizes)
-        request: dict[str, Any] = {"endpoint": "get_action", "data": dict(observation)}
-        if self._timings:
-            request["timings"] = True
-        action = self._call(request)
-        self.last_timings_ms = action.pop("timings", {}) if self._timings else {}
-        return action
+        BaseInferenceClient.__init__(self, host, port, timeout_ms, api_token)
+        RemotePolicy.__init__(self, resize=resize, timings=timings)
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
         """Which keys an observation needs and an action has, by modality: video, state, action, language."""
         return self.call_endpoint("get_modality_config", requires_input=False)
 
     def status(self) -> dict[str, Any]:
-        """What a server of this package says of itself: what runs each submodule, versions, counts, timings."""
         return self.call_endpoint("status", requires_input=False)
+
+    def _act(self, observation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        return self._call({"endpoint": "get_action", "data": observation, **more})
 
 
 def frame_sizes(status: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -12,11 +12,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """A bounded queue that takes from its clients in turn; in the order of arrival for each of them.
-
-    Args:
-        limit: Most entries, of all clients together.
-    """
+    """A queue of at most `limit` entries, taken from its clients in turn; in the order of arrival for each of them."""
 
     def __init__(self, limit: int):
         self._limit = limit

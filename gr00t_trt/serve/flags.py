@@ -6,7 +6,7 @@ import argparse
 import ipaddress
 from collections.abc import Sequence
 
-from ..common.command import Parser, parse_flags, switch
+from ..common.command import Parser, parse_flags, setting, switch
 from ..errors import UsageError
 from ..plans import flags
 from ..plans.backends import AUTO, BACKENDS
@@ -40,12 +40,8 @@ exit status: 0 done, 2 bad input, 130 interrupted before it was ready
 
 def parser() -> argparse.ArgumentParser:
     """All flags; a setting of the plan that was not given stays None, so that a plan file can be told from it."""
-    p = Parser(
-        prog="gr00t-trt serve",
-        description="Serve GR00T N1.5 to robots and simulators over ZeroMQ or HTTP, as existing clients expect it.",
-        epilog=EPILOG,
-        argument_default=None,
-    )
+    what = "Serve GR00T N1.5 to robots and simulators over ZeroMQ or HTTP, as existing clients expect it."
+    p = Parser(prog="gr00t-trt serve", description=what, epilog=EPILOG)
     g = p.add_argument_group("what to do (one of the two)")
     switch(g, "server", help="load, compile and warm up the policy, then answer")
     switch(g, "client", help="send one example observation to a server and show what comes back")
@@ -63,11 +59,8 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("how it is compiled")
     switch(g, "use_torch_tensorrt", help="compile with Torch-TensorRT at start-up: --backend torch_tensorrt")
     switch(g, "use_tensorrt", help="--backend tensorrt, with ready-made engines where they fit and its own elsewhere")
-    g.add_argument(
-        "--trt_engine_path",
-        metavar="DIR",
-        help=f"folder of NVIDIA's ready-made engines [{ENGINES} with --use_tensorrt, else none]",
-    )
+    help = f"folder of NVIDIA's ready-made engines [{ENGINES} with --use_tensorrt, else none]"
+    g.add_argument("--trt_engine_path", metavar="DIR", help=help)
     flags.backend_flag(g, " [eager]")
     flags.config_flag(g)
     flags.precision_flag(g, ", any case [bf16]")
@@ -80,16 +73,15 @@ def parser() -> argparse.ArgumentParser:
         "then counts as one stage [none]",
     )
     flags.engine_flags(g, "start builds")
-    source_flags(
-        g,
-        "dataset_path",
-        dataset_path=None,
-        helps={
-            "dataset_path": "LeRobot v2 dataset whose first observation accuracy is checked on [a made-up observation]"
-        },
-    )
+    help = "LeRobot v2 dataset whose first observation accuracy is checked on [a made-up observation]"
+    source_flags(g, "dataset_path", dataset_path=None, helps={"dataset_path": help})
 
-    _limits(p)
+    g = p.add_argument_group("limits")
+    setting(g, "max_request_mb", 32.0, "largest request", metavar="MB")
+    setting(g, "request_timeout_s", 15.0, "longest wait of a request", metavar="S")
+    setting(g, "max_queue", 64, "requests that may wait")
+    setting(g, "max_batch", 1, "waiting requests that may share a pass")
+    setting(g, "batch_wait_ms", 0.0, "wait for others to share with", metavar="MS")
     return p
 
 
@@ -101,25 +93,10 @@ def _where(p: argparse.ArgumentParser) -> None:
         help="server: address to listen on, 0.0.0.0 for all (NVIDIA's ZeroMQ server ignores it and takes all); "
         "client: where the server is [%(default)s]",
     )
-    g.add_argument("--port", type=int, default=5555, metavar="N", help="0 for any that is free [%(default)s]")
+    setting(g, "port", 5555, "0 for any that is free")
     switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
     g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
     g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what every request must carry [none]")
-
-
-def _limits(p: argparse.ArgumentParser) -> None:
-    g = p.add_argument_group("limits")
-    g.add_argument("--max_request_mb", type=float, default=32.0, metavar="MB", help="largest request [%(default)g]")
-    g.add_argument(
-        "--request_timeout_s", type=float, default=15.0, metavar="S", help="longest wait of a request [%(default)g]"
-    )
-    g.add_argument("--max_queue", type=int, default=64, metavar="N", help="requests that may wait [%(default)s]")
-    g.add_argument(
-        "--max_batch", type=int, default=1, metavar="N", help="waiting requests that may share a pass [%(default)s]"
-    )
-    g.add_argument(
-        "--batch_wait_ms", type=float, default=0.0, metavar="MS", help="wait for others to share with [%(default)g]"
-    )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -150,29 +127,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """What is to be compiled, and how.
-
-    Raises: PlanError for what cannot work.
-    """
+    """What is to be compiled, and how. Raises: PlanError for what cannot work."""
     overrides = flags.overrides_of(
         args, use_explicit_typing="build.use_explicit_typing", use_fp32_acc="build.use_fp32_acc"
     )
-    overrides["backend"] = flags.one_backend(
-        {
-            "--use_torch_tensorrt": "torch_tensorrt" if args.use_torch_tensorrt else None,
-            "--use_tensorrt": "tensorrt" if args.use_tensorrt else None,
-            f"--backend {args.backend}": args.backend,
-        }
-    )
+    wanted = {
+        "--use_torch_tensorrt": "torch_tensorrt" if args.use_torch_tensorrt else None,
+        "--use_tensorrt": "tensorrt" if args.use_tensorrt else None,
+        f"--backend {args.backend}": args.backend,
+    }
+    overrides["backend"] = flags.one_backend(wanted)
     if args.use_tensorrt or args.trt_engine_path:
         overrides["build.trt_engine_path"] = args.trt_engine_path or ENGINES
     plan = flags.plan_from(args, overrides, Plan(backend="eager", precision="bf16"))
     if args.config is None:
         # On by default as in the original; only fp16 engines know it.
-        used = [resolve_submodule(plan, name) for name in SUBMODULES]
-        fp16 = any(
-            BACKENDS[one.backend].makes_engines and one.precision == "fp16" for one in used if one.backend != AUTO
-        )
+        used = [own for name in SUBMODULES if (own := resolve_submodule(plan, name)).backend != AUTO]
+        fp16 = any(BACKENDS[own.backend].makes_engines and own.precision == "fp16" for own in used)
         if args.use_fp32_acc is None and fp16:
             plan = merge(plan, {"build.use_fp32_acc": True})
     if args.max_batch > plan.ranges.batch[1]:

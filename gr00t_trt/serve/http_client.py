@@ -5,29 +5,20 @@ from __future__ import annotations
 import http.client
 from typing import Any
 
-import numpy as np
-
-from ..common.interface import ModalityConfig, Observation
+from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from .client import frame_sizes
+from .client import RemotePolicy
 from .json_wire import decode_json, encode_json
-from .resize import fit_frames
 
 
-class HttpInferenceClient:
+class HttpInferenceClient(RemotePolicy):
     """A policy that is asked over HTTP, with the methods of a local one; for one thread.
 
     The connection is kept between requests, and made anew when the server has closed it.
 
     Args:
-        host: Where the server runs.
-        port: Its port.
         timeout_ms: Longest wait for any part of an answer.
         api_token: What the server wants to be shown; empty for nothing.
-        resize, timings: As for `client.RobotInferenceClient`.
-
-    Attributes:
-        last_timings_ms: Stage -> milliseconds; empty before the first answer.
     """
 
     def __init__(
@@ -40,14 +31,12 @@ class HttpInferenceClient:
         resize: bool = False,
         timings: bool = False,
     ):
+        super().__init__(resize=resize, timings=timings)
         self.host, self.port, self.timeout_ms = host, port, timeout_ms
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1e3)
         self._headers = {"Content-Type": "application/json"}
         if api_token:
             self._headers["Authorization"] = f"Bearer {api_token}"
-        self._resize, self._timings = resize, timings
-        self._sizes: dict[str, tuple[int, int]] | None = None
-        self.last_timings_ms: dict[str, float] = {}
 
     def ping(self) -> bool:
         """Whether a server answers."""
@@ -57,29 +46,15 @@ class HttpInferenceClient:
             return False
         return True
 
-    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
-        """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
-
-        Raises: ServiceError when there is no answer in time, or the answer is an error.
-        """
-        if self._resize:
-            if self._sizes is None:
-                self._sizes = frame_sizes(self.status())
-            observation = fit_frames(observation, self._sizes)
-        request: dict[str, Any] = {"observation": dict(observation)}
-        if self._timings:
-            request["timings"] = True
-        action = self._ask("POST", "/act", encode_json(request))
-        self.last_timings_ms = action.pop("timings", {}) if self._timings else {}
-        return action
-
     def get_modality_config(self) -> dict[str, ModalityConfig]:
         """As `RobotInferenceClient.get_modality_config`; needs a server of this package."""
         return {name: ModalityConfig(**each) for name, each in self.status()["modality_config"].items()}
 
     def status(self) -> dict[str, Any]:
-        """As `RobotInferenceClient.status`."""
         return self._ask("GET", "/status")
+
+    def _act(self, observation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("POST", "/act", encode_json({"observation": observation, **more}))
 
     def close(self) -> None:
         """Give up the connection; the next call would make a new one."""

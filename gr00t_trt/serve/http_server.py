@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import ObservationError, ServiceError, ShapeError
@@ -49,6 +50,10 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
     """
     app = FastAPI(title="GR00T N1.5", docs_url=None, redoc_url=None, openapi_url=None)
 
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, error: Exception) -> Response:
+        return _refused(error)
+
     @app.post("/act")
     async def act(request: Request) -> Response:
         return await _act(service, request, max_request_bytes, request_timeout_s)
@@ -59,23 +64,14 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
 
     @app.get("/status")
     async def status(request: Request) -> Response:
-        try:
-            service.check_token(_token(request))
-        except Refusal as error:
-            return _refused(error)
+        service.check_token(_token(request))
         service.count("status")
-        modalities = {
-            name: {"delta_indices": each.delta_indices, "modality_keys": each.modality_keys}
-            for name, each in service.immediate["get_modality_config"]().items()
-        }
+        modalities = {name: asdict(own) for name, own in service.immediate["get_modality_config"]().items()}
         return Response(encode_json({**service.status(), "modality_config": modalities}), media_type="application/json")
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        try:
-            service.check_token(_token(request))
-        except Refusal as error:
-            return _refused(error)
+        service.check_token(_token(request))
         return Response(service.metrics_page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
@@ -84,14 +80,14 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
 async def _act(service: Service, request: Request, max_request_bytes: int, request_timeout_s: float) -> Response:
     handed_over = False
     try:
-        raw = await asyncio.wait_for(_body(request, max_request_bytes), request_timeout_s)
-        body = _unwrapped(raw)
+        body = _unwrapped(await asyncio.wait_for(_body(request, max_request_bytes), request_timeout_s))
         service.check_token(body.get("api_token") or _token(request))
         if "observation" not in body:
             raise Refusal("Missing 'observation' field in payload", http_status=400)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Answer] = loop.create_future()
-        service.act(body["observation"], _client(request), lambda answer: _deliver(loop, done, answer))
+        sender = f"{request.client.host}:{request.client.port}" if request.client else "-"
+        service.act(body["observation"], sender, lambda answer: _deliver(loop, done, answer))
         handed_over = True  # and counted there
         answer = await done
         if answer.error is not None:
@@ -143,10 +139,6 @@ def _token(request: Request) -> str | None:
     return bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-token")
 
 
-def _client(request: Request) -> str:
-    return f"{request.client.host}:{request.client.port}" if request.client else "-"
-
-
 def _deliver(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Answer], answer: Answer) -> None:
     def deliver() -> None:
         if not done.done():
@@ -171,8 +163,7 @@ class HttpServer:
     """Answers HTTP clients on a thread of its own, from `start` to `close`.
 
     Args:
-        host, port, max_request_bytes: As for `ZmqServer`.
-        request_timeout_s: How long a body may take to arrive.
+        host, port, max_request_bytes: As for `ZmqServer`; request_timeout_s: as for `application`.
     Raises: ServiceError when the address cannot be used.
     """
 
@@ -187,16 +178,9 @@ class HttpServer:
         address, bound = self._socket.getsockname()[:2]
         self.endpoint = f"http://{f'[{address}]' if ':' in address else address}:{bound}"
         app = application(service, max_request_bytes=max_request_bytes, request_timeout_s=request_timeout_s)
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="error",
-                access_log=False,
-                limit_concurrency=_CONNECTIONS,
-                timeout_graceful_shutdown=_LAST_WORDS_S,
-                lifespan="off",
-            )
-        )
+        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
+        config.limit_concurrency, config.timeout_graceful_shutdown = _CONNECTIONS, _LAST_WORDS_S
+        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
 
     def start(self) -> None:

@@ -71,8 +71,7 @@ def _array(value: dict[str, Any]) -> np.ndarray:
         dtype = np.lib.format.descr_to_dtype(value["dtype"])
         shape = tuple(int(size) for size in value["shape"])
     except (KeyError, TypeError, ValueError, SyntaxError, OverflowError) as error:
-        raise ServiceError(
-            f"an array cannot be read: {type(error).__name__}: {str(error)[:200]}",
-            known='{"__numpy__": base64 of its bytes in C order, "dtype": "<f4", "shape": [2, 2]}',
-        ) from error
+        known = '{"__numpy__": base64 of its bytes in C order, "dtype": "<f4", "shape": [2, 2]}'
+        what = f"an array cannot be read: {type(error).__name__}: {str(error)[:200]}"
+        raise ServiceError(what, known=known) from error
     return array_from_bytes(raw, dtype, shape)

@@ -80,18 +80,13 @@ class Metrics:
         return {"uptime_s": time.monotonic() - self._began, "requests": requests, "timings_ms": stages, **gauges}
 
     def prometheus(self, served_by: Mapping[str, str]) -> str:
-        """The page in Prometheus' text format, version 0.0.4; times in seconds, as its conventions ask.
-
-        Args:
-            served_by: Submodule -> what runs it.
-        """
+        """The page in Prometheus' text format, version 0.0.4, times in seconds; `served_by`: submodule -> backend."""
         lines = _head("requests_total", "counter", "Requests answered.")
         with self._lock:
             for (endpoint, result), count in sorted(self._requests.items()):
                 lines.append(_line("requests_total", count, endpoint=endpoint, result=result))
-            lines += _head(
-                "stage_seconds", "histogram", "Time of each stage of a request, of its wait, and of all of it."
-            )
+            help = "Time of each stage of a request, of its wait, and of all of it."
+            lines += _head("stage_seconds", "histogram", help)
             for name, stage in self._stages.items():
                 below = 0
                 for bound, count in zip(BUCKETS_MS, stage.buckets, strict=False):

@@ -25,11 +25,7 @@ def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit_frames(observation: Observation, sizes: Mapping[str, tuple[int, int]]) -> Observation:
-    """The observation with its ``video.*`` uint8 frames [..., H, W, 3] resized; everything else as it is.
-
-    Args:
-        sizes: Video key -> (height, width).
-    """
+    """The observation with its uint8 frames [..., H, W, 3] resized to `sizes`, video key -> (height, width)."""
     out = dict(observation)
     for key, (height, width) in sizes.items():
         frames = out.get(key)

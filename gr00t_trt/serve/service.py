@@ -18,17 +18,14 @@ UNAUTHORISED = "Unauthorized: Invalid API token"
 
 def cannot_listen(host: str, port: int, why: str | None) -> ServiceError:
     """What a transport raises for an address that it cannot have."""
-    return ServiceError(
-        f"cannot listen on {host}:{port}: {why}", fix="choose another --port, or a --host of this machine"
-    )
+    fix = "choose another --port, or a --host of this machine"
+    return ServiceError(f"cannot listen on {host}:{port}: {why}", fix=fix)
 
 
 class Service:
     """A policy in service, behind one or more transports.
 
     Args:
-        worker: Answers requests for actions.
-        metrics: Counts and times them.
         description: What a status page says besides the counts: model, versions, what runs each submodule under
             ``submodules``, and under ``observation`` the dtype and shape of every key.
         modality_config: Keys that the policy reads and gives.
@@ -100,8 +97,6 @@ class Service:
 
     def _kill(self) -> None:
         if not self._may_kill:
-            raise Refusal(
-                "kill is refused: the server listens to other machines and asks for no token (--api_token)",
-                http_status=401,
-            )
+            text = "kill is refused: the server listens to other machines and asks for no token (--api_token)"
+            raise Refusal(text, http_status=401)
         self._worker.stop()

@@ -6,14 +6,12 @@ import argparse
 import contextlib
 import importlib
 import shlex
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.devices import choose_device
-from ..common.progress import progress
+from ..common.progress import handling_signals, progress
 from ..deploy.deploy import Deployment, deploy
 from ..engines.files import prepare_engine_dir
 from ..plans.resolve import Machine, decided, resolve
@@ -36,17 +34,10 @@ from .service import Service, cannot_listen
 from .worker import PolicyWorker
 from .zmq_server import ZmqServer
 
+if TYPE_CHECKING:
+    from .http_server import HttpServer
+
 MIB = 2**20
-
-
-class Server(Protocol):
-    """A transport; `endpoint` is its address as a URL."""
-
-    endpoint: str
-
-    def start(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
@@ -79,14 +70,8 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
         batch_wait_s=args.batch_wait_ms / 1e3,
         report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
     )
-    service = Service(
-        worker,
-        metrics,
-        _description(args, policy, deployment),
-        policy.modality_config,
-        api_token=args.api_token,
-        may_kill=is_loopback(args.host),
-    )
+    about, may_kill = _description(args, policy, deployment), is_loopback(args.host)
+    service = Service(worker, metrics, about, policy.modality_config, api_token=args.api_token, may_kill=may_kill)
     with contextlib.ExitStack() as open_servers:
         for server in _servers(args, service):
             open_servers.callback(server.close)
@@ -108,18 +93,11 @@ def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
         source = Source.of(args)
         observation = read_observation(source, steps)
         policy = replace(source, denoising_steps=None).policy(device, steps)
-        deployment = deploy(
-            policy,
-            resolved,
-            steps,
-            observation=observation,
-            engine_cache=args.engine_cache,
-            command=shlex.join(["gr00t-trt", "serve", *argv]),
-        )
-        return policy, deployment
+        command, cache = shlex.join(["gr00t-trt", "serve", *argv]), args.engine_cache
+        return policy, deploy(policy, resolved, steps, observation=observation, engine_cache=cache, command=command)
 
 
-def _servers(args: argparse.Namespace, service: Service) -> Iterator[Server]:
+def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer]:
     size = int(args.max_request_mb * MIB)
     if not args.http_server:
         yield ZmqServer(service, args.host, args.port, max_request_bytes=size)
@@ -132,9 +110,7 @@ def _servers(args: argparse.Namespace, service: Service) -> Iterator[Server]:
 
 def _timed_tables(policy: Gr00tPolicy) -> tuple[dict[str, Any], ...]:
     """The tables whose stages are timed: not the model's where it replays graphs, which were captured without."""
-    if policy.model.graphs is not None:
-        return (policy.stages,)
-    return (policy.stages, policy.model.stages)
+    return (policy.stages, policy.model.stages) if policy.model.graphs is None else (policy.stages,)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -142,8 +118,7 @@ def _check_free(host: str, port: int) -> None:
 
     Nothing is listened to meanwhile: clients of a server that restarts would take that for the server.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("" if host == "*" else host, port))
@@ -154,25 +129,14 @@ def _check_free(host: str, port: int) -> None:
 @contextlib.contextmanager
 def _stopped_by_signals(worker: PolicyWorker) -> Iterator[None]:
     """SIGTERM and Ctrl-C end the worker when it has finished its request; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():  # elsewhere signals cannot be handled
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def stop(*_: object) -> None:
         worker.stop()
-        restore()
+        handling.close()
 
-    for number in before:
-        signal.signal(number, stop)
-    try:
+    with contextlib.ExitStack() as handling:
+        handling.enter_context(handling_signals(stop))
         yield
-    finally:
-        restore()
 
 
 def _table(deployment: Deployment) -> Table:
@@ -199,7 +163,8 @@ def _actions(deployment: Deployment) -> Agreement:
 
 def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment) -> dict[str, Any]:
     record, found = deployment.record, deployment.record.environment
-    engines = [r.build for r in record.submodules if r.build is not None and r.build.engine_bytes is not None]
+    builds = [result.build for result in record.submodules if result.build is not None]
+    from_cache = [build.from_cache for build in builds if build.engine_bytes is not None]
     distributions = {name: version for name, version in found.distributions.items() if version is not None}
     observation = {
         key: {"dtype": str(value.dtype), "shape": list(value.shape)}
@@ -217,16 +182,8 @@ def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Depl
         "commit": record.git.commit,
         "versions": {"python": found.python, **distributions},
         "submodules": deployment.backends,
-        "engines": {
-            "built": sum(not build.from_cache for build in engines),
-            "from_cache": sum(build.from_cache for build in engines),
-        },
+        "engines": {"built": from_cache.count(False), "from_cache": from_cache.count(True)},
         "action_cosine_to_fp32": _actions(deployment).cosine,
         "observation": observation,
-        "limits": {
-            "max_request_mb": args.max_request_mb,
-            "request_timeout_s": args.request_timeout_s,
-            "max_queue": args.max_queue,
-            "max_batch": args.max_batch,
-        },
+        "limits": {n: getattr(args, n) for n in ("max_request_mb", "request_timeout_s", "max_queue", "max_batch")},
     }

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -194,17 +194,12 @@ def _marked(value: object) -> dict[str, Any]:
     if isinstance(value, np.ndarray):
         columns_first = value.flags.f_contiguous and not value.flags.c_contiguous
         start = _npy_start(value.dtype, value.shape, columns_first)
-        return {ARRAY: True, "as_npy": b"".join((start, _raw(value.T if columns_first else value)))}
+        rows = value.T if columns_first else value
+        lends = rows.flags.c_contiguous and rows.dtype.kind in "biufc"  # its bytes without a copy; dates do not
+        return {ARRAY: True, "as_npy": b"".join((start, rows.data if lends else rows.tobytes()))}
     if isinstance(value, ModalityConfig):
-        fields = {"delta_indices": value.delta_indices, "modality_keys": value.modality_keys}
-        return {MODALITY: True, "as_json": json.dumps(fields, separators=(",", ":"), ensure_ascii=False)}
+        return {MODALITY: True, "as_json": json.dumps(asdict(value), separators=(",", ":"), ensure_ascii=False)}
     raise TypeError(f"a {type(value).__name__}")
-
-
-def _raw(value: np.ndarray) -> bytes | memoryview:
-    """An array's bytes in C order, not copied where numpy lends them."""
-    lends = value.flags.c_contiguous and value.dtype.kind in "biufc"  # not dates, among others
-    return value.data if lends else value.tobytes()
 
 
 class _Packer(threading.local):

@@ -44,7 +44,6 @@ class Request:
 
     Attributes:
         client: Whoever it comes from; waiting requests are served in turn by client.
-        observation: As the policy takes it.
         finish: Called once with the answer, on any thread; must neither block nor raise.
         arrived: `time.monotonic()` when it came in.
     """
@@ -102,7 +101,7 @@ class PolicyWorker:
         rejected = self._queue.put(request.client, request)
         if rejected is not None:
             text = "the server is shutting down" if self._stopping else f"{len(self._queue)} requests wait already"
-            rejected.finish(Answer(error=Refusal(f"not answered: {text}", http_status=503)))
+            rejected.finish(_unanswered(text))
 
     def stop(self) -> None:
         """Finish the request that runs, refuse those that wait, and let `run` return; from any thread or a signal."""
@@ -145,14 +144,14 @@ class PolicyWorker:
     def _refuse_all(self) -> None:
         self._stopping = True
         for request in [*self._taken, *self._queue.close()]:
-            request.finish(Answer(error=Refusal("not answered: the server is shutting down", http_status=503)))
+            request.finish(_unanswered("the server is shutting down"))
         self._taken = []
 
     def _refuse_expired(self, request: Request) -> None:
         waited = time.monotonic() - request.arrived
         if waited > self._request_timeout_s:
-            text = f"not answered: it waited {waited:.1f} s, longer than the {self._request_timeout_s:g} s allowed"
-            self._finish(request, Answer(error=Refusal(text, http_status=503)))
+            text = f"it waited {waited:.1f} s, longer than the {self._request_timeout_s:g} s allowed"
+            self._finish(request, _unanswered(text))
 
     def _answer(self, requests: Sequence[Request]) -> None:
         began = time.monotonic()
@@ -173,29 +172,28 @@ class PolicyWorker:
                 drain(self._device)  # raises where the error has spoilt the GPU for good: nothing can be answered then
             return
         done = time.monotonic()
-        answers = [
-            Answer(
-                action,
-                timings_ms={QUEUE: (began - request.arrived) * 1e3, **stages, TOTAL: (done - request.arrived) * 1e3},
-            )
-            for request, action in zip(requests, actions, strict=True)
+        timings = [
+            {QUEUE: (began - request.arrived) * 1e3, **stages, TOTAL: (done - request.arrived) * 1e3}
+            for request in requests
         ]
-        for request, answer in zip(requests, answers, strict=True):
-            self._finish(request, answer)
-        for answer in answers:  # no robot has to wait for this
-            self._metrics.timings(answer.timings_ms)
+        for request, action, own in zip(requests, actions, timings, strict=True):
+            self._finish(request, Answer(action, timings_ms=own))
+        for own in timings:  # no robot has to wait for this
+            self._metrics.timings(own)
 
     def _actions(self, requests: Sequence[Request]) -> list[Mapping[str, np.ndarray]]:
         if self._batcher is None or len(requests) == 1:
             return [self._policy.get_action(requests[0].observation)]
         action = self._policy.get_action(self._batcher.join([request.observation for request in requests]))
-        return list(self._batcher.part(action, len(requests)))
+        return [*self._batcher.part(action, len(requests))]
+
+
+def _unanswered(why: str) -> Answer:
+    return Answer(error=Refusal(f"not answered: {why}", http_status=503))
 
 
 def _check_finite(action: Mapping[str, np.ndarray]) -> None:
     for key, value in action.items():
         if not np.isfinite(value).all():
-            raise AccuracyError(
-                f"the policy computed {key} with a NaN or an infinity, and no robot shall see it",
-                fix="serve it with --precision bf16 or fp32: fp16 overflows above 65504",
-            )
+            what = f"the policy computed {key} with a NaN or an infinity, and no robot shall see it"
+            raise AccuracyError(what, fix="serve it with --precision bf16 or fp32: fp16 overflows above 65504")

@@ -141,7 +141,11 @@ class ZmqServer:
             self._service.check_token(request.get("api_token"))
             endpoint = request.get("endpoint", "get_action")
             if endpoint == "get_action":
-                self._act(request, envelope)
+                self._service.act(
+                    request.get("data", {}),
+                    envelope[0],
+                    lambda answer: self._send(envelope, _reply(answer, request.get("timings") is True)),
+                )
                 return
             if not isinstance(endpoint, str) or endpoint not in self._service.immediate:
                 raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
@@ -152,14 +156,6 @@ class ZmqServer:
         else:
             self._service.count(endpoint)
         self._send(envelope, reply)
-
-    def _act(self, request: Mapping[str, Any], envelope: Sequence[bytes]) -> None:
-        with_timings = request.get("timings") is True
-
-        def finish(answer: Answer) -> None:
-            self._send(envelope, _reply(answer, with_timings))
-
-        self._service.act(request.get("data", {}), envelope[0], finish)
 
 
 def _reply(answer: Answer, with_timings: bool) -> bytes:

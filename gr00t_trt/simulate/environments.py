@@ -7,7 +7,6 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,26 +26,6 @@ ROBOCASA = ("robosuite", "robocasa", "robocasa.utils.gym_utils")
 """Importing these registers RoboCasa's environments."""
 LONG_VIEW, VIEW = tabletop.VIEW, "video.ego_view"
 """What RoboCasa calls the ego view, and what the GR1 data configs do."""
-
-
-@dataclass(frozen=True)
-class World:
-    """One environment and how its episodes go; plain values, so that it can be sent to a process.
-
-    Attributes:
-        env_id: Gymnasium id.
-        n_action_steps: Low-level steps per prediction.
-        max_episode_steps: Limit in low-level steps.
-        video_offsets, state_offsets: Rows back from now that the policy wants to see, ending in 0.
-        video_dir: Where videos go; None records none.
-    """
-
-    env_id: str
-    n_action_steps: int
-    max_episode_steps: int
-    video_offsets: tuple[int, ...] = (0,)
-    state_offsets: tuple[int, ...] = (0,)
-    video_dir: Path | None = None
 
 
 def find(env_id: str) -> None:
@@ -78,23 +57,24 @@ def make_plain(env_id: str) -> Any:
         raise PlanError(f"environment {env_id} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def make(world: World, recorded: int) -> gymnasium.Env[Any, Any]:
+def make(
+    env_id: str, recorded: int, *, max_episode_steps: int, video_dir: Path | None, **several: Any
+) -> gymnasium.Env[Any, Any]:
     """One environment, wrapped: time limit, then a video of the first `recorded` episodes, then several steps at once.
 
+    Args:
+        max_episode_steps: Limit in low-level steps.
+        video_dir: Where videos go; None records none.
+        several: As for `MultiStep`.
     Raises: PlanError for an environment that cannot be made.
     """
     if multiprocessing.parent_process() is not None:
         # Ctrl-C reaches all processes of a terminal; the first one closes the others.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    env: Any = TimeLimit(make_plain(world.env_id), world.max_episode_steps)
-    if world.video_dir is not None:
-        env = EpisodeVideo(env, world.video_dir, recorded)
-    return MultiStep(
-        env,
-        n_action_steps=world.n_action_steps,
-        video_offsets=world.video_offsets,
-        state_offsets=world.state_offsets,
-    )
+    env: Any = TimeLimit(make_plain(env_id), max_episode_steps)
+    if video_dir is not None:
+        env = EpisodeVideo(env, video_dir, recorded)
+    return MultiStep(env, **several)
 
 
 def abandon(envs: gymnasium.vector.VectorEnv) -> None:
@@ -106,13 +86,14 @@ def abandon(envs: gymnasium.vector.VectorEnv) -> None:
     envs.closed = True  # else it would be tried once more when Python ends
 
 
-def make_vector(world: World, quotas: Sequence[int]) -> gymnasium.vector.VectorEnv:
+def make_vector(env_id: str, quotas: Sequence[int], **settings: Any) -> gymnasium.vector.VectorEnv:
     """Environments side by side: one in this process, several in processes of their own.
 
     Args:
         quotas: Per environment, how many of its episodes count and are recorded.
+        settings: As for `make`.
     """
-    makers = [partial(make, world, quota) for quota in quotas]
+    makers = [partial(make, env_id, quota, **settings) for quota in quotas]
     if len(makers) == 1:
         return gymnasium.vector.SyncVectorEnv(makers)
     return gymnasium.vector.AsyncVectorEnv(makers, shared_memory=False, context="spawn")

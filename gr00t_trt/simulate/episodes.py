@@ -22,8 +22,7 @@ class Outcome:
     Attributes:
         environment: Which of the environments side by side played it.
         success: Whether ``info["success"]`` was ever true.
-        steps: Low-level steps.
-        queries: How often the policy was asked.
+        steps: Low-level ones; `queries`: questions to the policy.
     """
 
     environment: int
@@ -58,31 +57,34 @@ def play(
     Returns: The outcomes in the order in which they came, and the milliseconds of every query.
     Raises: ObservationError when policy and environments do not fit; what the policy raises passes through.
     """
+    space: Any = envs.action_space
     observation, _ = envs.reset(seed=seed)
     count = len(quotas)
-    success, queries = np.zeros(count, bool), np.zeros(count, int)
-    over = np.zeros(count, bool)
+    success, over, queries = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, int)
     left = list(quotas)
     outcomes: list[Outcome] = []
     latencies: list[float] = []
     while any(left):
         if over.all():  # every environment only resets in the next step, whatever the action
-            action = _nothing(envs)
+            action = {key: np.zeros(own.shape, own.dtype) for key, own in space.items()}
         else:
             seen = {VIEW if key == LONG_VIEW else key: value for key, value in observation.items()}
             began = time.perf_counter()
             answer = policy.get_action(seen)
             latencies.append((time.perf_counter() - began) * 1e3)
             refuse_non_finite(answer, "the policy")
-            action = _fitted(answer, envs)
+            action = _fitted(answer, space)
         observation, _, terminated, truncated, infos = envs.step(action)
+        if "success" not in infos and not over.all():
+            what = "the environment does not say whether it succeeded"
+            raise ObservationError(what, known='a truth value under info["success"]')
         resumed, over = over, terminated | truncated
         for i in range(count):
             if resumed[i]:
                 success[i], queries[i] = False, 0
                 continue
             queries[i] += 1
-            success[i] |= _said_success(infos, i)
+            success[i] |= bool(np.any(infos["success"][i]))
             if over[i] and left[i]:
                 left[i] -= 1
                 outcomes.append(Outcome(i, bool(success[i]), int(infos["steps"][i][0]), int(queries[i])))
@@ -91,38 +93,20 @@ def play(
     return outcomes, latencies
 
 
-def _said_success(infos: Mapping[str, Any], index: int) -> bool:
-    if "success" not in infos:
-        raise ObservationError(
-            "the environment does not say whether it succeeded", known='a truth value under info["success"]'
-        )
-    return bool(np.any(infos["success"][index]))
-
-
-def _nothing(envs: gymnasium.vector.VectorEnv) -> dict[str, np.ndarray]:
-    space: Any = envs.action_space
-    return {key: np.zeros(own.shape, own.dtype) for key, own in space.items()}
-
-
-def _fitted(answer: Mapping[str, np.ndarray], envs: gymnasium.vector.VectorEnv) -> dict[str, np.ndarray]:
+def _fitted(answer: Mapping[str, np.ndarray], space: Any) -> dict[str, np.ndarray]:
     """The actions that the environments want, cut to the rows that are executed."""
-    space: Any = envs.action_space
     missing = [key for key in space if key not in answer]
     if missing:
-        raise ObservationError(
-            f"the policy gives no {', '.join(missing)}",
-            known=f"the environment wants {', '.join(space)}; the policy gives {', '.join(answer)}",
-            fix="use the data config of this robot, such as --data_config fourier_gr1_arms_waist",
-        )
+        known = f"the environment wants {', '.join(space)}; the policy gives {', '.join(answer)}"
+        fix = "use the data config of this robot, such as --data_config fourier_gr1_arms_waist"
+        raise ObservationError(f"the policy gives no {', '.join(missing)}", known=known, fix=fix)
     out = {}
     for key, own in space.items():
         value = np.asarray(answer[key])
         batch, rows, width = own.shape
         if value.ndim != 3 or value.shape[0] != batch or value.shape[1] < rows or value.shape[2] != width:
-            raise ObservationError(
-                f"{key} has shape {value.shape}",
-                known=f"({batch}, {rows} or more, {width})",
-                fix="lower --n_action_steps to the policy's chunk, or use another data config",
-            )
+            fix = "lower --n_action_steps to the policy's chunk, or use another data config"
+            known = f"({batch}, {rows} or more, {width})"
+            raise ObservationError(f"{key} has shape {value.shape}", known=known, fix=fix)
         out[key] = value[:, :rows]
     return out

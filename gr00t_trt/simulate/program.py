@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,15 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common.command import Parser, parse_flags, run_program
+from ..common.command import Parser, check_least, parse_flags, run_program, setting
 from ..common.progress import Steps, progress
 from ..errors import UsageError
-from ..evaluate.about import About
+from ..evaluate.about import About, record_of
 from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags
-from ..record.environment import ROOT
 from ..record.files import deliver, record_flags, record_path
 from ..record.samples import Samples
-from ..record.schema import Inputs, ModelInfo, Record, new_record
+from ..record.schema import Inputs, Record
 
 if TYPE_CHECKING:
     from .episodes import Outcome
@@ -50,24 +48,18 @@ exit status: 0 done, whatever the success rate; 2 bad input, 130 interrupted, 14
 
 def parser() -> argparse.ArgumentParser:
     """All flags, with the published defaults."""
-    p = Parser(
-        prog="gr00t-trt simulate",
-        description="Let a policy act in a simulated world and count how often it succeeds.",
-        epilog=EPILOG,
-    )
+    what = "Let a policy act in a simulated world and count how often it succeeds."
+    p = Parser(prog="gr00t-trt simulate", description=what, epilog=EPILOG)
     g = p.add_argument_group("who acts")
     g.add_argument("--client", action="store_true", help="ask a server; so it is without --model_path too")
     g.add_argument("--scripted", action="store_true", help="no model: a script that solves the table-top scene")
     g.add_argument("--server", action="store_true", help="refused: the service is `gr00t-trt serve`")
     g = p.add_argument_group("where")
-    g.add_argument("--env_name", default=DEFAULT_ENV, metavar="ID", help="gymnasium id [%(default)s]")
-    for name, default, text in (
-        ("n_episodes", 2, "episodes to finish"),
-        ("n_envs", 1, "environments side by side, each in a process of its own from 2 on"),
-        ("n_action_steps", 16, "low-level steps that are executed of each prediction"),
-        ("max_episode_steps", 1440, "low-level steps after which an episode has failed"),
-    ):
-        g.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} [%(default)s]")
+    setting(g, "env_name", DEFAULT_ENV, "gymnasium id", metavar="ID")
+    setting(g, "n_episodes", 2, "episodes to finish")
+    setting(g, "n_envs", 1, "environments side by side, each in a process of its own from 2 on")
+    setting(g, "n_action_steps", 16, "low-level steps that are executed of each prediction")
+    setting(g, "max_episode_steps", 1440, "low-level steps after which an episode has failed")
     g.add_argument("--video_dir", metavar="DIR", help="record every episode there [not recorded]")
     policy_flags(p, data_config="fourier_gr1_arms_waist", embodiment_tag="gr1")
     record_flags(p.add_argument_group("results"))
@@ -83,9 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if len(actors) > 1:
         raise UsageError(f"{' and '.join(actors)} exclude each other", fix="name one policy")
     check_policy_flags(args)
-    for name in ("n_episodes", "n_envs", "n_action_steps", "max_episode_steps"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name}: {getattr(args, name)} is out of range", known="at least 1")
+    check_least(args, n_episodes=1, n_envs=1, n_action_steps=1, max_episode_steps=1)
     return args
 
 
@@ -96,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
-    from .environments import World, abandon, find, make_vector
+    from .environments import abandon, find, make_vector
     from .episodes import play, share
 
     path = record_path(args, f"simulate {args.env_name}")
@@ -105,17 +95,18 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with contextlib.redirect_stdout(sys.stderr), progress(console) as steps:
         find(args.env_name)
         policy, about = _policy(args, steps)
+        config = policy.get_modality_config()
         quotas = share(args.n_episodes, min(args.n_envs, args.n_episodes))
-        world = World(
-            args.env_name,
-            args.n_action_steps,
-            args.max_episode_steps,
-            video_offsets=_offsets(policy, "video"),
-            state_offsets=_offsets(policy, "state"),
-            video_dir=Path(args.video_dir) if args.video_dir else None,
-        )
         steps.step(f"making {len(quotas)} x {args.env_name}")
-        envs = make_vector(world, quotas)
+        envs = make_vector(
+            args.env_name,
+            quotas,
+            max_episode_steps=args.max_episode_steps,
+            video_dir=Path(args.video_dir) if args.video_dir else None,
+            n_action_steps=args.n_action_steps,
+            video_offsets=config["video"].delta_indices if "video" in config else [0],
+            state_offsets=config["state"].delta_indices if "state" in config else [0],
+        )
         try:
             steps.step("playing episodes")
             outcomes, latencies = play(envs, policy, quotas, seed=args.seed, advance=steps.advance)
@@ -123,7 +114,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         except BaseException:
             abandon(envs)
             raise
-    record = _record(args, shlex.join(["gr00t-trt", "simulate", *argv]), about, quotas, outcomes, latencies)
+    record = _record(args, ["simulate", *argv], about, quotas, outcomes, latencies)
     record.wall_s = time.monotonic() - began
     record.exit_reason = "done"
     render(record, console)
@@ -141,27 +132,16 @@ def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, About]:
     return ScriptedPolicy(), About({"model": "scripted"})
 
 
-def _offsets(policy: Policy, modality: str) -> tuple[int, ...]:
-    config = policy.get_modality_config()
-    return tuple(config[modality].delta_indices) if modality in config else (0,)
-
-
 def _record(
     args: argparse.Namespace,
-    command: str,
+    command: Sequence[str],
     about: About,
     quotas: Sequence[int],
     outcomes: Sequence[Outcome],
     latencies: Sequence[float],
 ) -> Record:
-    record = new_record(
-        command,
-        root=ROOT,
-        device=about.device,
-        model=ModelInfo(args.model_path),
-        inputs=Inputs(batch_size=len(quotas), seed=args.seed, dataset=args.env_name),
-    )
-    record.skip_all(about.notes)
+    inputs = Inputs(batch_size=len(quotas), seed=args.seed, dataset=args.env_name)
+    record = record_of(args, command, [about], inputs=inputs)
     if len(quotas) < args.n_envs:
         record.skip(f"--n_envs {args.n_envs}", f"{len(quotas)} are enough for {args.n_episodes} episodes")
     record.simulation = {
@@ -190,9 +170,8 @@ def render(record: Record, console: Console) -> None:
     console.print(table)
     latency = found["latency_ms"]
     last = "max" if latency["p99_is_max"] else "p99"
-    console.print(
-        Text(f"query p50 {latency['p50']:.1f} ms, {last} {latency['p99']:.1f} ms over {latency['iterations']} queries")
-    )
+    times = f"query p50 {latency['p50']:.1f} ms, {last} {latency['p99']:.1f} ms"
+    console.print(Text(f"{times} over {latency['iterations']} queries"))
     for note in record.skipped:
         console.print(Text(f"{note.what}: {note.why}"))
     if found["video_dir"]:

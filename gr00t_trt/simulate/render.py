@@ -64,11 +64,7 @@ class Limb:
 
 def draw(image: np.ndarray, camera: Camera, limbs: Sequence[Limb]) -> None:
     """Draw limbs into a float32 picture [H, W, 3] of 0 to 255, in place, the farthest first."""
-
-    def distance(limb: Limb) -> float:
-        return float(np.linalg.norm((limb.start + limb.end) / 2 - camera.eye))
-
-    for limb in sorted(limbs, key=distance, reverse=True):
+    for limb in sorted(limbs, key=lambda own: -float(np.linalg.norm((own.start + own.end) / 2 - camera.eye))):
         _draw_limb(image, camera, limb)
 
 

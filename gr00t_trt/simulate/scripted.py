@@ -45,10 +45,8 @@ class ScriptedPolicy:
         """``action.<part>`` float64 [B, 16, D] for a batch, whose order must stay the same."""
         batch = len(observation[VIEW])
         rows = [self._decide(i, {key: value[i][-1] for key, value in observation.items()}) for i in range(batch)]
-        return {
-            f"action.{part}": np.stack([np.repeat(row[part][None], CHUNK, axis=0) for row in rows])
-            for part in self._parts
-        }
+        chunks = {part: [np.repeat(row[part][None], CHUNK, axis=0) for row in rows] for part in self._parts}
+        return {f"action.{part}": np.stack(own) for part, own in chunks.items()}
 
     def _decide(self, index: int, now: Observation) -> dict[str, np.ndarray]:
         joints = {part: np.asarray(now[f"state.{part}"], np.float64) for part in self._parts}

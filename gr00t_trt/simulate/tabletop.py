@@ -69,20 +69,17 @@ class TableTop(gymnasium.Env[Observation, dict[str, np.ndarray]]):
         self.action_space: Any = spaces.Dict(
             {f"action.{part}": spaces.Box(low, high, dtype=np.float64) for part, (low, high) in self._limits.items()}
         )
-        letters = frozenset("abcdefghijklmnopqrstuvwxyz ")
         self.observation_space: Any = spaces.Dict(
             {
                 VIEW: spaces.Box(0, 255, (256, 256, 3), np.uint8),
                 **{f"state.{part}": spaces.Box(*own, dtype=np.float64) for part, own in self._limits.items()},
-                INSTRUCTION_KEY: spaces.Text(200, charset=letters),
+                INSTRUCTION_KEY: spaces.Text(200, charset=frozenset("abcdefghijklmnopqrstuvwxyz ")),
             }
         )
         self._camera = ego_camera()
         self._ground = Ground(self._camera, TABLE)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Observation, dict[str, Any]]:
         """Arms at rest; pear and plate somewhere within reach of one hand, chosen by the seed."""
         super().reset(seed=seed)
         self.joints = {part: np.zeros(len(low)) for part, (low, _) in self._limits.items()}
@@ -121,19 +118,15 @@ class TableTop(gymnasium.Env[Observation, dict[str, np.ndarray]]):
             if self.held_by == side:
                 if grip <= OPEN:
                     self.held_by = None
-                    self.pear = np.array([hand[0], hand[1], PEAR_RADIUS])
-                else:
-                    self.pear = np.array([hand[0], hand[1], max(hand[2], PEAR_RADIUS)])
+                height = PEAR_RADIUS if self.held_by is None else max(hand[2], PEAR_RADIUS)
+                self.pear = np.array([hand[0], hand[1], height])
             elif self.held_by is None and grip >= CLOSED and np.linalg.norm(hand - self.pear) < GRASP_REACH:
                 self.held_by = side
 
     def _observe(self) -> Observation:
         self._seen = self._picture()
-        return {
-            VIEW: self._seen.copy(),
-            **{f"state.{part}": value.copy() for part, value in self.joints.items()},
-            INSTRUCTION_KEY: INSTRUCTION,
-        }
+        states = {f"state.{part}": value.copy() for part, value in self.joints.items()}
+        return {VIEW: self._seen.copy(), **states, INSTRUCTION_KEY: INSTRUCTION}
 
     def _picture(self) -> np.ndarray:
         image = self._ground.empty.copy()
@@ -142,7 +135,9 @@ class TableTop(gymnasium.Env[Observation, dict[str, np.ndarray]]):
             self._ground.disc(image, self.plate, PLATE_RADIUS * radius, colour)
         lift = self.pear[2] - PEAR_RADIUS
         self._ground.shadow(image, self.pear[:2], 0.045 + 0.1 * lift, 0.45 / (1 + 12 * lift))
-        limbs = self._pear_limbs()
+        top = self.pear + UP * 0.034
+        tip = top + UP * 0.028
+        limbs = [Limb(self.pear, top, (PEAR_RADIUS, 0.019), PEAR), Limb(top + UP * 0.012, tip, (0.004, 0.003), STALK)]
         for side in SIDES:
             points, turned = arm_points(side, self.joints[f"{side}_arm"], self.joints["waist"])
             for place in points[2:]:
@@ -151,14 +146,6 @@ class TableTop(gymnasium.Env[Observation, dict[str, np.ndarray]]):
             limbs += _arm_limbs(points) + _hand_limbs(side, points[3], turned, self.joints[f"{side}_hand"])
         draw(image, self._camera, limbs)
         return image.round().clip(0, 255).astype(np.uint8)
-
-    def _pear_limbs(self) -> list[Limb]:
-        top = self.pear + UP * 0.034
-        tip = top + UP * 0.028
-        return [
-            Limb(self.pear, top, (PEAR_RADIUS, 0.019), PEAR),
-            Limb(top + UP * 0.012, tip, (0.004, 0.003), STALK),
-        ]
 
 
 def _arm_limbs(points: np.ndarray) -> list[Limb]:

@@ -32,17 +32,11 @@ class MultiStep(gymnasium.Wrapper):
     Args:
         env: Observations under ``video.``, ``state.`` and ``annotation.`` keys, actions in a dict.
         video_offsets, state_offsets: Rows back from now, ending in 0; before the first step, its frame is repeated.
-        n_action_steps: Rows of an action.
     Raises: ObservationError for an observation key of another kind.
     """
 
     def __init__(
-        self,
-        env: gymnasium.Env,
-        *,
-        n_action_steps: int,
-        video_offsets: Sequence[int],
-        state_offsets: Sequence[int],
+        self, env: gymnasium.Env, *, n_action_steps: int, video_offsets: Sequence[int], state_offsets: Sequence[int]
     ):
         super().__init__(env)
         self.n_action_steps = n_action_steps
@@ -50,9 +44,8 @@ class MultiStep(gymnasium.Wrapper):
         self._past: deque[dict[str, Any]] = deque(maxlen=1 - min(*video_offsets, *state_offsets))
         inner, actions = env.observation_space, env.action_space
         if not isinstance(inner, spaces.Dict) or not isinstance(actions, spaces.Dict):
-            raise ObservationError(
-                "the environment's observations and actions are no dicts", known="keys such as video."
-            )
+            what = "the environment's observations and actions are no dicts"
+            raise ObservationError(what, known="keys such as video.")
         self.observation_space = spaces.Dict({key: self._space(key, own) for key, own in inner.items()})
         self.action_space = spaces.Dict({key: _repeated(own, n_action_steps) for key, own in actions.items()})
         self._rewards: list[float] = []
@@ -99,9 +92,8 @@ class MultiStep(gymnasium.Wrapper):
     def _offsets_of(self, key: str) -> list[int] | None:
         kind = key.partition(".")[0]
         if kind not in self._offsets:
-            raise ObservationError(
-                f"the environment observes {key!r}", known="keys that start with video., state. or annotation."
-            )
+            known = "keys that start with video., state. or annotation."
+            raise ObservationError(f"the environment observes {key!r}", known=known)
         return self._offsets[kind]
 
 
@@ -123,7 +115,6 @@ class EpisodeVideo(gymnasium.Wrapper):
 
     Args:
         env: Renders uint8 [H, W, 3], and says ``success`` in ``info``.
-        folder: Where the videos go.
         episodes: How many to record; what is played beyond is not.
     """
 
