@@ -95,12 +95,9 @@ def deploy(
         capture(harness, resolved, variant, record)
         graphs: Any = variant.model.graphs
         if plan.cuda_graph == "startup" and graphs is not None:
-            lengths = ", ".join(map(str, graphs.prompt_lengths))
-            record.skip(
-                "cuda_graph",
-                f"prompts of {lengths} tokens are replayed, others run kernel by kernel; cuda_graph: on_demand "
-                "captures each length when it first comes",
-            )
+            replayed = f"prompts of {', '.join(map(str, graphs.prompt_lengths))} tokens are replayed"
+            captures = "cuda_graph: on_demand captures each length when it first comes"
+            record.skip("cuda_graph", f"{replayed}, others run kernel by kernel; {captures}")
         steps.step("warming up")
         for _ in range(WARM_CALLS):
             policy.get_action(request.observation)

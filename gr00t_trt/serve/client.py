@@ -22,7 +22,7 @@ import numpy as np
 from ..common.interface import ModalityConfig, Observation
 from ..errors import ServiceError
 from .resize import fit_frames
-from .wire import decode, encode
+from .wire import Message, decode, encode
 
 try:
     import zmq
@@ -65,13 +65,13 @@ class BaseInferenceClient:
 
     def call_endpoint(
         self, endpoint: str, data: Mapping[str, Any] | None = None, requires_input: bool = True
-    ) -> dict[str, Any]:
+    ) -> Message:
         """Ask an endpoint, with data if it `requires_input`, and return its reply.
 
         Raises: ServiceError when there is no answer within `timeout_ms`, or the answer is an error:
             ``Server error: <text>``.
         """
-        request: dict[str, Any] = {"endpoint": endpoint}
+        request: Message = {"endpoint": endpoint}
         if requires_input:
             request["data"] = dict(data or {})
         return self._call(request)
@@ -91,7 +91,7 @@ class BaseInferenceClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, request: dict[str, Any], *, again: bool = True) -> Any:
+    def _call(self, request: Message, *, again: bool = True) -> Any:
         if self.api_token:
             request["api_token"] = self.api_token
         reply = decode(self._exchange(encode(request), again))
@@ -192,11 +192,11 @@ class RemotePolicy(ABC):
         return action
 
     @abstractmethod
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Message:
         """What a server of this package says of itself: what runs each submodule, versions, counts, timings."""
 
     @abstractmethod
-    def _act(self, observation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    def _act(self, observation: Message, more: Message) -> Message:
         """Send an observation, with `more` beside it in the request."""
 
 
@@ -220,10 +220,10 @@ class RobotInferenceClient(RemotePolicy, BaseInferenceClient):
         """Which keys an observation needs and an action has, by modality: video, state, action, language."""
         return self.call_endpoint("get_modality_config", requires_input=False)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Message:
         return self.call_endpoint("status", requires_input=False)
 
-    def _act(self, observation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    def _act(self, observation: Message, more: Message) -> Message:
         return self._call({"endpoint": "get_action", "data": observation, **more})
 
 

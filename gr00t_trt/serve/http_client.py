@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import http.client
-from typing import Any
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
 from .client import RemotePolicy
 from .json_wire import decode_json, encode_json
+from .wire import Message
 
 
 class HttpInferenceClient(RemotePolicy):
@@ -50,10 +50,10 @@ class HttpInferenceClient(RemotePolicy):
         """As `RobotInferenceClient.get_modality_config`; needs a server of this package."""
         return {name: ModalityConfig(**each) for name, each in self.status()["modality_config"].items()}
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Message:
         return self._ask("GET", "/status")
 
-    def _act(self, observation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    def _act(self, observation: Message, more: Message) -> Message:
         return self._ask("POST", "/act", encode_json({"observation": observation, **more}))
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class HttpInferenceClient(RemotePolicy):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Message:
         status, raw = self._exchange(method, path, body)
         value = decode_json(raw)
         if status != 200:

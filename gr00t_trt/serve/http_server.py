@@ -23,6 +23,7 @@ from ..errors import ObservationError, ServiceError, ShapeError
 from .json_wire import decode_json, encode_json
 from .refusal import Refusal
 from .service import Service, cannot_listen
+from .wire import Message
 from .worker import Answer
 
 try:
@@ -92,7 +93,7 @@ async def _act(service: Service, request: Request, max_request_bytes: int, reque
         answer = await done
         if answer.error is not None:
             raise answer.error
-        reply: dict[str, Any] = dict(answer.action or {})
+        reply: Message = dict(answer.action or {})
         if body.get("timings") is True:
             reply["timings"] = dict(answer.timings_ms)
         return Response(encode_json(reply), media_type="application/json")

@@ -25,6 +25,9 @@ try:
 except ImportError as error:
     raise ServiceError("the service needs msgpack", fix="pip install 'gr00t_trt[serve]'") from error
 
+Message = dict[str, Any]
+"""A request or a reply: text keys; values as `encode` takes them."""
+
 MAX_DEPTH = 16
 MAX_ELEMENTS = 100_000
 """Maps, lists, keys and values of one message together. An observation has some twenty: an array counts as one."""

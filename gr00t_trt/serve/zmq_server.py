@@ -11,12 +11,11 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from ..errors import ServiceError
 from .refusal import Refusal
 from .service import Service, cannot_listen
-from .wire import decode, encode
+from .wire import Message, decode, encode
 from .worker import Answer
 
 try:
@@ -161,7 +160,7 @@ class ZmqServer:
 def _reply(answer: Answer, with_timings: bool) -> bytes:
     if answer.error is not None:
         return _error(answer.error)
-    reply: dict[str, Any] = dict(answer.action or {})
+    reply: Message = dict(answer.action or {})
     if with_timings:
         reply["timings"] = dict(answer.timings_ms)
     try:
