@@ -101,7 +101,7 @@ def accelerate(
     sample, agreement = _compare(original, ours, example, kind)
     policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from
     chosen = replace(plan or Plan(), denoising_steps=ours.denoising_steps)
-    resolved = resolve(chosen, Machine(str(device)), chosen=plan is not None, engine_dir=engine_dir)
+    resolved = resolve(chosen, Machine(str(device)), chosen=plan is not None, engine_dir=engine_dir, timed=False)
     done = deploy(policy, resolved, steps, engine_cache=engine_cache)
     original.get_action = _replacement(original, policy, sample)
     return Accelerated(original, done, agreement)

@@ -43,7 +43,7 @@ class LocalPolicy:
     def carry_out(self, plan: Plan, engine_dir: str | None, steps: Steps) -> None:
         """Carry out a plan on the model, in place. Raises: Gr00tError as `deploy.deploy`."""
         machine, folder = Machine(str(self.policy.model.device)), Path(engine_dir) if engine_dir else None
-        self.deployment = deploy(self.policy, resolve(plan, machine, engine_dir=folder), steps)
+        self.deployment = deploy(self.policy, resolve(plan, machine, engine_dir=folder, timed=False), steps)
 
     def describe(self) -> About:
         """For a record: model, device, and what serves each submodule."""

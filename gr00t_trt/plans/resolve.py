@@ -76,6 +76,7 @@ def resolve(
     chosen: bool = True,
     compare: tuple[str, ...] = (),
     engine_dir: Path | None = None,
+    timed: bool = True,
 ) -> Resolved:
     """Settle a plan for a machine.
 
@@ -85,6 +86,7 @@ def resolve(
             default gives way to eager, and says so.
         compare: Backends to compare, eager first; the plan's own then count for nothing.
         engine_dir: Where engines are to be written.
+        timed: Latencies will be taken, so that another timer than the plan's is worth a note.
     Raises: PlanError for what cannot work; BackendError for a chosen backend that is not installed.
     """
     names = select(fn_name, plan)
@@ -107,9 +109,9 @@ def resolve(
     notes += [(backend, caveat) for backend, seen in found.items() for caveat in seen.caveats]
     notes += [("plan", text) for text in plan_warnings(plan)]
     timer, why = resolve_timer(plan.benchmark.timer, machine.device)
-    if why:
+    if why and timed:
         notes.append((f"--benchmark {plan.benchmark.timer}", why))
-        plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
+    plan = replace(plan, benchmark=replace(plan.benchmark, timer=timer))
     used = {b for name in names for b in candidates.get(name, (resolve_submodule(plan, name).backend,))}
     writers = [row.name for row in sorted(BACKENDS.values(), key=lambda row: -row.moving_parts) if row.writes]
     if engine_dir is not None and not used & set(writers):

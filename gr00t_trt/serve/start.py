@@ -86,7 +86,7 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
 def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> tuple[Gr00tPolicy, Deployment]:
     device = choose_device(args.device)
     folder = Path(args.engine_dir) if args.engine_dir else None
-    resolved = decided(resolve(plan_of(args), Machine(str(device)), engine_dir=folder))
+    resolved = decided(resolve(plan_of(args), Machine(str(device)), engine_dir=folder, timed=False))
     if resolved.engine_dir is not None:
         prepare_engine_dir(resolved.engine_dir)
     with progress(console) as steps:

@@ -13,6 +13,7 @@ from gr00t_trt.plans.backends import BACKENDS, honoring
 from gr00t_trt.plans.conflicts import plan_warnings
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
 from gr00t_trt.plans.precisions import PRECISIONS
+from gr00t_trt.plans.resolve import Machine, resolve
 from gr00t_trt.plans.schema import BuildOptions, Gate, Plan
 from gr00t_trt.plans.submodules import resolve_action_gate, resolve_submodule
 
@@ -425,3 +426,11 @@ def test_the_least_exact_precision_sets_the_action_gate():
         {"submodules": {"vision_model": {"precision": "bf16"}}, "action_gate": {"max_abs": 0.1}}, "x"
     )
     assert resolve_action_gate(mixed) == dataclasses.replace(PRECISIONS["bf16"].action_gate, max_abs=0.1)
+
+
+def test_another_timer_is_worth_a_note_only_where_latencies_are_taken():
+    plan = plan_from_mapping({"backend": "eager", "benchmark": {"timer": "cuda_event"}}, "x")
+    for timed in (True, False):
+        resolved = resolve(plan, Machine("cpu"), timed=timed)
+        assert resolved.plan.benchmark.timer == "python_timer"
+        assert [what for what, _ in resolved.notes if "benchmark" in what] == ["--benchmark cuda_event"] * timed
