@@ -90,6 +90,7 @@ def source_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@functools.lru_cache(maxsize=256)  # the submodules share their files, and parsing one takes milliseconds
 def code_hash(source: str) -> str:
     """SHA-256 of Python source without its comments, docstrings and layout. Raises: SyntaxError for other text."""
     tree = ast.parse(source)

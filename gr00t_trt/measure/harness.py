@@ -41,7 +41,7 @@ from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Statu
 from ..record.samples import Samples
 from .accuracy import compare, judge
 from .memory import MemoryMeter
-from .reference import Reference, _recording, _reference_actions
+from .reference import Reference, reference_actions, reference_recording
 from .results import Checked, Part, Timed, Variant, agreement_with, build_of, total
 from .stages import StageRow, StageTimer
 from .timers import Calls, drain, measure_alternating
@@ -81,7 +81,7 @@ class Harness:
             if not self._uncast:
                 raise RuntimeError(f"no reference was taken of {request.workload}, and the model is cast already")
             self.install(self.original, request.workload)
-            self._expected[request.workload] = _reference_actions(self.plain, request)
+            self._expected[request.workload] = reference_actions(self.plain, request)
         return self._expected[request.workload]
 
     def recording(self, optimizations: tuple[str, ...]) -> Recording:
@@ -90,7 +90,9 @@ class Harness:
             if not self._uncast:
                 raise RuntimeError(f"no stages were recorded with {optimizations}, and the model is cast already")
             self.install(self.original, self.reference.base.workload)
-            self._recordings[optimizations] = _recording(self.plain, self.reference.base, optimizations, self.steps)
+            self._recordings[optimizations] = reference_recording(
+                self.plain, self.reference.base, optimizations, self.steps
+            )
         return self._recordings[optimizations]
 
     def model(self, optimizations: tuple[str, ...]) -> Model:
@@ -243,8 +245,15 @@ class Harness:
         latencies, stages = self._interleaved(variants, request, options, of, split and on_cpu)
         if split and not on_cpu:
             fewer = replace(options, iterations=split_calls, warmup=1) if split_calls else options
-            _, stages = self._interleaved(variants, request, fewer, of, True)
+            stages = self.split(variants, request, fewer, of=of)
         return Timed(latencies, stages)
+
+    @torch.no_grad()
+    def split(
+        self, variants: Mapping[str, Variant], request: Request, options: BenchmarkOptions, *, of: str = REQUEST
+    ) -> dict[str, list[StageRow]]:
+        """The stages of whole calls, in calls of their own: their totals are no latencies on a GPU."""
+        return self._interleaved(variants, request, options, of, True)[1]
 
     def _interleaved(
         self, variants: Mapping[str, Variant], request: Request, options: BenchmarkOptions, of: str, split: bool

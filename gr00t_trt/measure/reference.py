@@ -58,18 +58,20 @@ def take_reference(
             if request is not base:
                 size = f"{work.views} view, batch {work.batch}, {work.steps} steps"
                 steps.step(f"eager fp32, the reference: {size}")
-            actions[work] = _reference_actions(plain, request)
-    recordings = {names: _recording(plain, base, names, steps) for names in dict.fromkeys(optimizations)}
+            actions[work] = reference_actions(plain, request)
+    recordings = {names: reference_recording(plain, base, names, steps) for names in dict.fromkeys(optimizations)}
     return Reference(policy, base, actions, recordings)
 
 
-def _reference_actions(plain: Model, request: Request) -> Tensor:
+def reference_actions(plain: Model, request: Request) -> Tensor:
+    """Normalised actions [B, T, action_dim] of eager fp32, on the host."""
     plain.denoising_steps = request.workload.steps
     with full_fp32(), torch.no_grad():
         return plain.get_action(request.resident(plain), noise=request.noise)["action_pred"].cpu()
 
 
-def _recording(plain: Model, base: Request, names: tuple[str, ...], steps: Steps) -> Recording:
+def reference_recording(plain: Model, base: Request, names: tuple[str, ...], steps: Steps) -> Recording:
+    """Every call of every stage in eager fp32, of the model with the optimizations `names`."""
     if names:
         steps.step("restructuring the model and recording its stages")
     plain.denoising_steps = base.workload.steps

@@ -166,7 +166,7 @@ def _time_requests(harness: Harness, resolved: Resolved, variant: Variant, recor
     harness.steps.step("timing the stages of a request")
     # A graph has no stages to time.
     uncaptured = {name: replace(own, graphs=None) for name, own in variants.items()}
-    return replace(timed, stages=harness.time(uncaptured, base, options).stages)
+    return replace(timed, stages=harness.split(uncaptured, base, options))
 
 
 def offloaded(part: Part) -> bool:
