@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import importlib.metadata
+import platform
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
+from . import __version__
 from .common.command import run_program
-from .errors import UsageError, unknown
+from .common.completion import SHELLS, print_completion
+from .errors import UsageError, nearest
 
 COMMANDS: Mapping[str, str] = {
     "run": "compile, check and time the model: what run_groot_torchtrt.py does",
@@ -20,32 +26,76 @@ COMMANDS: Mapping[str, str] = {
     "rollout": "let a policy drive a robot, real or simulated: latencies, loop times, jitter",
     "simulate": "let a policy act in a simulated world: success rate, videos",
     "evaluate": "compare a policy's actions with recorded episodes: errors, plots, latencies",
+    "metadata": "statistics of a dataset, as a checkpoint's metadata.json",
+    "plans": "the plans that come with the package, for --config",
     "engines": "list and prune the engines that earlier runs built",
 }
 """Name -> what it does in a few words; `gr00t_trt/NAME/program.py` is the program."""
 
+OPTIONS: Mapping[str, str] = {
+    "--help": "this list; gr00t-trt COMMAND --help explains a command's flags",
+    "--version": "of this package, PyTorch and TensorRT",
+    "--print_completion": f"{' or '.join(SHELLS)}: a script that completes commands and flags in that shell",
+}
+
 
 def usage() -> str:
-    """What can be typed, one line per command."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: gr00t-trt COMMAND ...", "", *lines, "", "gr00t-trt COMMAND --help explains its flags"])
+    """What can be typed, one line per command and option."""
+    width = max(map(len, (*COMMANDS, *OPTIONS)))
+    commands, options = ([f"  {n:<{width}}  {text}" for n, text in table.items()] for table in (COMMANDS, OPTIONS))
+    return "\n".join(["usage: gr00t-trt COMMAND ...", "", *commands, "", *options])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Call the command that is named first; returns its exit status, 2 for a name that is none."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if argv and argv[0] in COMMANDS:
+        return int(_program(argv[0]).main(argv[1:]))
+    return run_program(_options, argv)
+
+
+def _program(name: str) -> Any:
+    return importlib.import_module(f".{name}.program", __package__)
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    """A program's flags, which are in a file of their own where there are many."""
+    program = _program(name)
+    parser = getattr(program, "parser", None) or importlib.import_module(f".{name}.flags", __package__).parser
+    found: argparse.ArgumentParser = parser()
+    return found
+
+
+def version_lines() -> list[str]:
+    """What a bug report should begin with, PyTorch and TensorRT by their distributions: neither is imported."""
+    from .record.environment import ROOT, distributions, git_state
+
+    git = git_state(ROOT)
+    commit = f", commit {git.commit[:12]}{', changed since' if git.dirty else ''}" if git.commit else ""
+    lines = [f"gr00t_trt {__version__}{commit}", f"Python {platform.python_version()}"]
+    for name in distributions():
+        try:
+            lines.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            if name == "torch":
+                lines.append("torch: not installed")
+    return lines
+
+
+def _options(argv: Sequence[str], _: Console) -> int:
+    first, *rest = argv or ("",)
+    option = {"-h": "--help", "-V": "--version"}.get(first, first.replace("-", "_").replace("__", "--", 1))
+    if option == "--version":
+        print("\n".join(version_lines()))
+    elif option == "--print_completion":
+        print_completion(rest, {name: _parser(name) for name in COMMANDS}, COMMANDS)
+    elif option == "--help" or not first:
         print(usage())
-        return 0 if argv else 2
-    if argv[0] in COMMANDS:
-        program = importlib.import_module(f".{argv[0]}.program", __package__)
-        return int(program.main(argv[1:]))
-    return run_program(_refuse, argv)
-
-
-def _refuse(argv: Sequence[str], _: Console) -> int:
-    raise unknown(UsageError, "no such command", argv[0], COMMANDS)
+    else:
+        close = nearest(first, (*COMMANDS, *OPTIONS))
+        fix = f"did you mean {close}?" if close else "gr00t-trt --help lists the commands"
+        raise UsageError(f"no such command: {first}", fix=fix)
+    return 0 if first else 2
 
 
 if __name__ == "__main__":

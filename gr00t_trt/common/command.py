@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
-from ..errors import Gr00tError, UsageError, unknown
+from ..errors import Gr00tError, UsageError, nearest
 from .progress import interruptible
 
 
@@ -26,7 +27,23 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"command line: {message}", fix=f"{self.prog} --help explains every flag")
+        """Raises: UsageError, always."""
+        for pattern, words in _REWORDED.items():
+            if match := re.fullmatch(pattern, message):
+                raise UsageError(match.expand(words), fix=f"{self.prog} --help explains every flag")
+        raise UsageError(message, fix=f"{self.prog} --help explains every flag")
+
+
+_REWORDED = {
+    r"argument (\S+): expected one argument": r"\1: its value is missing",
+    r"argument (\S+): expected at least one argument": r"\1: its values are missing",
+    r"argument (\S+): invalid int value: (.*)": r"\1: \2 is not a whole number",
+    r"argument (\S+): invalid float value: (.*)": r"\1: \2 is not a number",
+    r"argument (\S+): ignored explicit argument (.*)": r"\1 takes no value, and was given \2",
+    r"argument (\S+): (.*)": r"\1: \2",
+    r"the following arguments are required: (.*)": r"missing: \1",
+}
+"""What argparse says -> what a user reads."""
 
 
 def switch(group: Any, name: str, *, help: str, default: bool | None = False) -> None:
@@ -62,17 +79,32 @@ def parse_flags(p: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
 
     Raises: UsageError for an unknown flag (the nearest one is offered), a value of the wrong kind, or an empty one.
     """
-    args, strangers = p.parse_known_args(underscored(argv))
-    flags = [option for action in p._actions for option in action.option_strings if option.startswith("--")]
-    for stranger in strangers:
-        if stranger.startswith("-"):
-            raise unknown(UsageError, "command line: no such flag", stranger.partition("=")[0], flags)
-        raise UsageError(f"command line: {stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
+    argv = underscored(argv)
+    args, strangers = p.parse_known_args(argv)
+    if strangers:
+        raise _stray(p, argv, strangers[0])
     for flag, value in vars(args).items():
         # Most often a shell variable that is not set; Path("") would be the working directory.
         if isinstance(value, str) and not value.strip():
             raise UsageError(f"--{flag}: {value!r} is empty", fix="give it a value, or leave the flag out")
     return args
+
+
+def _stray(p: argparse.ArgumentParser, argv: Sequence[str], stranger: str) -> UsageError:
+    """The error for an argument that the parser has no place for."""
+    flags = {option: action for action in p._actions for option in action.option_strings}
+    if stranger.startswith("-"):
+        name = stranger.partition("=")[0]
+        # Without the dashes, which would make any two flags look alike.
+        close = nearest(name.lstrip("-"), [flag[2:] for flag in flags if flag.startswith("--")])
+        fix = f"did you mean --{close}?" if close else f"{p.prog} --help explains every flag"
+        return UsageError(f"no such flag: {name}", fix=fix)
+    before = next((flag for flag in reversed(argv[: argv.index(stranger)]) if flag.startswith("--")), "")
+    flag = before.partition("=")[0]
+    if flag in flags:
+        takes = "no value" if flags[flag].nargs == 0 else "one value"
+        return UsageError(f"{stranger!r} is one value too many: {flag} takes {takes}")
+    return UsageError(f"{stranger!r} belongs to no flag", fix=f"{p.prog} --help explains every flag")
 
 
 class _Console(Console):
@@ -81,6 +113,21 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         discard(sys.stderr)
         raise BrokenPipeError
+
+
+def message(error: Gr00tError) -> str:
+    """An error as a user reads it: all its lines, or, for a slip of the finger, one with the suggestion in it."""
+    text = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
+    first, *rest = text.split("\n")
+    if not rest or not rest[-1].startswith(SUGGESTION):
+        return text
+    known = rest[0].strip() if len(rest) > 1 and len(rest[0]) <= SHORT else ""
+    return f"{first}; {rest[-1].strip()}{f' ({known})' if known else ''}"
+
+
+SUGGESTION = "  did you mean "
+SHORT = 60
+"""Length up to which the list of what is known stays in a message that has a suggestion."""
 
 
 def discard(stream: TextIO) -> None:
@@ -103,7 +150,7 @@ def run_program(
         with interruptible():
             return main(argv, console)
     except Gr00tError as error:
-        console.print(f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(message(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print(interrupted, style="yellow")

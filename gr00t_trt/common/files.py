@@ -1,14 +1,42 @@
-"""Result files: checked to be writable before a long run, and written atomically."""
+"""Result files, checked to be writable before a long run and written atomically; JSON from files of unknown origin."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import RecordError
+
+MAX_JSON_DEPTH = 100
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; a byte order mark before it is skipped, NaN and Infinity are numbers.
+
+    Raises: ValueError for malformed text, and for arrays and objects nested deeper than `MAX_JSON_DEPTH`.
+    """
+    too_deep = f"nested deeper than {MAX_JSON_DEPTH} levels"
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
+        if not level:
+            return value
+    raise ValueError(too_deep)
+
+
+def _children(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def prepare_file(path: str | Path, what: str, flag: str) -> None:

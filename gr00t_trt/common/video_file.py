@@ -1,4 +1,4 @@
-"""Writing H.264 videos, frame by frame. Never imports torch; av is imported here only."""
+"""Writing H.264 videos, frame by frame, and reading single images. Never imports torch; av is imported here only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
+
+_IMAGE_CODECS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8": "mjpeg"}
+"""First bytes -> FFmpeg's decoder."""
 
 
 def pyav() -> Any:
@@ -19,6 +22,29 @@ def pyav() -> Any:
             "videos are read and written with PyAV, which is not installed", fix="pip install av"
         ) from error
     return av
+
+
+def decode_image(data: bytes, where: str, most_pixels: int) -> np.ndarray:
+    """A PNG or JPEG image as uint8 RGB [H, W, 3].
+
+    Args:
+        where: What errors call it.
+        most_pixels: A larger image is refused before it is decoded.
+    Raises: DatasetError for another format, a damaged or a larger image.
+    """
+    av = pyav()
+    codec = next((name for start, name in _IMAGE_CODECS.items() if data.startswith(start)), None)
+    if codec is None:
+        raise DatasetError(f"{where}: neither a PNG nor a JPEG image: it begins with {data[:8]!r}")
+    context = av.CodecContext.create(codec, "r")
+    context.options = {"max_pixels": str(most_pixels)}
+    try:
+        frames = [*context.decode(av.Packet(data)), *context.decode(None)]
+        return np.asarray(frames[0].to_ndarray(format="rgb24"))
+    except (av.FFmpegError, IndexError) as error:
+        what = f"{where}: the image cannot be decoded: {getattr(error, 'strerror', None) or 'it is empty'}"
+        known = f"an undamaged image of {most_pixels} pixels, as meta/info.json says"
+        raise DatasetError(what, known=known, fix="fetch the file again, or record it again") from error
 
 
 class VideoWriter:

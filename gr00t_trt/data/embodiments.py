@@ -5,12 +5,13 @@ Source: Isaac-GR00T, gr00t/experiment/data_config.py.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..common.interface import ModalityConfig
@@ -45,6 +46,8 @@ class DataConfig:
     """
 
     name: str = ""
+    embodiment_tag: str | None = None
+    """The pretrained embodiment that it was made for; None for robots that a checkpoint is fine-tuned to."""
     video_keys: Sequence[str] = ()
     state_keys: Sequence[str] = ()
     action_keys: Sequence[str] = ()
@@ -112,6 +115,7 @@ class _Row:
     language: str
     state_processing: Processing = Processing()
     action_processing: Processing = Processing()
+    tag: str | None = None
 
 
 _SIN_COS = Processing("sin_cos")
@@ -128,12 +132,18 @@ _AGIBOT = (
 )
 
 _TABLE: Mapping[str, _Row] = {
-    "fourier_gr1_arms_only": _Row("FourierGr1ArmsOnlyDataConfig", "ego_view", _GR1, _GR1, _TASK, _SIN_COS),
+    "fourier_gr1_arms_only": _Row("FourierGr1ArmsOnlyDataConfig", "ego_view", _GR1, _GR1, _TASK, _SIN_COS, tag="gr1"),
     "fourier_gr1_arms_waist": _Row(
-        "FourierGr1ArmsWaistDataConfig", "ego_view", f"{_GR1} waist", f"{_GR1} waist", "human.coarse_action", _SIN_COS
+        "FourierGr1ArmsWaistDataConfig",
+        "ego_view",
+        f"{_GR1} waist",
+        f"{_GR1} waist",
+        "human.coarse_action",
+        _SIN_COS,
+        tag="gr1",
     ),
     "fourier_gr1_full_upper_body": _Row(
-        "FourierGr1FullUpperBodyDataConfig", "front_view", f"{_GR1} waist neck", f"{_GR1} waist neck", _TASK
+        "FourierGr1FullUpperBodyDataConfig", "front_view", f"{_GR1} waist neck", f"{_GR1} waist neck", _TASK, tag="gr1"
     ),
     "bimanual_panda_gripper": _Row(
         "BimanualPandaGripperDataConfig",
@@ -176,6 +186,7 @@ _TABLE: Mapping[str, _Row] = {
         "language.language_instruction",
         Processing(modes={"eef_rotation": None}, rotations={"eef_rotation": "rotation_6d"}),
         Processing(None, {"gripper_position": "binary"}, {"eef_rotation_delta": "axis_angle"}),
+        tag="oxe_droid",
     ),
     "agibot_genie1": _Row(
         "AgibotGenie1DataConfig",
@@ -183,6 +194,7 @@ _TABLE: Mapping[str, _Row] = {
         _AGIBOT,
         f"{_AGIBOT} robot_velocity",
         "language.action_text",
+        tag="agibot_genie1",
     ),
 }
 
@@ -195,6 +207,7 @@ def _class_of(name: str, row: _Row) -> type[DataConfig]:
         "__module__": __name__,
         "__doc__": f"The built-in data config `{name}`.",
         "name": name,
+        "embodiment_tag": row.tag,
         "video_keys": keys("video", row.video),
         "state_keys": keys("state", row.state),
         "action_keys": keys("action", row.action),
@@ -220,8 +233,8 @@ def data_config(name: str) -> Any:
     """A data config: an object with `modality_config()` and `transform()`.
 
     Args:
-        name: A built-in name, or ``module.path:ClassName``; the working directory is searched first for the module,
-            and the class is made without arguments.
+        name: A built-in name; ``module.path:ClassName``, searched first in the working directory; or
+            ``path/to/file.py:ClassName``. The class is made without arguments.
     Raises: PlanError for an unknown name, or a class that cannot be imported, made or used.
     """
     if ":" in name:
@@ -231,17 +244,32 @@ def data_config(name: str) -> Any:
     return DATA_CONFIGS[name]()
 
 
+def check_tag(config: Any, tag: str) -> None:
+    """Refuse the weights of one pretrained robot for the data config of another. Raises: PlanError."""
+    own = getattr(config, "embodiment_tag", None)
+    if own is not None and tag not in (own, "new_embodiment"):
+        raise PlanError(
+            f"--embodiment_tag {tag} with the data config {getattr(config, 'name', type(config).__name__)}, "
+            f"which was made for {own}",
+            known=f"{own}, or new_embodiment for a checkpoint that was fine-tuned under it",
+            fix=f"pass --embodiment_tag {own}, or the data config of {tag}",
+        )
+
+
 def _external(name: str) -> Any:
-    module_name, _, class_name = name.partition(":")
+    module_name, _, class_name = name.rpartition(":")
     where = f"--data_config {name}"
     try:
-        with _working_directory_first():
-            module = importlib.import_module(module_name)
+        module = _module_of_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
+    except FileNotFoundError as error:
+        raise PlanError(f"{where}: no such file: {module_name}", fix="the form is path/to/file.py:ClassName") from error
     except (Exception, SystemExit) as error:  # the module is the user's: anything can happen while it runs
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "gr00t":
+            raise _written_for_isaac(where, str(error)) from error
         raise PlanError(
             f"{where}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}",
             known=f"searched in {Path.cwd()}, then in Python's path",
-            fix="the form is module.path:ClassName",
+            fix="the form is module.path:ClassName, or path/to/file.py:ClassName",
         ) from error
     cls = getattr(module, class_name, None)
     if not callable(cls):
@@ -274,9 +302,40 @@ def _external(name: str) -> Any:
         for key in own:
             if not str(key).startswith(start):
                 raise PlanError(f"{where}: {name} key {key!r}", known=f"keys that start with {start!r}")
+    if type(transform).__module__.partition(".")[0] == "gr00t":
+        raise _written_for_isaac(where, f"its transform is {type(transform).__module__}'s")
     if not isinstance(transform, ComposedModalityTransform):
         raise PlanError(f"{where}: transform() gives {type(transform).__name__}", known="ComposedModalityTransform")
     return config
+
+
+def _written_for_isaac(where: str, why: str) -> PlanError:
+    return PlanError(
+        f"{where} was written for Isaac-GR00T: {why}",
+        known="the same classes under the same names, with the same arguments, in gr00t_trt.data",
+        fix="replace its imports from gr00t.data.dataset, gr00t.data.transform.… and gr00t.model.transforms by "
+        "`from gr00t_trt.data import ModalityConfig, ComposedModalityTransform, …`",
+    )
+
+
+def _module(name: str) -> ModuleType:
+    with _working_directory_first():
+        return importlib.import_module(name)
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """A module from its file, which may import its neighbours."""
+    path = path.expanduser().resolve(strict=True)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # the name ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 @contextmanager

@@ -1,19 +1,31 @@
-"""The meta folder of a LeRobot v2 dataset: info, modality, episodes, tasks, and statistics."""
+"""What a LeRobot dataset is made of: info.json, modality.json, and the episodes and tasks of version 2."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from string import Formatter
 from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError, unknown
-from .metadata import ROTATIONS, STATISTICS, DatasetMetadata, PartInfo, Statistics, VideoInfo, statistics_from
+from ..errors import DatasetError, Gr00tError, unknown
+from .meta_files import LONGEST_SHOWN, read_lines, read_object, shown, whole_number
+from .metadata import ROTATIONS, PartInfo, VideoInfo
 
 DEFAULT_COLUMNS = {"state": "observation.state", "action": "action"}
+SECTIONS = ("state", "action", "video", "annotation")
+MAX_PIXELS_PER_SIDE = 16384
+MOST_ROWS = 10**9
+LONGEST_PATH = 1000
+_WIDTH = re.compile(r"(0?[1-9]\d?)?d?")
+_MODALITY_EXAMPLE = (
+    '{"state": {"single_arm": {"start": 0, "end": 5}, "gripper": {"start": 5, "end": 6}}, "action": {...}, '
+    '"video": {"webcam": {"original_key": "observation.images.front"}}, '
+    '"annotation": {"human.task_description": {"original_key": "task_index"}}}'
+)
 
 
 @dataclass(frozen=True)
@@ -28,21 +40,42 @@ class PartLayout:
 
 @dataclass(frozen=True)
 class ModalityLayout:
-    """modality.json. `video` maps a view to its feature key, `annotation` a name to its parquet column."""
+    """Parts, views and annotations. `video` maps a view to its feature key, `annotation` a name to its column.
 
+    Attributes:
+        path: The file that says so: modality.json, or info.json in a dataset without one.
+        broken: Full key or section -> what is wrong with its entry; raised when it is asked for.
+    """
+
+    path: Path
     state: Mapping[str, PartLayout]
     action: Mapping[str, PartLayout]
     video: Mapping[str, str]
     annotation: Mapping[str, str]
+    broken: Mapping[str, Gr00tError] = field(default_factory=dict)
 
     def keys(self, section: str) -> list[str]:
         """Full keys of one section, such as ``video.ego_view``."""
         return [f"{section}.{name}" for name in getattr(self, section)]
 
+    def require(self, section: str, key: str) -> None:
+        """Raises: DatasetError where the dataset has no such key in this section, or its entry is malformed."""
+        if key in self.keys(section):
+            return
+        for name in (key, section):
+            if name in self.broken:
+                raise self.broken[name]
+        what = f"{self.path}: no {section} key {key!r}, which the data config asks for"
+        fix = "choose the --data_config that was made for this robot, or add the key"
+        if self.path.name == "info.json":
+            what = f"{what}, and no modality.json beside it"
+            fix = f"write meta/modality.json, which names parts and views, such as {_MODALITY_EXAMPLE}"
+        raise DatasetError(what, known=self.keys(section), fix=fix)
+
 
 @dataclass(frozen=True)
 class Episode:
-    """One line of episodes.jsonl; `length` in frames."""
+    """One recorded episode; `length` in frames."""
 
     index: int
     length: int
@@ -50,126 +83,241 @@ class Episode:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What info.json says about file names and cameras."""
+    """info.json: version of the format (2 or 3), file names, cameras.
+
+    Attributes:
+        chunks_size: Episodes per folder in version 2.
+    """
 
     path: Path
+    version: int
     data_path: str
-    video_path: str
+    video_path: str | None
     chunks_size: int
     features: Mapping[str, Any]
+    fps: Any = None
 
-    def parquet_file(self, episode: int) -> Path:
-        return self._file("data_path", self.data_path, episode)
+    def parquet_file(self, episode: int, *, alone: bool = True) -> Path:
+        """Version 2's file of an episode. Raises: DatasetError.
 
-    def video_file(self, episode: int, feature: str) -> Path:
-        return self._file("video_path", self.video_path, episode, video_key=feature)
+        Args:
+            alone: Whether the dataset has no other episode, so that the template needs no ``episode_index``.
+        """
+        values = {"episode_chunk": episode // self.chunks_size, "episode_index": episode}
+        return self.file("data_path", values, () if alone else ("episode_index",))
 
-    def _file(self, field: str, template: str, episode: int, **names: str) -> Path:
+    def video_file(self, episode: int, feature: str, *, alone: bool = True) -> Path:
+        """Version 2's video of an episode and video feature; as `parquet_file`."""
+        chunk = episode // self.chunks_size
+        values: dict[str, int | str] = {"episode_chunk": chunk, "episode_index": episode, "video_key": feature}
+        return self.file("video_path", values, (*self.view_names(), *(() if alone else ("episode_index",))))
+
+    def view_names(self) -> tuple[str, ...]:
+        """What a template of videos must hold so that every view has its own."""
+        videos = [name for name in self.cameras() if not self.is_image(name)]
+        return ("video_key",) if len(videos) > 1 else ()
+
+    def file(self, template: str, values: Mapping[str, int | str], needed: tuple[str, ...] = ()) -> Path:
+        """A template of info.json, ``data_path`` or ``video_path``, filled in.
+
+        Args:
+            needed: Names without which it would be the same file for different episodes or views.
+        Raises: DatasetError for a malformed template, or one that leads out of the dataset's folder.
+        """
+        text = getattr(self, template)
+        known = f"a template with {', '.join(values)}"
+        if not isinstance(text, str):
+            raise DatasetError(f"{self.path}: {template} is {shown(text)}", known=known)
+        what = f"{self.path}: {template} {shown(text)}"
         try:
-            relative = template.format(episode_chunk=episode // self.chunks_size, episode_index=episode, **names)
-        except (LookupError, ValueError, AttributeError, TypeError) as error:
-            raise DatasetError(
-                f"{self.path}: {field} {template!r} cannot be filled in: {error!r}",
-                known="a template with episode_chunk, episode_index" + (" and video_key" if names else ""),
-            ) from error
+            relative = _fill(text, values, needed)
+        except ValueError as error:
+            raise DatasetError(f"{what} cannot be filled in: {error}", known=known) from error
+        if not inside(relative):
+            raise DatasetError(f"{what} leads out of the dataset folder", known=f"{known}, below the folder")
         return self.path.parent.parent / relative
 
+    def is_image(self, feature: str) -> bool:
+        """Whether a camera's frames are images in the parquet files instead of a video."""
+        entry = self.features.get(feature)
+        return isinstance(entry, dict) and entry.get("dtype") == "image"
+
     def view(self, feature: str) -> VideoInfo:
-        """The camera behind a video feature. Raises: DatasetError when info.json does not describe it."""
+        """The camera behind a video or image feature. Raises: DatasetError when info.json does not describe it."""
         if feature not in self.features:
-            videos = [k for k, v in self.features.items() if isinstance(v, dict) and v.get("dtype") == "video"]
-            raise unknown(DatasetError, f"{self.path}: features", feature, videos)
-        entry = self.features[feature]
+            raise unknown(DatasetError, f"{self.path}: features", feature, self.cameras())
         try:
-            names, shape = list(entry["names"]), list(entry["shape"])
-            width, height = int(shape[names.index("width")]), int(shape[names.index("height")])
-            if "channel" in names and "video.fps" in (entry.get("video_info") or {}):
-                channels, fps = int(shape[names.index("channel")]), float(entry["video_info"]["video.fps"])
-            else:
-                channels, fps = int(entry["info"]["video.channels"]), float(entry["info"]["video.fps"])
+            return _view(self.features[feature], self.fps)
         except (LookupError, ValueError, TypeError, OverflowError, AttributeError) as error:
             raise DatasetError(
                 f"{self.path}: features.{feature} does not describe a video: {error!r}",
                 known='"shape" and "names" with height, width, channel; "video_info" (or "info") with video.fps',
                 fix="complete the entry in meta/info.json",
             ) from error
-        return VideoInfo((width, height), channels, fps)
+
+    def cameras(self) -> list[str]:
+        """Video and image features."""
+        found = self.features.items()
+        return [k for k, v in found if isinstance(v, dict) and v.get("dtype") in ("video", "image")]
+
+
+def _fill(template: str, values: Mapping[str, int | str], needed: tuple[str, ...]) -> str:
+    # Not str.format: a width of a billion would be carried out, and attributes of the values read.
+    out, used = [], set()
+    for literal, name, width, conversion in Formatter().parse(template):
+        out.append(literal)
+        if name is None:
+            continue
+        value = values.get(name)
+        if value is None or conversion or (width and (isinstance(value, str) or not _WIDTH.fullmatch(width))):
+            raise ValueError(f"{{{shown(name)}}} is not one of its names with a width of at most two digits")
+        used.add(name)
+        out.append(format(value, width or ""))
+    missing = [name for name in needed if name not in used]
+    if missing:
+        raise ValueError(f"without {{{missing[0]}}} it names the same file for every episode or view")
+    path = "".join(out)
+    if len(path) > LONGEST_PATH:
+        raise ValueError(f"the name has {len(path)} characters")
+    return path
+
+
+def inside(relative: str) -> bool:
+    """Whether a path of a dataset's file stays in the dataset's folder."""
+    path = PurePosixPath(relative.replace("\\", "/"))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in relative
+
+
+def _view(entry: Any, fps: Any) -> VideoInfo:
+    shape = [whole_number(side) for side in entry["shape"]]
+    names = list(entry.get("names") or (("height", "width", "channel") if shape[-1] in (1, 3, 4) else ()))
+    height, width = shape[names.index("height")], shape[names.index("width")]
+    if not (0 < width <= MAX_PIXELS_PER_SIDE and 0 < height <= MAX_PIXELS_PER_SIDE):
+        raise ValueError(f"{width} x {height} pixels")
+    said = {**(entry.get("info") or {}), **(entry.get("video_info") or {})}
+    named = [shape[names.index(name)] for name in ("channel", "channels") if name in names]
+    channels = named[0] if named else whole_number(said["video.channels"])
+    rate = next((float(v) for v in (said.get("video.fps"), entry.get("fps"), fps) if v is not None), None)
+    if rate is None or not 0 < rate < float("inf"):
+        raise ValueError(f"video.fps is {rate}")
+    return VideoInfo((width, height), channels, rate)
 
 
 def read_info(root: Path) -> DatasetInfo:
     """Read meta/info.json. Raises: DatasetError."""
     path = root / "meta" / "info.json"
-    info = _read_object(path)
-    for name in ("data_path", "video_path", "chunks_size", "features"):
+    info = read_object(path)
+    for name in ("data_path", "features"):
         if name not in info:
             raise DatasetError(f"{path}: key {name!r} is missing", known=sorted(info), fix="add it to meta/info.json")
-    size = info["chunks_size"]
-    if not isinstance(size, int) or size < 1:
-        raise DatasetError(f"{path}: chunks_size is {size!r}", known="a positive integer, usually 1000")
-    for name in ("data_path", "video_path"):
-        if not isinstance(info[name], str):
-            raise DatasetError(f"{path}: {name} is {info[name]!r}", known="a template, such as data/{episode_index}")
+    version = _version(path, info)
+    size = info.get("chunks_size", 1000)
+    if version == 2 and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise DatasetError(f"{path}: chunks_size is {shown(size)}", known="a positive integer, usually 1000")
+    if not isinstance(info["data_path"], str):
+        known = "a template, such as data/{episode_index}"
+        raise DatasetError(f"{path}: data_path is {shown(info['data_path'])}", known=known)
     if not isinstance(info["features"], dict):
         raise DatasetError(f"{path}: features is {type(info['features']).__name__}", known="an object")
-    return DatasetInfo(path, info["data_path"], info["video_path"], size, info["features"])
+    video_path = info.get("video_path")
+    return DatasetInfo(path, version, info["data_path"], video_path, size, info["features"], info.get("fps"))
+
+
+def _version(path: Path, info: Mapping[str, Any]) -> int:
+    said = str(info.get("codebase_version", "v2.0"))
+    match = re.match(r"v?([23])(?!\d)", said)
+    if match is None:
+        raise DatasetError(
+            f"{path}: codebase_version {shown(said)} is not read here",
+            known="LeRobot v2.0, v2.1 and v3.0",
+            fix="convert the dataset with LeRobot's own conversion scripts",
+        )
+    return int(match[1])
 
 
 def read_modality(root: Path) -> ModalityLayout:
-    """Read meta/modality.json. Raises: DatasetError."""
+    """Read meta/modality.json; entries that are malformed stand in `broken`. Raises: DatasetError."""
     path = root / "meta" / "modality.json"
-    content = _read_object(path)
+    content = read_object(path)
     content.setdefault("annotation", {})
-    for section in ("state", "action", "video", "annotation"):
-        if not isinstance(content.get(section), dict):
-            raise DatasetError(
-                f"{path}: section {section!r} is missing or not an object",
-                known=sorted(content),
-                fix="modality.json is GR00T's addition to LeRobot: it names the parts and views",
-            )
-    parts = {s: {n: _part(path, s, n, e) for n, e in content[s].items()} for s in ("state", "action")}
-    video = {name: str(_original_key(entry) or name) for name, entry in content["video"].items()}
-    annotation = {n: str(_original_key(entry) or f"annotation.{n}") for n, entry in content["annotation"].items()}
-    return ModalityLayout(parts["state"], parts["action"], video, annotation)
+    broken: dict[str, Gr00tError] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for section in SECTIONS:
+        entries = content.get(section)
+        if not isinstance(entries, dict):
+            what = f"{path}: section {section!r} is missing or not an object"
+            fix = "modality.json is GR00T's addition to LeRobot: it names the parts and views"
+            broken[section] = DatasetError(what, known=sorted(content), fix=fix)
+            entries = {}
+        sections[section] = _entries(path, section, entries, broken)
+    return ModalityLayout(path, **sections, broken=broken)
 
 
-def _original_key(entry: Any) -> Any:
-    return entry.get("original_key") if isinstance(entry, dict) else None
+def _entries(path: Path, section: str, entries: dict[str, Any], broken: dict[str, Gr00tError]) -> dict[str, Any]:
+    read: Callable[[str, str, Any], Any] = _feature_key if section in ("video", "annotation") else _part
+    out = {}
+    for name, entry in entries.items():
+        try:
+            out[name] = read(f"{path}: {section}.{name}", section, entry)
+        except Gr00tError as error:
+            broken[f"{section}.{name}"] = error
+    # Without original_key, a view is the feature of its own name, and an annotation the column of its full key.
+    defaults = {name: f"annotation.{name}" if section == "annotation" else name for name in out}
+    return {name: value or defaults[name] for name, value in out.items()}
 
 
-def _part(path: Path, section: str, name: str, entry: Any) -> PartLayout:
-    where = f"{path}: {section}.{name}"
+def _feature_key(where: str, section: str, entry: Any) -> str:
+    key = entry.get("original_key") if isinstance(entry, dict) else None
+    if not isinstance(key, (str, type(None))):
+        raise DatasetError(f"{where}: original_key is {shown(key)}", known="the name of a column or feature")
+    return key or ""
+
+
+def _part(where: str, section: str, entry: Any) -> PartLayout:
     try:
-        start, end = int(entry["start"]), int(entry["end"])
+        start, end = whole_number(entry["start"]), whole_number(entry["end"])
         continuous = bool(np.issubdtype(np.dtype(entry.get("dtype", "float64")), np.floating))
+        absolute, rotation = entry.get("absolute", True), entry.get("rotation_type")
+        if not isinstance(absolute, bool):
+            raise ValueError(f"absolute is {shown(absolute)}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatasetError(
-            f"{where} is malformed: {entry!r}",
+            f"{where} is malformed: {shown(entry)}",
             known='{"start": 0, "end": 7}, optionally original_key, absolute, rotation_type and a numpy dtype',
         ) from error
     if not 0 <= start < end:
         raise DatasetError(f"{where}: start {start}, end {end} is no slice", known="0 <= start < end")
-    rotation = entry.get("rotation_type")
     if rotation is not None and rotation not in ROTATIONS:
-        raise unknown(DatasetError, f"{where}.rotation_type", rotation, ROTATIONS)
-    info = PartInfo(end - start, bool(entry.get("absolute", True)), rotation, continuous)
-    return PartLayout(start, end, str(entry.get("original_key") or DEFAULT_COLUMNS[section]), info)
+        raise unknown(DatasetError, f"{where}.rotation_type", str(rotation)[:LONGEST_SHOWN], ROTATIONS)
+    column = _feature_key(where, section, entry) or DEFAULT_COLUMNS[section]
+    return PartLayout(start, end, column, PartInfo(end - start, absolute, rotation, continuous))
 
 
 def read_episodes(root: Path) -> list[Episode]:
     """Read meta/episodes.jsonl, in file order. Raises: DatasetError, also for no episode or no frame at all."""
     path = root / "meta" / "episodes.jsonl"
+    lines = [(f"line {number}", line) for number, line in read_lines(path)]
+    return check_episodes(path, [(place, _episode(path, place, line)) for place, line in lines])
+
+
+def _episode(path: Path, place: str, line: Any) -> Episode:
+    try:
+        return Episode(whole_number(line["episode_index"]), whole_number(line["length"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        known = '{"episode_index": 0, "length": 416, "tasks": [...]}'
+        raise DatasetError(f"{path}, {place}: {error!r}", known=known) from error
+
+
+def check_episodes(path: Path, listed: list[tuple[str, Episode]]) -> list[Episode]:
+    """Episodes with the places where `path` lists them. Raises: DatasetError for impossible ones, or no frame."""
     episodes: dict[int, Episode] = {}
-    for number, line in _read_lines(path):
-        try:
-            episode = Episode(int(line["episode_index"]), int(line["length"]))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DatasetError(
-                f"{path}, line {number}: {error!r}", known='{"episode_index": 0, "length": 416, "tasks": [...]}'
-            ) from error
+    for place, episode in listed:
         if episode.index < 0 or episode.length < 0:
-            raise DatasetError(f"{path}, line {number}: negative episode_index or length in {line}")
+            raise DatasetError(f"{path}, {place}: negative episode_index or length in {episode}")
+        if episode.index > MOST_ROWS or episode.length > MOST_ROWS:
+            raise DatasetError(f"{path}, {place}: {episode}", known=f"at most {MOST_ROWS:.0e} episodes and frames")
         if episode.index in episodes:
-            raise DatasetError(f"{path}, line {number}: episode {episode.index} is listed twice", fix="remove one line")
+            raise DatasetError(f"{path}, {place}: episode {episode.index} is listed twice", fix="remove one of them")
         episodes[episode.index] = episode
     if not sum(episode.length for episode in episodes.values()):
         raise DatasetError(
@@ -184,96 +332,12 @@ def read_tasks(root: Path) -> dict[int, str]:
     """Read meta/tasks.jsonl: task index -> instruction. Raises: DatasetError."""
     path = root / "meta" / "tasks.jsonl"
     tasks = {}
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         try:
-            index, task = int(line["task_index"]), line["task"]
+            index, task = whole_number(line["task_index"]), line["task"]
             if not isinstance(task, str):
                 raise TypeError(f"task is {task!r}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(f"{path}, line {number}: {error!r}", known='{"task_index": 0, "task": "..."}') from error
         tasks[index] = task
     return tasks
-
-
-def read_statistics(root: Path) -> dict[str, Statistics] | None:
-    """Read meta/stats.json, or None when it is absent or any entry is incomplete (then it has to be recomputed)."""
-    path = root / "meta" / "stats.json"
-    if not path.exists():
-        return None
-    columns = _read_object(path)
-    try:
-        return {name: statistics_from(entry, f"{path}: {name}", DatasetError) for name, entry in columns.items()}
-    except DatasetError:
-        return None
-
-
-def build_metadata(
-    tag: str, root: Path, info: DatasetInfo, layout: ModalityLayout, columns: Mapping[str, Statistics]
-) -> DatasetMetadata:
-    """Statistics of every part, sliced from those of its column, with the layout of every part and view.
-
-    Args:
-        columns: Statistics per parquet column.
-    Raises: DatasetError for a column without statistics or one that is narrower than a part.
-    """
-    statistics: dict[str, dict[str, Statistics]] = {"state": {}, "action": {}}
-    for section, values in statistics.items():
-        for name, part in getattr(layout, section).items():
-            if part.column not in columns:
-                raise DatasetError(
-                    f"{root / 'meta' / 'stats.json'}: no statistics for column {part.column!r} ({section}.{name})",
-                    known=sorted(columns),
-                    fix=f"correct original_key of {section}.{name} in meta/modality.json, or delete meta/stats.json "
-                    "to have statistics computed from the parquet files",
-                )
-            column = columns[part.column]
-            if part.end > column.min.size:
-                raise DatasetError(
-                    f"{root / 'meta' / 'modality.json'}: {section}.{name} ends at {part.end}",
-                    known=f"column {part.column!r} is {column.min.size} wide",
-                    fix="correct start and end in meta/modality.json",
-                )
-            values[name] = Statistics(**{f: getattr(column, f)[part.start : part.end] for f in STATISTICS})
-    return DatasetMetadata(
-        tag,
-        {name: info.view(feature) for name, feature in layout.video.items()},
-        {name: part.info for name, part in layout.state.items()},
-        {name: part.info for name, part in layout.action.items()},
-        statistics["state"],
-        statistics["action"],
-    )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{path}: no such file",
-            known="a GR00T LeRobot dataset holds meta/info.json, modality.json, episodes.jsonl and tasks.jsonl",
-            fix="check --dataset_path, or convert the dataset to LeRobot v2 with a modality.json",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read: {error}", fix="fetch the file again") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read_text(path))
-    except ValueError as error:
-        raise DatasetError(f"{path}: invalid JSON: {error}", fix="correct the file or fetch it again") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: holds {type(content).__name__}", known="a JSON object")
-    return content
-
-
-def _read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    lines = []
-    for number, text in enumerate(_read_text(path).splitlines(), start=1):
-        try:
-            if text.strip():
-                lines.append((number, json.loads(text)))
-        except ValueError as error:
-            what = f"{path}, line {number}: invalid JSON: {error}"
-            raise DatasetError(what, fix="one JSON object per line") from error
-    return lines

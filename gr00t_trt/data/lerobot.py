@@ -1,13 +1,15 @@
-"""LeRobot v2 datasets in GR00T's flavour: parquet rows and video frames of any step, read when asked for.
+"""LeRobot datasets: rows and video frames of any step, read when asked for. GR00T's modality.json names the parts.
 
 Source: dataset layout and padding rules as in Isaac-GR00T, gr00t/data/dataset.py.
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,66 +18,77 @@ import numpy as np
 
 from ..common.interface import ModalityConfig, Observation
 from ..errors import DatasetError, PlanError, unknown
-from .layout import Episode, build_metadata, read_episodes, read_info, read_modality, read_statistics, read_tasks
+from .dataset_statistics import Advance, PartStatistics, build_metadata
+from .features import layout_from_features
+from .frame_lookup import FRAME_LOOKUPS, by_number, by_time, refuse_other_rate
+from .images import stored_images
+from .layout import DatasetInfo, Episode, ModalityLayout, PartLayout, read_info, read_modality
+from .layout_v2 import StorageV2
+from .layout_v3 import StorageV3
 from .metadata import DatasetMetadata, PartInfo, Statistics
-from .parquet import Table, column_statistics
-from .video import VideoReader, look_up
+from .storage import Storage
+from .video import EpisodeVideo, VideoReader
 
-FRAME_LOOKUPS = ("index", "nearest", "on_screen")
 TASK_PROGRESS = "action.task_progress"
 """Reserved key: how far into the episode a row is, in [0, 1)."""
 PROGRESS_STATISTICS = Statistics(*(np.array([v]) for v in (1.0, 0.0, 0.5, 0.2887, 0.01, 0.99)))
 """Its maximum, minimum, mean, standard deviation and quantiles: those of a uniform distribution."""
+_SECTIONS = {"video": "video", "state": "state", "action": "action", "language": "annotation"}
+"""Modality -> section of modality.json."""
 
 
 class LeRobotDataset:
-    """Steps of a dataset on disk. The folder is only ever read.
+    """Steps of a dataset on disk, in LeRobot's format v2.0, v2.1 or v3.0. The folder is only ever read.
+
+    Only what the keys of the modality config need is read and checked. Without meta/modality.json, parts and views
+    are those of info.json's features: `features.layout_from_features` says under which names.
 
     Args:
-        path: Folder with ``meta``, ``data`` and ``videos``.
+        path: Folder with ``meta``, ``data`` and, unless images lie in the parquet files, ``videos``.
         modality_config: Modality name (``video``, ``state``, ``action``, ``language``) -> keys and offsets.
         frame_lookup: Which video frame belongs to row i. ``index``: frame i. ``nearest``: the frame whose start
             time is nearest to the row's timestamp (decord). ``on_screen``: the frame shown at that time (torchcodec).
             With timestamps that lie just before the next frame starts, as in GR00T's demo data, ``nearest`` gives
-            frame i + 1 and the others frame i.
+            frame i + 1 and the others frame i. A timestamp may lie LeRobot's tolerance beside its frame; where
+            taking it exactly gives an episode's rows more different frames, it is taken exactly. Images of a parquet
+            file belong to their rows.
     Raises: DatasetError for a missing or malformed meta file, an unknown key or an empty dataset; PlanError for an
         unknown `frame_lookup`. Episode files are opened when first read.
+
+    Attributes:
+        notes: What was found out on the way and changes no result silently, in whole sentences: which file
+            statistics come from.
     """
 
     def __init__(self, path: str | Path, modality_config: Mapping[str, ModalityConfig], *, frame_lookup: str = "index"):
         if frame_lookup not in FRAME_LOOKUPS:
             raise unknown(PlanError, "frame_lookup", frame_lookup, FRAME_LOOKUPS)
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):
             raise DatasetError(
                 f"{self.path}: no such dataset folder", fix="check --dataset_path; `synthetic` makes one up"
             )
         self.frame_lookup = frame_lookup
         self.modality_config = dict(modality_config)
-        self.info = read_info(self.path)
-        self.layout = read_modality(self.path)
-        self.episodes: list[Episode] = read_episodes(self.path)
-        self.tasks = read_tasks(self.path)
+        self.notes: list[str] = []
+        self.info: DatasetInfo = read_info(self.path)
+        self.layout = read_layout(self.path, self.info)
+        self._check_keys()
+        self._storage: Storage = (StorageV2 if self.info.version == 2 else StorageV3)(self.path, self.info)
+        self.episodes: Sequence[Episode] = self._storage.episodes
         self._ends = list(accumulate(e.length for e in self.episodes))
         self._by_index = {e.index: e for e in self.episodes}
-        self._table: tuple[int, Table] | None = None
-        self._readers: dict[tuple[int, str], VideoReader] = {}
-        for modality, config in self.modality_config.items():
-            if modality not in ("video", "state", "action", "language"):
-                raise unknown(PlanError, "modality_config", modality, ("video", "state", "action", "language"))
-            section = "annotation" if modality == "language" else modality
-            for key in config.modality_keys:
-                if key not in self.layout.keys(section) and key != TASK_PROGRESS:
-                    raise DatasetError(
-                        f"{self.path}/meta/modality.json: no {modality} key {key!r}, which the data config asks for",
-                        known=self.layout.keys(section),
-                        fix="choose the --data_config that was made for this robot, or add the key",
-                    )
-                if modality == "video":
-                    self.info.view(self.layout.video[key.partition(".")[2]])
+        self._readers: dict[Path, VideoReader] = {}
+        self._videos: dict[str, EpisodeVideo] = {}
+        self._filmed: Episode | None = None
+
+    @cached_property
+    def tasks(self) -> Mapping[int, str]:
+        """Task index -> instruction. Raises: DatasetError."""
+        return self._storage.tasks()
 
     def __len__(self) -> int:
-        """Number of steps: the sum of all episode lengths in episodes.jsonl."""
+        """Number of steps: the sum of all episode lengths in the meta folder."""
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Observation:
@@ -92,12 +105,13 @@ class LeRobotDataset:
         """The configured keys at row `base_index` plus each modality's offsets.
 
         Args:
-            episode: ``episode_index`` of episodes.jsonl.
+            episode: ``episode_index`` of the meta folder.
             base_index: Row; beyond the end of the episode everything is padded.
         Returns: Full key -> value. ``video.*`` uint8 [T, H, W, 3] RGB, rows outside the episode clamped;
             ``state.*`` and ``action.*`` float64 [T, D], outside rows repeating the first or last one, or zero for
             parts that are not absolute; ``annotation.*`` list of T strings, clamped.
-        Raises: DatasetError naming the file for anything missing, corrupt or too short.
+        Raises: DatasetError naming the file for anything missing, corrupt, too short or out of order, a value that is
+            not finite, and a row whose timestamp lies outside the video.
         """
         out: dict[str, Any] = {}
         for config in self.modality_config.values():
@@ -107,36 +121,31 @@ class LeRobotDataset:
         return out
 
     def raw(self, episode: int, base_index: int) -> dict[str, Any]:
-        """Every key of modality.json at one row, whatever the modality config; values as in `step` with T = 1."""
+        """Every key of the layout at one row, whatever the modality config; values as in `step` with T = 1."""
         rows = np.array([base_index], dtype=np.int64)
-        keys = [key for section in ("video", "state", "action", "annotation") for key in self.layout.keys(section)]
+        keys = [key for section in _SECTIONS.values() for key in self.layout.keys(section)]
         return {key: self._value(self._episode(episode), key, rows) for key in keys}
 
     def column(self, episode: int, name: str) -> np.ndarray:
         """A whole parquet column of one episode, [N] or [N, D]."""
-        return self._rows(self._episode(episode)).column(name)
+        return self._storage.rows(self._episode(episode)).column(name)
 
-    def metadata(self, tag: str) -> DatasetMetadata:
-        """Statistics and layout under embodiment tag `tag`.
+    def metadata(self, tag: str, advance: Advance = lambda done, total: None) -> DatasetMetadata:
+        """Statistics and layout under embodiment tag `tag`; `notes` says where the statistics come from.
 
-        Statistics come from meta/stats.json; when that is absent or incomplete they are computed from all parquet
-        files that are present. Nothing is written.
+        They come from meta/stats.json; what it lacks of the configured keys is computed from all parquet files that
+        are present. Parts and views that are not configured are there when they can be had. Nothing is written.
 
-        Raises: DatasetError when no statistics can be had.
+        Args:
+            advance: Told how many of how many parquet files are read.
+        Raises: DatasetError when no statistics can be had, and for ones that no recording can have.
         """
-        columns = read_statistics(self.path)
-        if columns is None:
-            files = sorted((self.path / "data").glob("*/*.parquet"))
-            if not files:
-                raise DatasetError(
-                    f"{self.path}/meta/stats.json: missing or incomplete, and there is no parquet file to compute from",
-                    known="data/chunk-XXX/episode_YYYYYY.parquet",
-                    fix="download meta/stats.json or at least one episode",
-                )
-            columns = column_statistics(files)
-        metadata = build_metadata(tag, self.path, self.info, self.layout, columns)
-        action = self.modality_config.get("action")
-        if action is not None and TASK_PROGRESS in action.modality_keys:
+        wanted = {key: self._part(key) for key in self._keys("state", "action") if key != TASK_PROGRESS}
+        statistics = PartStatistics(self.path, self._storage, wanted, advance)
+        self.notes += [note for note in statistics.notes if note not in self.notes]
+        views = [key.partition(".")[2] for key in self._keys("video")]
+        metadata = build_metadata(tag, self.info, self.layout, statistics, views)
+        if TASK_PROGRESS in self._keys("action"):
             name = TASK_PROGRESS.partition(".")[2]
             metadata = replace(
                 metadata,
@@ -147,51 +156,42 @@ class LeRobotDataset:
 
     def close(self) -> None:
         """Close the video files of the last episode."""
+        self._videos.clear()
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
 
+    def _keys(self, *modalities: str) -> list[str]:
+        configs = [self.modality_config[name] for name in modalities if name in self.modality_config]
+        return [key for config in configs for key in config.modality_keys]
+
+    def _check_keys(self) -> None:
+        for modality, config in self.modality_config.items():
+            if modality not in _SECTIONS:
+                raise unknown(PlanError, "modality_config", modality, _SECTIONS)
+            for key in config.modality_keys:
+                if key == TASK_PROGRESS:
+                    continue
+                self.layout.require(_SECTIONS[modality], key)
+                if modality == "video":
+                    self.info.view(self.layout.video[key.partition(".")[2]])
+
+    def _part(self, key: str) -> PartLayout:
+        section, _, name = key.partition(".")
+        return getattr(self.layout, section)[name]
+
     def _episode(self, index: int) -> Episode:
+        listing = self.path / self._storage.listing
         if index not in self._by_index:
             raise DatasetError(
-                f"{self.path}/meta/episodes.jsonl: no episode {index}",
+                f"{listing}: no episode {index}",
                 known=f"{len(self.episodes)} episodes: {_summary([e.index for e in self.episodes])}",
                 fix="choose a listed episode_index",
             )
         episode = self._by_index[index]
         if not episode.length:
-            raise DatasetError(f"{self.path}/meta/episodes.jsonl: episode {index} has 0 frames", fix="leave it out")
+            raise DatasetError(f"{listing}: episode {index} has 0 frames", fix="leave it out")
         return episode
-
-    def _rows(self, episode: Episode) -> Table:
-        """The table of an episode; that of the last one is kept."""
-        if self._table is None or self._table[0] != episode.index:
-            table = Table(self.info.parquet_file(episode.index))
-            if len(table) < episode.length:
-                raise DatasetError(
-                    f"{table.path}: {len(table)} rows",
-                    known=f"meta/episodes.jsonl says {episode.length} for episode {episode.index}",
-                    fix="fetch the episode again, or correct its length",
-                )
-            self._table = (episode.index, table)
-        return self._table[1]
-
-    def _reader(self, episode: Episode, view: str) -> VideoReader:
-        """The video of an episode and view; those of the last episode stay open."""
-        if any(index != episode.index for index, _ in self._readers):
-            self.close()
-        if (episode.index, view) not in self._readers:
-            reader = VideoReader(self.info.video_file(episode.index, self.layout.video[view]))
-            if len(reader) < episode.length:
-                frames = len(reader)
-                reader.close()
-                raise DatasetError(
-                    f"{reader.path}: {frames} frames",
-                    known=f"episode {episode.index} has {episode.length} rows",
-                    fix="the video is cut short: fetch it again",
-                )
-            self._readers[episode.index, view] = reader
-        return self._readers[episode.index, view]
 
     def _value(self, episode: Episode, key: str, rows: np.ndarray) -> Any:
         section, _, name = key.partition(".")
@@ -202,50 +202,75 @@ class LeRobotDataset:
             return self._frames(episode, name, inside)
         if section == "annotation":
             return self._texts(episode, name, inside)
-        part = getattr(self.layout, section)[name]
-        column = self._numbers(episode, part.column)
-        if part.end > column.shape[1]:
-            raise DatasetError(
-                f"{self._rows(episode).path}: column {part.column!r} is {column.shape[1]} wide",
-                known=f"meta/modality.json: {key} takes [{part.start}:{part.end}]",
-                fix="correct start and end in meta/modality.json",
-            )
-        values = column[inside, part.start : part.end].astype(np.float64)
+        part = self._part(key)
+        values = self._storage.rows(episode).part(key, part, inside)
         if not part.info.absolute:
             values[rows != inside] = 0.0
         return values
 
-    def _numbers(self, episode: Episode, name: str) -> np.ndarray:
-        column = self._rows(episode).column(name)
-        if column.dtype == object or column.dtype.kind not in "iufb":
-            raise DatasetError(f"{self._rows(episode).path}: column {name!r} holds {column.dtype}, not numbers")
-        return column.reshape(len(column), -1)
-
     def _frames(self, episode: Episode, view: str, rows: np.ndarray) -> np.ndarray:
-        reader = self._reader(episode, view)
-        times = np.zeros(0) if self.frame_lookup == "index" else self._numbers(episode, "timestamp")[rows, 0]
-        frames = reader.frames(look_up(self.frame_lookup, rows, times, reader.start_times).tolist())
-        width, height = self.info.view(self.layout.video[view]).resolution
+        feature = self.layout.video[view]
+        width, height = self.info.view(feature).resolution
+        if self.info.is_image(feature):
+            source = self._storage.rows(episode)
+            path, frames = source.table.path, stored_images(source, feature, rows, self.path, width * height)
+        else:
+            video = self._video(episode, feature)
+            path, frames = video.path, video.frames(self._frame_numbers(episode, video, rows))
         if frames.shape[1:3] != (height, width):
             raise DatasetError(
-                f"{reader.path}: frames are {frames.shape[2]} x {frames.shape[1]}",
-                known=f"meta/info.json says {width} x {height} for {self.layout.video[view]}",
+                f"{path}: frames are {frames.shape[2]} x {frames.shape[1]}",
+                known=f"meta/info.json says {width} x {height} for {feature}",
                 fix="correct the shape in meta/info.json",
             )
         return frames
 
+    def _frame_numbers(self, episode: Episode, video: EpisodeVideo, rows: np.ndarray) -> np.ndarray:
+        if self.frame_lookup == "index":
+            return by_number(rows, video)
+        return by_time(self.frame_lookup, rows, self._storage.rows(episode).timestamps(), video)
+
+    def _video(self, episode: Episode, feature: str) -> EpisodeVideo:
+        """An episode's frames of a video feature; files stay open until another episode needs others."""
+        if self._filmed != episode:
+            self._filmed = episode
+            self._videos.clear()
+        if feature not in self._videos:
+            clip, clock = self._storage.clip(episode, feature), self._storage.rows(episode).clock()
+            video = EpisodeVideo(self._reader(clip.path), clip.begin_s, clip.end_s)
+            if self.frame_lookup == "index" and clock is not None:
+                refuse_other_rate(clock, video)
+            self._videos[feature] = video
+        return self._videos[feature]
+
+    def _reader(self, path: Path) -> VideoReader:
+        if path not in self._readers:
+            used = {video.path for video in self._videos.values()}
+            for other in [other for other in self._readers if other not in used]:
+                self._readers.pop(other).close()
+            self._readers[path] = VideoReader(path)
+        return self._readers[path]
+
     def _texts(self, episode: Episode, name: str, rows: np.ndarray) -> list[str]:
         column = self.layout.annotation[name]
+        source = self._storage.rows(episode)
         texts = []
-        for value in self._numbers(episode, column)[rows, 0].tolist():
+        for value in source.scalars(column)[rows].tolist():
             if value not in self.tasks:
                 raise DatasetError(
-                    f"{self._rows(episode).path}: column {column!r} holds task index {value}",
-                    known=f"meta/tasks.jsonl has {_summary(list(self.tasks))}",
-                    fix="add the task to meta/tasks.jsonl, or correct original_key in meta/modality.json",
+                    f"{source.where}: column {column!r} holds task index {value}",
+                    known=f"{self._storage.tasks_file} has {_summary(list(self.tasks))}",
+                    fix=f"add the task to {self._storage.tasks_file}, or correct original_key in meta/modality.json",
                 )
             texts.append(self.tasks[value])
         return texts
+
+
+def read_layout(root: Path, info: DatasetInfo) -> ModalityLayout:
+    """Parts and views of modality.json, or of info.json's features where there is none. Raises: DatasetError."""
+    if (root / "meta" / "modality.json").exists():
+        return read_modality(root)
+    return layout_from_features(info)
 
 
 def _summary(numbers: Sequence[int]) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, Gr00tError, PlanError, unknown
+from ..common.files import parse_json, write_whole
+from ..errors import CheckpointError, Gr00tError, PlanError, nearest, unknown
 
 EMBODIMENT_TAGS: Mapping[str, int] = {"gr1": 24, "oxe_droid": 17, "agibot_genie1": 26, "new_embodiment": 31}
 """Embodiment tag -> index of its projector among the model's 32."""
@@ -20,6 +20,11 @@ STATISTICS = ("max", "min", "mean", "std", "q01", "q99")
 _EULER_ORDERS = ("rpy", "ryp", "pry", "pyr", "yrp", "ypr")
 ROTATIONS = ("axis_angle", "quaternion", "rotation_6d", "matrix", *(f"euler_angles_{o}" for o in _EULER_ORDERS))
 _WRITTEN_WITH_IT = "use the metadata.json that was written with this checkpoint"
+_MADE = "`gr00t-trt metadata DATASET --embodiment_tag TAG` makes one from the dataset that it was trained on"
+LARGEST = 1e9
+"""Largest magnitude that a statistic or a state may have, in its unit: beyond it nothing physical is measured."""
+WIDEST, LARGEST_SIDE = 10_000, 16_384
+"""Most values of one part, and most pixels along one side of a frame."""
 
 
 def embodiment_index(tag: str) -> int:
@@ -85,18 +90,48 @@ class DatasetMetadata:
     action_statistics: Mapping[str, Statistics]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys found inside ``statistics``, kept when written back (public files carry counts there)."""
+    broken: Mapping[str, Gr00tError] = field(default_factory=dict)
+    """Full key -> what is wrong with an entry that could not be read; raised when the key is asked for."""
+    source: str = "metadata"
+    """What errors call the file."""
 
     def part(self, key: str) -> PartInfo:
         """The layout of a full key, ``state.left_arm`` or ``action.left_arm``. Raises: PlanError."""
-        return _look_up(key, {"state": self.state, "action": self.action})
+        return self._look_up(key, {"state": self.state, "action": self.action})
 
     def statistics(self, key: str) -> Statistics:
         """The statistics of a full key. Raises: PlanError."""
-        return _look_up(key, {"state": self.state_statistics, "action": self.action_statistics})
+        return self._look_up(key, {"state": self.state_statistics, "action": self.action_statistics})
 
     def view(self, key: str) -> VideoInfo:
         """The camera of a full key, ``video.ego_view``. Raises: PlanError."""
-        return _look_up(key, {"video": self.video})
+        return self._look_up(key, {"video": self.video})
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Refuse statistics that no recording can have, of the parts named by full keys; others decide nothing.
+
+        Raises: CheckpointError naming file, part, statistic and value; PlanError for a key that is not there.
+        """
+        for key in keys:
+            if key.startswith("video."):
+                self.view(key)
+                continue
+            width, statistics = self.part(key).width, self.statistics(key)
+            where = f"{self.source}: statistics of {key}"
+            if statistics.min.size != width:
+                what = f"{where} are {statistics.min.size} wide"
+                raise CheckpointError(what, known=f"its modality declares width {width}", fix=_WRITTEN_WITH_IT)
+            if (problem := impossible(statistics)) is not None:
+                raise CheckpointError(f"{where}: {problem}", fix=f"{_WRITTEN_WITH_IT}; {_MADE}")
+
+    def _look_up(self, key: str, sections: Mapping[str, Mapping[str, Any]]) -> Any:
+        if key in self.broken:
+            raise self.broken[key]
+        section, _, name = key.partition(".")
+        if section not in sections or name not in sections[section]:
+            known = [f"{section}.{name}" for section, names in sections.items() for name in names]
+            raise unknown(PlanError, f"{self.source} has no key that the data config asks for", key, known)
+        return sections[section][name]
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of this embodiment in ``experiment_cfg/metadata.json``."""
@@ -118,38 +153,30 @@ class DatasetMetadata:
     def from_dict(cls, tag: str, entry: Mapping[str, Any], source: str = "metadata.json") -> DatasetMetadata:
         """Read one entry of ``metadata.json``; `source` is what errors call the file.
 
-        Raises: CheckpointError naming the key that is missing or malformed.
+        A part or view that cannot be read goes to `broken`: it is an error only for whoever needs it.
+
+        Raises: CheckpointError for an entry of another form, or one that says it is another tag's.
         """
         statistics, modalities = _child(entry, "statistics", source, tag), _child(entry, "modalities", source, tag)
-        parts: dict[str, dict[str, PartInfo]] = {}
-        values: dict[str, dict[str, Statistics]] = {}
+        own = entry.get("embodiment_tag", tag)
+        if own != tag:
+            what = f"{source}: the entry {tag!r} says that its embodiment_tag is {own!r}"
+            raise CheckpointError(
+                what, known="the tag chooses the weights as well as the statistics", fix=_WRITTEN_WITH_IT
+            )
+        broken: dict[str, Gr00tError] = {}
+        parts: dict[str, dict[str, Any]] = {}
+        values: dict[str, dict[str, Any]] = {}
         for modality in ("state", "action"):
-            declared, measured = f"{tag}.modalities.{modality}", f"{tag}.statistics.{modality}"
             infos = _child(modalities, modality, source, f"{tag}.modalities")
-            parts[modality] = {n: _part_from_dict(info, f"{source}: {declared}.{n}") for n, info in infos.items()}
             entries = _child(statistics, modality, source, f"{tag}.statistics")
-            values[modality] = {
-                n: statistics_from(each, f"{source}: {measured}.{n}", CheckpointError) for n, each in entries.items()
-            }
-            for name, info in parts[modality].items():
-                found = values[modality].get(name)
-                if found is not None and found.min.size != info.width:
-                    what = f"{source}: {measured}.{name} has width {found.min.size}"
-                    known = f"{declared}.{name} declares width {info.width}"
-                    raise CheckpointError(what, known=known, fix=_WRITTEN_WITH_IT)
-        video = {}
-        for name, info in _child(modalities, "video", source, f"{tag}.modalities").items():
-            try:
-                width, height = (int(v) for v in info["resolution"])
-                video[name] = VideoInfo((width, height), int(info.get("channels", 3)), float(info.get("fps", 0.0)))
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise CheckpointError(
-                    f"{source}: {tag}.modalities.video.{name} is malformed: {info!r}",
-                    known='{"resolution": [width, height], "channels": 3, "fps": 20.0}',
-                    fix=_WRITTEN_WITH_IT,
-                ) from error
+            parts[modality] = _each(infos, modality, f"{source}: {tag}.modalities", _part_from_dict, broken)
+            values[modality] = _each(entries, modality, f"{source}: {tag}.statistics", _checkpoint_statistics, broken)
+        views = _child(modalities, "video", source, f"{tag}.modalities")
+        video = _each(views, "video", f"{source}: {tag}.modalities", _view_from_dict, broken)
         extra = {k: v for k, v in statistics.items() if k not in ("state", "action")}
-        return cls(tag, video, parts["state"], parts["action"], values["state"], values["action"], extra)
+        found = (parts["state"], parts["action"], values["state"], values["action"])
+        return cls(tag, video, *found, extra, broken, source)
 
     @classmethod
     def load(cls, path: str | Path, tag: str) -> DatasetMetadata:
@@ -163,7 +190,13 @@ class DatasetMetadata:
         path = metadata_path(path)
         entries = _read(path)
         if tag not in entries:
-            raise unknown(PlanError, f"{path}: --embodiment_tag", tag, entries)
+            close = nearest(tag, entries)
+            meant = f"did you mean {close}? Else: " if close else ""
+            raise PlanError(
+                f"{path}: --embodiment_tag: no statistics for {tag!r}",
+                known=entries,
+                fix=f"{meant}use the tag of the fine-tuning, or --metadata FILE; {_MADE}",
+            )
         return cls.from_dict(tag, entries[tag], str(path))
 
     def write(self, path: str | Path) -> Path:
@@ -175,12 +208,7 @@ class DatasetMetadata:
         path = metadata_path(path)
         entries = _read(path) if path.exists() else {}
         entries[self.embodiment_tag] = self.to_dict()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed, so that a reader never sees half a file.
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(entries, indent=4) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        return write_whole(json.dumps(entries, indent=4) + "\n", path, "metadata", "--out")
 
 
 def metadata_path(path: str | Path) -> Path:
@@ -190,7 +218,10 @@ def metadata_path(path: str | Path) -> Path:
 
 
 def statistics_from(entry: Any, where: str, error: type[Gr00tError]) -> Statistics:
-    """Statistics from a dict of six equally long lists of finite numbers; raises `error` naming `where`."""
+    """Statistics from a dict of six equally long lists of numbers, which `impossible` judges.
+
+    Raises: `error` naming `where` for another form.
+    """
     fix = f"every entry needs {', '.join(STATISTICS)} as lists of equal length"
     if not isinstance(entry, Mapping):
         raise error(f"{where}: statistics are {type(entry).__name__}, not an object", fix=fix)
@@ -203,28 +234,48 @@ def statistics_from(entry: Any, where: str, error: type[Gr00tError]) -> Statisti
         raise error(f"{where}: statistics are not lists of numbers", fix=fix) from cause
     if len({v.shape for v in values.values()}) != 1 or values["min"].ndim != 1:
         raise error(f"{where}: statistics differ in length: {[v.shape for v in values.values()]}", fix=fix)
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise error(f"{where}: statistic {name!r} holds {value[~np.isfinite(value)][0]}", fix=fix)
     return Statistics(**values)
 
 
-def _look_up(key: str, sections: Mapping[str, Mapping[str, Any]]) -> Any:
-    section, _, name = key.partition(".")
-    if section not in sections or name not in sections[section]:
-        known = [f"{section}.{name}" for section, names in sections.items() for name in names]
-        raise unknown(PlanError, "data config against metadata", key, known)
-    return sections[section][name]
+def impossible(statistics: Statistics) -> str | None:
+    """What no recording can have about these statistics, in words; None where nothing is wrong."""
+    values = {name: getattr(statistics, name) for name in STATISTICS}
+    for name, value in values.items():
+        bad = ~(np.abs(value) <= LARGEST)
+        if bad.any():
+            return _at(bad, f"{name} is {{}}", value)
+    low, high, spread = values["min"], values["max"], values["std"]
+    # Float32 leaves a constant column a standard deviation of a few of its last bits.
+    moves = spread > 1e-4 * np.maximum(1.0, np.abs(high))
+    quantiles = values["q99"] - values["q01"]
+    checks = (
+        (low > high, "min {} exceeds max {}", (low, high)),
+        (quantiles < 0, "q01 {} exceeds q99 {}", (values["q01"], values["q99"])),
+        (spread < 0, "std {} is negative", (spread,)),
+        ((low == high) & moves, "min and max are both {}, but std is {}", (low, spread)),
+        # With 98 % of the values in one point, no more than 2 % can lie elsewhere.
+        (
+            (quantiles == 0) & (spread > 0.15 * (high - low)) & moves,
+            "q01 and q99 are both {}, but std is {}",
+            (values["q01"], spread),
+        ),
+    )
+    return next((_at(bad, text, *shown) for bad, text, shown in checks if bad.any()), None)
+
+
+def _at(bad: np.ndarray, text: str, *values: np.ndarray) -> str:
+    index = int(np.flatnonzero(bad)[0])
+    return f"{text.format(*(f'{value[index]:.6g}' for value in values))} at index {index}"
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such file",
             known="a checkpoint holds experiment_cfg/metadata.json, with statistics per embodiment tag",
-            fix="fetch it with the checkpoint, or write a dataset's: LeRobotDataset.metadata(tag).write()",
+            fix=f"copy experiment_cfg from the training run, or pass --metadata FILE; {_MADE}",
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON: {error}", fix="fetch the file again") from error
@@ -244,6 +295,41 @@ def _child(entry: Any, name: str, source: str, where: str) -> Mapping[str, Any]:
     return child
 
 
+def _each(
+    entries: Mapping[str, Any],
+    section: str,
+    where: str,
+    read: Callable[[Any, str], Any],
+    broken: dict[str, Gr00tError],
+) -> dict[str, Any]:
+    """Every entry of a section that can be read; the others' errors go to `broken` under their full keys."""
+    out = {}
+    for name, entry in entries.items():
+        try:
+            out[name] = read(entry, f"{where}.{section}.{name}")
+        except Gr00tError as error:
+            broken.setdefault(f"{section}.{name}", error)
+    return out
+
+
+def _checkpoint_statistics(entry: Any, where: str) -> Statistics:
+    return statistics_from(entry, where, CheckpointError)
+
+
+def _view_from_dict(info: Any, where: str) -> VideoInfo:
+    try:
+        width, height = (int(v) for v in info["resolution"])
+        if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
+            raise ValueError(f"{width} x {height} pixels")
+        return VideoInfo((width, height), int(info.get("channels", 3)), float(info.get("fps", 0.0)))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{where} is malformed: {str(info)[:200]}",
+            known='{"resolution": [width, height], "channels": 3, "fps": 20.0}',
+            fix=_WRITTEN_WITH_IT,
+        ) from error
+
+
 def _part_to_dict(part: PartInfo) -> dict[str, Any]:
     return {
         "absolute": part.absolute,
@@ -257,9 +343,11 @@ def _part_from_dict(info: Any, where: str) -> PartInfo:
     try:
         (width,) = info["shape"]
         part = PartInfo(int(width), bool(info["absolute"]), info.get("rotation_type"), bool(info["continuous"]))
+        if not 0 < part.width <= WIDEST:
+            raise ValueError(f"width {part.width}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"{where} is malformed: {info!r}",
+            f"{where} is malformed: {str(info)[:200]}",
             known='{"absolute": true, "rotation_type": null, "shape": [7], "continuous": true}',
             fix=_WRITTEN_WITH_IT,
         ) from error

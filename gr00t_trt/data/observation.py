@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 
 from ..common.interface import ModalityConfig, Observation
+from ..common.notice import warn_once
 from ..errors import ObservationError, nearest
-from .metadata import DatasetMetadata
+from .embodiments import DATA_CONFIGS
+from .metadata import LARGEST, DatasetMetadata
 from .prompt import bracketed
+from .transforms import DEFAULT_TEXT
+
+ROBOCASA_VIEWS = ("video.ego_view_pad_res256_freq20", "video.ego_view_bg_crop_pad_res256_freq20")
+"""Views that RoboCasa's GR1 environments send along with the one that is read."""
 
 
 def validate_observation(
@@ -19,20 +25,23 @@ def validate_observation(
     metadata: DatasetMetadata,
     *,
     bracketed_text: bool = False,
+    default_text: str = DEFAULT_TEXT,
 ) -> tuple[dict[str, Any], bool]:
     """Check an observation and add the batch axis where it lacks one.
 
     Args:
         observation: ``video.<view>`` uint8 [T, H, W, 3] at the metadata's resolution; ``state.<part>`` numbers [T, D]
-            in physical units; at most one ``annotation...`` key with the instruction: a string, a list of one, or an
-            array of one. Or everything with a leading batch axis B, and B strings. Recorded ``action.*`` keys and
-            keys that the data config does not name are left out.
+            in physical units; one ``annotation...`` key with the instruction: a string, a list of one, or an array of
+            one. Or everything with a leading batch axis B, and B strings. Recorded ``action.*`` keys are left out, and
+            so are, with a warning, the views and parts of a robot that its data config does not name.
         modality_config: Keys and horizons of the data config.
         metadata: Resolutions and widths.
+        default_text: What the model was trained to read where there was no instruction.
         bracketed_text: Render the instruction of an unbatched observation as ``['text']``, as the original does.
     Returns: The observation with ``video.*`` uint8 [B, T, H, W, 3], ``state.*`` float32 or float64 [B, T, D] and the
         annotation as a list of B strings; and whether it came as a batch.
-    Raises: ObservationError naming the key, the value and the fix.
+    Raises: ObservationError naming the key, the value and the fix; also for a key that nobody reads, and for no
+        instruction where the data config names one.
     """
     if not isinstance(observation, Mapping):
         raise ObservationError(f"observation is {type(observation).__name__}", known="a dict of full keys")
@@ -48,7 +57,8 @@ def validate_observation(
             batch[key] = lead
     _check_batch(batch)
     size = next(iter(batch.values()), None)
-    annotation = _annotation_key(observation, modality_config)
+    annotation = _annotation_key(observation, modality_config, default_text)
+    _check_unread(observation, modality_config, metadata)
     if annotation is not None:
         language = modality_config.get("language")
         horizon = len(language.delta_indices) if language else 1
@@ -94,21 +104,62 @@ _RANKS = {"video": 4, "state": 2}
 
 def _get(observation: Observation, key: str) -> Any:
     if key not in observation:
-        given = sorted(str(k) for k in observation)
-        close = nearest(key, given)
-        raise ObservationError(
-            f"key {key!r} is missing",
-            known=given or "an empty observation",
-            fix=f"add {key} to the observation" + (f" (did you mean it by {close}?)" if close else ""),
-        )
+        raise _missing(f"key {key!r} is missing", key, observation)
     return observation[key]
 
 
+def _missing(what: str, key: str, observation: Observation, hint: str = "") -> ObservationError:
+    given = sorted(str(k) for k in observation)
+    nested = [str(k) for k, value in observation.items() if isinstance(value, Mapping)]
+    if nested:
+        fix = (
+            f"{nested[0]!r} is nested, as N1.6 and later generations send it; N1.5 takes one flat map, {key} and so on"
+        )
+        return ObservationError(what, known=given, fix=fix)
+    close = nearest(key, [k for k in given if not k.startswith(("video.", "state.", "action.")) or k[:5] == key[:5]])
+    fix = f"add {key} to the observation" + (f" (did you mean it by {close}?)" if close else "") + hint
+    return ObservationError(what, known=given or "an empty observation", fix=fix)
+
+
+def _check_unread(
+    observation: Observation, modality_config: Mapping[str, ModalityConfig], metadata: DatasetMetadata
+) -> None:
+    """Refuse keys that mean nothing to this robot; say which of its own are not read."""
+    read = {key for config in modality_config.values() for key in config.modality_keys}
+    for key in observation:
+        if key in read or (isinstance(key, str) and ("annotation" in key or key.startswith("action."))):
+            continue
+        if key not in _robot_keys(read, metadata):
+            close = nearest(str(key), read)
+            raise ObservationError(
+                f"key {key!r} is not read",
+                known=sorted(read),
+                fix=f"did you mean {close}? Else leave it out" if close else "leave it out",
+            )
+        warn_once(f"{key} of the observation is not read: the data config does not name it")
+
+
+def _robot_keys(read: set[str], metadata: DatasetMetadata) -> set[str]:
+    """Keys of this robot: of its metadata, of built-in data configs that read more of it, and of its simulation."""
+    own = {f"{section}.{name}" for section in ("video", "state") for name in getattr(metadata, section)}
+    needed = {key for key in read if key.startswith(("video.", "state."))}
+    each = ({*config.video_keys, *config.state_keys} for config in DATA_CONFIGS.values())
+    return own.union(ROBOCASA_VIEWS, *(keys for keys in each if keys >= needed))
+
+
 def _array(key: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ObservationError(
+            f"{key} is a masked array with missing values", fix="fill them in, or send the last ones"
+        )
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except Exception as error:  # ragged lists, tensors on a GPU, objects with a failing __array__
         raise ObservationError(f"{key} is no array: {error}", fix="send a numpy array") from error
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    # torch takes no view that runs backwards, such as a camera's BGR turned round.
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 def _video(key: str, value: np.ndarray, horizon: int, metadata: DatasetMetadata) -> np.ndarray:
@@ -153,6 +204,9 @@ def _state(key: str, value: np.ndarray, horizon: int, metadata: DatasetMetadata)
             known="finite numbers",
             fix="check the sensor, or repeat its last good reading",
         )
+    if (np.abs(value) > LARGEST).any():
+        what = f"{key} holds {value.flat[np.abs(value).argmax()]:g}"
+        raise ObservationError(what, known=f"magnitudes up to {LARGEST:g}", fix="check the sensor and its unit")
     return value
 
 
@@ -169,14 +223,20 @@ def _check_batch(batch: Mapping[str, int | None]) -> None:
         raise ObservationError("the batch is empty", known="a leading axis of at least 1")
 
 
-def _annotation_key(observation: Observation, modality_config: Mapping[str, ModalityConfig]) -> str | None:
+def _annotation_key(
+    observation: Observation, modality_config: Mapping[str, ModalityConfig], default_text: str
+) -> str | None:
     keys = [k for k in observation if isinstance(k, str) and "annotation" in k]
+    language = modality_config.get("language")
+    named = language.modality_keys if language else []
     if len(keys) > 1:
-        language = modality_config.get("language")
-        known = ", ".join(language.modality_keys) if language else "one annotation key"
+        known = ", ".join(named) or "one annotation key"
         raise ObservationError(
             f"{len(keys)} instructions: {', '.join(keys)}", known=known, fix="send exactly one annotation key"
         )
+    if not keys and named:
+        hint = f"; for no particular task, send {default_text!r}"
+        raise _missing(f"no instruction: key {named[0]!r} is missing", named[0], observation, hint)
     return keys[0] if keys else None
 
 

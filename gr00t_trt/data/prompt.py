@@ -72,17 +72,18 @@ def tile_grid(width: int, height: int, tile: int, max_tiles: int = MAX_TILES) ->
     return best
 
 
-def split_tiles(image: np.ndarray, tile: int) -> np.ndarray:
+def split_tiles(image: np.ndarray, tile: int, max_tiles: int = MAX_TILES) -> np.ndarray:
     """Cut an image into tiles.
 
     Args:
         image: uint8 [H, W, 3].
         tile: Side of a tile in pixels.
+        max_tiles: Most tiles, without the thumbnail; 1 makes one tile of the whole image.
     Returns: uint8 [N, tile, tile, 3], row by row; with more than one tile a thumbnail of the whole image comes last.
         An image of exactly tile x tile is returned as it is, any other is resized (bicubic, antialiased).
     """
     height, width = image.shape[:2]
-    columns, rows = tile_grid(width, height, tile)
+    columns, rows = tile_grid(width, height, tile, max_tiles)
     grid = _resize(image, rows * tile, columns * tile).reshape(rows, tile, columns, tile, 3)
     tiles = grid.swapaxes(1, 2).reshape(rows * columns, tile, tile, 3)
     return tiles if len(tiles) == 1 else np.concatenate([tiles, _resize(image, tile, tile)[None]])
@@ -91,11 +92,12 @@ def split_tiles(image: np.ndarray, tile: int) -> np.ndarray:
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    planes = torch.tensor(image).permute(2, 0, 1)[None].to(torch.float32)
+    # In bytes throughout, as the original: between the two directions, levels are rounded and cut off at 0 and 255.
+    planes = torch.tensor(image).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(
         planes, size=(height, width), mode="bicubic", align_corners=False, antialias=True
     )
-    return resized.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).numpy()
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 class Prompter:
@@ -128,7 +130,12 @@ class Prompter:
         self._cached_ids = lru_cache(maxsize=CACHED_PROMPTS)(self._encode)
 
     def __call__(
-        self, images: np.ndarray | torch.Tensor | Sequence[Any], texts: Sequence[str], *, bracketed_text: bool = False
+        self,
+        images: np.ndarray | torch.Tensor | Sequence[Any],
+        texts: Sequence[str],
+        *,
+        bracketed_text: bool = False,
+        max_tiles: int = MAX_TILES,
     ) -> dict[str, torch.Tensor]:
         """Prepare a batch.
 
@@ -138,6 +145,7 @@ class Prompter:
             texts: B instructions, put into the prompt verbatim. One that spells out a special token is refused:
                 it would be read as the end of the turn, or as an image.
             bracketed_text: Wrap each text as ``['text']``, as the original does for unbatched requests.
+            max_tiles: Most tiles of an image that is not of a tile's size; see `split_tiles`.
         Returns: ``eagle_input_ids`` and ``eagle_attention_mask`` int64 [B, L], padded on the left;
             ``eagle_pixel_values`` float32 [N, 3, S, S] in [-1, 1], N tiles of all samples in order, on the device
             of the images; and ``eagle_image_sizes`` int64 [M, 2], height and width of all M images.
@@ -147,7 +155,7 @@ class Prompter:
             raise ObservationError(f"{len(texts)} instructions for {len(images)} samples", known="one per sample")
         for text in texts:
             self._check(text)
-        pixels, counts, sizes = self._tiles(images)
+        pixels, counts, sizes = self._tiles(images, max_tiles)
         verbatim = [bracketed(text) for text in texts] if bracketed_text else texts
         rows = [self._cached_ids(text, count) for text, count in zip(verbatim, counts, strict=True)]
         length = max(len(row) for row in rows)
@@ -163,7 +171,7 @@ class Prompter:
             "eagle_image_sizes": torch.tensor(sizes, dtype=torch.int64),
         }
 
-    def _tiles(self, images: Any) -> tuple[torch.Tensor, list[tuple[int, ...]], list[tuple[int, int]]]:
+    def _tiles(self, images: Any, max_tiles: int) -> tuple[torch.Tensor, list[tuple[int, ...]], list[tuple[int, int]]]:
         """All tiles uint8 [N, 3, S, S]; per sample, how many of them each image has; sizes of all images."""
         side = self.image_size
         uniform = isinstance(images, np.ndarray | torch.Tensor)
@@ -176,7 +184,7 @@ class Prompter:
         pixels, counts, sizes = [], [], []
         for sample in images.cpu().numpy() if isinstance(images, torch.Tensor) else images:
             found = self._views(sample)
-            tiles = [split_tiles(view, side) for view in found]
+            tiles = [split_tiles(view, side, max_tiles) for view in found]
             pixels += tiles
             counts.append(tuple(len(t) for t in tiles))
             sizes += [(view.shape[0], view.shape[1]) for view in found]

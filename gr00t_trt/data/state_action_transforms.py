@@ -166,9 +166,20 @@ class StateActionTransform(ModalityTransform):
             if source.startswith("euler") and target.startswith("euler") and source != target:
                 raise PlanError(f"{key}: {source} to {target}: Euler angles are not converted to another order")
             if source != target:
+                self._check_action(key, metadata.part(key).width, source, target)
                 self._rotations[key] = (source, target)
         for key, mode in self.normalization_modes.items():
             self._normalizers[key] = Normalizer(mode, self._statistics(key, mode, metadata))
+
+    @staticmethod
+    def _check_action(key: str, width: int, source: str, target: str) -> None:
+        """The model's actions are cut into parts by the metadata's widths, so a part cannot have two of them."""
+        if key.startswith("action.") and WIDTHS[target] != width:
+            raise PlanError(
+                f"{key}: {source}, {width} wide, converted to {target}, {WIDTHS[target]} wide",
+                known="actions keep the width that the dataset gives them",
+                fix=f"leave {key} out of target_rotations, or store it as {target}",
+            )
 
     def _statistics(self, key: str, mode: str, metadata: DatasetMetadata) -> Statistics:
         info = metadata.part(key)

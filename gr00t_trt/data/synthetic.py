@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import PlanError
+from ..common.private_folder import distrust, make_private
+from ..errors import DatasetError, PlanError
 from . import embodiments
 from .layout import DEFAULT_COLUMNS
 from .metadata import STATISTICS
@@ -61,8 +62,9 @@ def synthetic_dataset(
     it, or spoil each other's.
 
     Args:
-        cache: Folder to keep it in; a folder of this user in the system's temporary directory when None.
+        cache: Folder to keep it in; a folder of this user alone in the system's temporary directory when None.
         data_config, episodes, length, seed, resolution: As in `write_synthetic_dataset`.
+    Raises: DatasetError for a folder that another user made, or can write to; PlanError as `write_synthetic_dataset`.
     """
     if cache is None:
         user = os.getuid() if hasattr(os, "getuid") else "user"
@@ -75,9 +77,11 @@ def synthetic_dataset(
         keys = json.dumps({name: list(each.modality_keys) for name, each in modalities.items()})
         label = f"{data_config.replace(':', '-')}-{zlib.crc32(keys.encode()):08x}"
     folder = Path(cache) / f"synthetic-{label}-{episodes}x{length}-{width}x{height}-seed{seed}-v{VERSION}"
+    make_private(Path(cache))
+    for each in (Path(cache), folder):
+        _refuse_foreign(each)
     if _is_complete(folder):
         return folder
-    Path(cache).mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
     try:
         write_synthetic_dataset(
@@ -277,8 +281,14 @@ def _is_complete(folder: Path) -> bool:
     return all(path.is_file() for path in needed)
 
 
+def _refuse_foreign(folder: Path) -> None:
+    why = distrust(folder)
+    if why is not None:
+        fix = f"remove it, or make it yours: chmod go-w {folder}"
+        raise DatasetError(f"synthetic dataset: {folder}: {why}", known="a folder of this user alone", fix=fix)
+
+
 def _move_into_place(building: Path, folder: Path) -> None:
-    building.chmod(0o755)
     while True:
         try:
             os.rename(building, folder)

@@ -1,16 +1,18 @@
 """The tokenizer of the model: found on disk or on the hub, checked against the model, or made up for tests.
 
-transformers and huggingface_hub are imported here only, and tokenizers only for the synthetic one.
+It is built from its data files alone: Python files beside them, which their configuration may name, are never run.
+tokenizers is imported here only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import TokenizerError
+from ..common.files import parse_json
+from ..errors import TokenizerError, refetch
 
 SPECIAL_TOKENS: Mapping[str, int] = {
     "<|endoftext|>": 151643,
@@ -33,8 +35,13 @@ QWEN2_PATTERN = (
 """Pre-tokenisation of the Qwen2 family."""
 
 
+QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+"""Names under which vocab.json and merges.txt mean this family."""
+_LISTS = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt")
+
+
 class Tokenizer:
-    """A tokenizer of transformers, or of the library below it.
+    """A tokenizer of the library `tokenizers`, with what the prompt needs to know of it.
 
     Attributes:
         name: Where it came from.
@@ -56,24 +63,23 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; nothing is added at either end."""
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        return list(getattr(found, "ids", found))
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def load_tokenizer(
     where: str | Path | None = None,
-    checkpoint: Path | None = None,
+    checkpoints: Sequence[Path] = (),
     special_tokens: Mapping[str, int] = SPECIAL_TOKENS,
     vocab_size: int | None = None,
 ) -> Tokenizer:
     """The tokenizer of the model.
 
-    Looked for in this order: `where`; the checkpoint folder and its subfolders; Qwen3-1.7B in the hub's cache, then
+    Looked for in this order: `where`; the checkpoint folders and their subfolders; Qwen3-1.7B in the hub's cache, then
     on the hub (unless HF_HUB_OFFLINE is set). Image tokens that it lacks are added.
 
     Args:
         where: A folder, a tokenizer.json file, or a hub id; when given, nothing else is tried.
-        checkpoint: The model folder.
+        checkpoints: The model's folder, and its base model's.
         special_tokens: Name -> id in the model, as far as known: only the image token's for a checkpoint with a
             vision-language configuration of its own. The tokenizer then says what the others are.
         vocab_size: Rows of the model's embedding table; None leaves it unchecked.
@@ -83,11 +89,11 @@ def load_tokenizer(
     if where is not None:
         tokenizer, name = _load_explicit(str(where)), str(where)
     else:
-        folder = _in_checkpoint(checkpoint)
+        folder = next(filter(None, map(_in_checkpoint, checkpoints)), None)
         name = str(folder) if folder else HUB_ID
         tokenizer = _from_path(folder) if folder else _from_hub(HUB_ID)
     known = tokenizer.get_vocab()
-    tokenizer.add_tokens([t for t in IMAGE_TOKENS if t in special_tokens and t not in known], special_tokens=True)
+    tokenizer.add_special_tokens([t for t in IMAGE_TOKENS if t in special_tokens and t not in known])
     known = tokenizer.get_vocab()
     for token in {**SPECIAL_TOKENS, **special_tokens}:
         if token not in known or known[token] != special_tokens.get(token, known[token]):
@@ -98,7 +104,7 @@ def load_tokenizer(
                 fix=f"this tokenizer belongs to another model; {HINT}",
             )
     ids = {token: known[token] for token in SPECIAL_TOKENS}
-    out = Tokenizer(tokenizer, name, ids, tokenizer.get_added_vocab())
+    out = Tokenizer(tokenizer, name, ids, [t.content for t in tokenizer.get_added_tokens_decoder().values()])
     if vocab_size is not None and out.vocab_size > vocab_size:
         raise TokenizerError(
             f"{name}: the tokenizer has {out.vocab_size} ids",
@@ -109,8 +115,8 @@ def load_tokenizer(
 
 
 def _load_explicit(where: str) -> Any:
-    path = Path(where).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(where))
+    if os.path.exists(path):
         return _from_path(path)
     # A hub id is "name" or "organisation/name"; anything else was meant as a path.
     if where.count("/") > 1 or where.startswith((".", "/", "~")) or path.suffix == ".json" or not where.strip():
@@ -118,10 +124,8 @@ def _load_explicit(where: str) -> Any:
     return _from_hub(where)
 
 
-def _in_checkpoint(checkpoint: Path | None) -> Path | None:
-    if checkpoint is None or not Path(checkpoint).is_dir():
-        return None
-    folders = [Path(checkpoint), *sorted(p for p in Path(checkpoint).iterdir() if p.is_dir())]
+def _in_checkpoint(checkpoint: Path) -> Path | None:
+    folders = [checkpoint, *sorted(path for path in checkpoint.iterdir() if path.is_dir())]
     return next((f for f in folders if _is_tokenizer_folder(f)), None)
 
 
@@ -132,38 +136,93 @@ def _is_tokenizer_folder(folder: Path) -> bool:
 
 
 def _from_path(path: Path) -> Any:
-    import transformers
+    from tokenizers import Tokenizer as Fast
 
+    if path.is_dir() and not _is_tokenizer_folder(path):
+        raise TokenizerError(
+            f"{path}: no tokenizer in this folder",
+            known="tokenizer.json, or tokenizer_config.json with vocab.json and merges.txt",
+            fix=HINT,
+        )
+    whole = path if path.is_file() else path / "tokenizer.json"
     try:
-        if path.is_file():
-            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
-        if not _is_tokenizer_folder(path):
-            raise TokenizerError(
-                f"{path}: no tokenizer in this folder",
-                known="tokenizer.json, or tokenizer_config.json with vocab.json and merges.txt",
-                fix=HINT,
-            )
-        if not (path / "tokenizer_config.json").is_file():
-            return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))
-        return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        out = Fast.from_file(str(whole)) if whole.is_file() else _qwen2(path)
+        if path.is_dir():
+            _add_listed(out, path)
     except TokenizerError:
         raise
     except Exception as error:  # a damaged file surfaces as anything from KeyError to the Rust side's Exception
-        raise TokenizerError(f"{path}: not a readable tokenizer: {error}", fix=HINT) from error
+        fix = f"{refetch(whole)}; or {HINT}" if whole.is_file() else HINT
+        raise TokenizerError(f"{path}: not a readable tokenizer: {error}", fix=fix) from error
+    # A file may carry the settings of a training run; a prompt is neither cut nor filled up.
+    out.no_truncation()
+    out.no_padding()
+    return out
+
+
+def _qwen2(folder: Path) -> Any:
+    """Qwen2's tokenizer from its vocabulary and merges."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, normalizers
+
+    kind = _json(folder / "tokenizer_config.json").get("tokenizer_class", QWEN2_CLASSES[0])
+    if kind not in QWEN2_CLASSES:
+        raise TokenizerError(f"{folder}: tokenizer_class {str(kind)[:60]!r}", known=QWEN2_CLASSES, fix=HINT)
+    out = Fast(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    out.normalizer = normalizers.NFC()
+    out.pre_tokenizer = _qwen2_splitting()
+    out.decoder = decoders.ByteLevel()
+    return out
+
+
+def _qwen2_splitting() -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _add_listed(tokenizer: Any, folder: Path) -> None:
+    """Add the tokens that stand beside the vocabulary. Raises: TokenizerError where one gets another id than listed."""
+    from tokenizers import AddedToken
+
+    listed = {int(index): token for token, index in _json(folder / "added_tokens.json").items()}
+    for index, entry in _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
+        listed[int(index)] = entry["content"]
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for index, token in sorted(listed.items()):
+        if token not in known:
+            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        found = tokenizer.token_to_id(token)
+        if found != index:
+            what = f"{folder}: token {token!r} is listed with id {index}, and its place in the vocabulary is {found}"
+            raise TokenizerError(what, fix=f"the files are of different tokenizers: copy them again; or {HINT}")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object of a file; an empty one where there is no file."""
+    value = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{file.name} holds {type(value).__name__}, not an object")
+    return value
 
 
 def _from_hub(name: str) -> Any:
-    import huggingface_hub
-    import transformers
-
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     reason: Exception | None = None
     for local_only in (True,) if offline else (True, False):
         try:
+            import huggingface_hub
+
             if not local_only:
                 # Downloads retry for a minute when there is no network; this asks once.
                 huggingface_hub.HfApi().model_info(name, timeout=10)
-            return transformers.AutoTokenizer.from_pretrained(name, local_files_only=local_only)
+            folder = huggingface_hub.snapshot_download(name, allow_patterns=list(_LISTS), local_files_only=local_only)
+            return _from_path(Path(folder))
         except Exception as error:  # not cached, no network, no such repository: all mean "not to be had here"
             reason = error
     state = "HF_HUB_OFFLINE is set" if offline else "the hub did not deliver it"
@@ -188,7 +247,7 @@ def synthetic_tokenizer(special_tokens: Mapping[str, int] = SPECIAL_TOKENS, voca
     """
     import json
 
-    from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Bpe
     from tokenizers.trainers import BpeTrainer
 
@@ -199,14 +258,8 @@ def synthetic_tokenizer(special_tokens: Mapping[str, int] = SPECIAL_TOKENS, voca
             f"a vocabulary of {vocab_size} is too small for a synthetic tokenizer",
             known=f"256 byte tokens and the special tokens {dict(special_tokens)}",
         )
-    splitting = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
     trained = Bpe(models.BPE())
-    trained.pre_tokenizer = splitting
+    trained.pre_tokenizer = _qwen2_splitting()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = BpeTrainer(vocab_size=len(free), min_frequency=1, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator(_corpus(), trainer)
@@ -218,7 +271,7 @@ def synthetic_tokenizer(special_tokens: Mapping[str, int] = SPECIAL_TOKENS, voca
     merges = [(str(left), str(right)) for left, right in pairs]
     out = Bpe(models.BPE(vocab=vocabulary, merges=merges))
     out.normalizer = normalizers.NFC()
-    out.pre_tokenizer = splitting
+    out.pre_tokenizer = _qwen2_splitting()
     out.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
     return Tokenizer(out, "synthetic", special_tokens, special_tokens)
 

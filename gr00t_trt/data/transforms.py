@@ -17,7 +17,7 @@ import torch
 
 from ..errors import Gr00tError, ObservationError, PlanError
 from .metadata import DatasetMetadata, embodiment_index
-from .prompt import Prompter
+from .prompt import MAX_TILES, Prompter
 
 DEFAULT_TEXT = "Perform the default behavior."
 """The instruction of an observation without an annotation."""
@@ -80,6 +80,12 @@ class ComposedModalityTransform(ModalityTransform):
         for transform in self.transforms:
             if isinstance(transform, GR00TTransform | ComposedModalityTransform):
                 transform.set_prompter(prompter)
+
+    @property
+    def default_instruction(self) -> str:
+        """What the model reads where there was no instruction."""
+        found = (t.default_instruction for t in self.transforms if isinstance(t, GR00TTransform))
+        return next(found, DEFAULT_TEXT)
 
     @property
     def device_generic(self) -> bool:
@@ -211,10 +217,13 @@ class GR00TTransform(ModalityTransform):
     Args:
         state_horizon: Rows of state, T; other lengths are refused.
         action_horizon: Rows of action; kept for callers that ask.
-        max_state_dim: Width that states are padded (or cut) to.
+        max_state_dim: Width that states are padded to; wider ones are refused.
         max_action_dim: Width of the model's action.
         prompter: Tokenizes and normalises; `ComposedModalityTransform.set_prompter` sets it later.
         default_instruction: Text of an observation without annotation.
+        render: Makes of an instruction the text of the prompt; None puts it in verbatim.
+        max_tiles: Most tiles of an image that is not of the model's size.
+        embodiment: Index of the projector; that of the metadata's embodiment tag when None.
         training: Upstream's parameters of training, accepted and ignored.
     Raises: ObservationError.
     """
@@ -228,16 +237,21 @@ class GR00TTransform(ModalityTransform):
         max_action_dim: int = 32,
         prompter: Prompter | None = None,
         default_instruction: str = DEFAULT_TEXT,
+        render: Callable[[str], str] | None = None,
+        max_tiles: int = MAX_TILES,
+        embodiment: int | None = None,
         **training: Any,
     ):
         super().__init__(apply_to)
         self.state_horizon, self.action_horizon = state_horizon, action_horizon
         self.max_state_dim, self.max_action_dim = max_state_dim, max_action_dim
         self.prompter, self.default_instruction = prompter, default_instruction
-        self._embodiment: int | None = None
+        self.render, self.max_tiles, self._own_embodiment = render, max_tiles, embodiment
+        self._embodiment: int | None = embodiment
 
     def set_metadata(self, metadata: DatasetMetadata) -> None:
-        self._embodiment = embodiment_index(metadata.embodiment_tag)
+        own = self._own_embodiment
+        self._embodiment = embodiment_index(metadata.embodiment_tag) if own is None else own
 
     def set_prompter(self, prompter: Prompter) -> None:
         self.prompter = prompter
@@ -256,7 +270,10 @@ class GR00TTransform(ModalityTransform):
             images = images[None]
         state, mask = self._state(data.get("state"), batched, len(images))
         texts = self._texts(data, batched, len(images))
-        prompt = self.prompter(images, texts) if self.prompter else {"images": images, "texts": texts}
+        texts = [self.render(text) for text in texts] if self.render else texts
+        prompt: Data = {"images": images, "texts": texts}
+        if self.prompter is not None:
+            prompt = self.prompter(images, texts, max_tiles=self.max_tiles)
         return {
             **prompt,
             "state": state,
@@ -276,8 +293,14 @@ class GR00TTransform(ModalityTransform):
                     f"state has shape {tuple(state.shape)}",
                     known=f"[{batch}, {self.state_horizon}, D]: batch and number of observation rows",
                 )
-            width = min(state.shape[-1], self.max_state_dim)
-            out[..., :width] = state[..., :width]
+            width = state.shape[-1]
+            if width > self.max_state_dim:
+                raise ObservationError(
+                    f"state is {width} wide: the last {width - self.max_state_dim} values would never reach the model",
+                    known=f"at most {self.max_state_dim}",
+                    fix="leave parts out of state_keys in the data config",
+                )
+            out[..., :width] = state
             mask[..., :width] = True
         return out, mask
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,19 @@ from ..errors import DatasetError, refetch
 
 CACHE_BYTES = 64 * 2**20
 """Decoded frames that one reader keeps, in bytes."""
+
+
+class _Packet(NamedTuple):
+    """An encoded frame without its bytes, times in units of the stream."""
+
+    pts: int
+    key: bool
+    discarded: bool
+    duration: int
+
+    @classmethod
+    def of(cls, packet: Any) -> _Packet:
+        return cls(packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0)
 
 
 class VideoReader:
@@ -33,34 +47,47 @@ class VideoReader:
         av = pyav()
 
         self.path = path
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
             raise DatasetError(
                 f"{path}: no such video",
-                known="meta/episodes.jsonl lists this episode",
+                known="the dataset's meta folder lists this episode",
                 fix="download the video, or choose an episode that is present",
             )
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
-            packets = [
-                (p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None and p.size
-            ]
+            packets = [_Packet.of(p) for p in self._container.demux(self._stream) if p.pts is not None and p.size]
         except (av.FFmpegError, IndexError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DatasetError(f"{path}: not a readable video: {reason}", fix=refetch(path)) from error
-        packets.sort()
-        self._pts = np.array([pts for pts, _ in packets], dtype=np.int64)
-        self._keys = np.flatnonzero([key for _, key in packets])
-        time_base = self._stream.time_base
-        assert time_base is not None
-        self.start_times: np.ndarray = self._pts * time_base.numerator / time_base.denominator
-        """Float64 [N], seconds at which each frame appears."""
+        self._list(packets)
         self._decoder: Iterator[Any] | None = None
         self._next = 0
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
 
+    def _list(self, packets: list[_Packet]) -> None:
+        """Times of all frames, and which of them are shown.
+
+        A video cut without re-encoding begins with the frames that its first one needs, at times before 0.
+        """
+        packets.sort()
+        self._pts = np.array([p.pts for p in packets], dtype=np.int64)
+        self._keys = np.flatnonzero([p.key for p in packets])
+        self._shown = np.flatnonzero([p.pts >= 0 and not p.discarded for p in packets])
+        if not len(self._shown):
+            raise DatasetError(f"{self.path}: a video without a frame", fix=refetch(self.path))
+        unit = self._stream.time_base
+        assert unit is not None
+        self.starts_s: np.ndarray = self._pts[self._shown] * unit.numerator / unit.denominator
+        """Float64 [N], seconds at which each frame appears."""
+        self.spacing_s = float(np.median(np.diff(self.starts_s))) if len(self.starts_s) > 1 else 0.0
+        """Seconds from frame to frame, most of the time."""
+        lasts = packets[self._shown[-1]].duration * unit.numerator / unit.denominator
+        self.end_s = float(self.starts_s[-1]) + (lasts or self.spacing_s)
+        """Seconds at which the last frame disappears."""
+
     def __len__(self) -> int:
-        return len(self._pts)
+        return len(self._shown)
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Frames as uint8 RGB [len(indices), H, W, 3]. Raises: DatasetError when a frame cannot be decoded."""
@@ -83,17 +110,19 @@ class VideoReader:
     def _decode(self, index: int) -> np.ndarray:
         av = pyav()
 
+        wanted = int(self._shown[index])
         try:
-            key = self._keys[np.searchsorted(self._keys, index, side="right") - 1] if len(self._keys) else 0
-            if self._decoder is None or not key <= self._next <= index:
+            earlier = self._keys[self._keys <= wanted]
+            key = int(earlier[-1]) if len(earlier) else 0
+            if self._decoder is None or not key <= self._next <= wanted:
                 self._container.seek(int(self._pts[key]), stream=self._stream, backward=True)
                 self._decoder = self._container.decode(self._stream)
             for frame in self._decoder:
                 if frame.pts is None:
                     continue
                 self._next = int(np.searchsorted(self._pts, frame.pts)) + 1
-                if frame.pts >= self._pts[index]:
-                    if frame.pts > self._pts[index]:
+                if frame.pts >= self._pts[wanted]:
+                    if frame.pts > self._pts[wanted]:
                         break
                     return frame.to_ndarray(format="rgb24")
         except av.FFmpegError as error:
@@ -107,23 +136,33 @@ class VideoReader:
         )
 
 
-def look_up(rule: str, rows: np.ndarray, timestamps: np.ndarray, start_times: np.ndarray) -> np.ndarray:
-    """Which frame belongs to each row.
+class EpisodeVideo:
+    """The frames of one episode, which may be a part of a file; times count from its beginning.
 
     Args:
-        rule: ``index``: frame i for row i. ``nearest``: the frame that starts nearest to the row's timestamp
-            (decord's rule). ``on_screen``: the last frame that has started by then (torchcodec, torchvision_av).
-        rows: int64 [T], row numbers.
-        timestamps: float64 [T], seconds, of those rows.
-        start_times: float64 [N], seconds, ascending.
-    Returns: int64 [T], in [0, N).
+        reader: Of the file.
+        begin_s, end_s: The frames that start in this span are the episode's. Spans are added up from rounded numbers,
+            so each end counts half a frame early.
+    Raises: DatasetError for a span without a frame.
     """
-    last = len(start_times) - 1
-    if rule == "index":
-        return np.clip(rows, 0, last)
-    if rule == "on_screen":
-        return np.clip(np.searchsorted(start_times, timestamps, side="right") - 1, 0, last)
-    return np.abs(start_times[None, :] - timestamps[:, None]).argmin(axis=1)
+
+    def __init__(self, reader: VideoReader, begin_s: float, end_s: float):
+        self.path, self._reader = reader.path, reader
+        edges = np.array([begin_s, end_s]) - reader.spacing_s / 2
+        self._first, stop = np.searchsorted(reader.starts_s, edges).tolist()
+        if self._first == stop:
+            raise DatasetError(
+                f"{self.path}: no frame between {begin_s} s and {end_s} s, where meta/episodes says the episode is",
+                known=f"the file lasts from {reader.starts_s[0]:.6f} s to {reader.end_s:.6f} s",
+                fix="fetch the file again, or correct from_timestamp and to_timestamp",
+            )
+        ends = np.append(reader.starts_s[1:], reader.end_s)
+        self.starts_s = reader.starts_s[self._first : stop] - begin_s
+        self.end_s = float(ends[stop - 1]) - begin_s
+
+    def frames(self, indices: np.ndarray) -> np.ndarray:
+        """Frames as uint8 RGB [len(indices), H, W, 3]. Raises: DatasetError when a frame cannot be decoded."""
+        return self._reader.frames((self._first + indices).tolist())
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from ..measure import accuracy
 from ..model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
 from ..model.config_files import build_config
 from ..model.config_section import Section
+from ..model.n1_5.weight_watch import WeightWatch
 from ..model.protocol import Inputs
-from ..plans.precisions import PRECISIONS
+from ..plans.precisions import least_exact, precision_of
 from ..plans.resolve import Machine, resolve
 from ..plans.schema import Plan
 from ..policy.policy import ModelPolicy, TensorPolicy
@@ -68,21 +69,38 @@ def accelerate(
     """Make the `get_action` of another package's GR00T N1.5 run on our compiled model, on the device it is on.
 
     The weights are copied in fp32, our model is held against the original on the same inputs and noise, compiled as
-    the plan says, held against fp32 once more, and only then put in place. Keys, shapes, dtypes and the type of what
-    `get_action` returns stay the same; the noise is drawn anew for each call, from torch's default generator, in fp32.
-    The original keeps its weights; ``model.to("cpu")`` afterwards frees the GPU's copy.
+    the plan says, held against fp32 once more, and only then put in place. The original is called as its package calls
+    it: in an autocast region where its compute dtype is a half. Keys, shapes, dtypes and the type of what `get_action`
+    returns stay the same, inside and outside of autocast; the noise is drawn anew for each call, from torch's default
+    generator, in fp32. The original keeps its weights; after ``model.to("cpu")`` the next request frees the GPU's copy.
+    Once its weights are changed, requests are a PlanError; `WeightWatch` says what is seen when.
 
     Args:
         policy_or_model: A model with `backbone`, `action_head`, `config` and `get_action`, or a policy that keeps one
             as `model` or `_groot_model`.
-        plan: What is compiled, and how; None for the default plan.
+        plan: What is compiled, and how; None for the default plan, which on a CPU is PyTorch in fp32.
         inputs: Model inputs as its `get_action` takes them, to tune for and to check on; made up when None: one image,
             a prompt of 40 words.
         engine_dir, engine_cache: Where engines are written, and where finished ones are kept, as in `deploy`.
         console: Where progress goes; nowhere when None.
-    Raises: PlanError for an object of another structure, naming what is missing; CheckpointError for weights or a
-        configuration of another geometry; AccuracyError when the two models disagree or a gate is missed.
+    Raises: PlanError for an object of another structure, naming what is missing, and for one whose `get_action` fails;
+        CheckpointError for weights or a configuration of another geometry; AccuracyError when the two models disagree
+        or a gate is missed.
     """
+    device = next(iter(_model_of(policy_or_model).state_dict().values())).device
+    # The caller's autocast would round what we compute, and inference mode mark what we keep.
+    with torch.autocast(device.type, enabled=False), torch.inference_mode(False):
+        return _accelerate(policy_or_model, plan, inputs, engine_dir, engine_cache, console)
+
+
+def _accelerate(
+    policy_or_model: Any,
+    plan: Plan | None,
+    inputs: Inputs | None,
+    engine_dir: Path | None,
+    engine_cache: str | None,
+    console: Console | None,
+) -> Accelerated:
     steps = Steps(console or Console(file=io.StringIO()), None)
     original = _model_of(policy_or_model)
     kind = f"{type(original).__module__}.{type(original).__qualname__}"
@@ -98,12 +116,16 @@ def accelerate(
     example: dict[str, Any] = dict(inputs or example_inputs(config))
     example |= {key: value.to(device) for key, value in example.items() if isinstance(value, Tensor)}
     steps.step("comparing with the original")
-    sample, agreement = _compare(original, ours, example, kind)
+    original_is, agreement = _compare(original, ours, example, kind)
     policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from
-    chosen = replace(plan or Plan(), denoising_steps=ours.denoising_steps)
-    resolved = resolve(chosen, Machine(str(device)), chosen=plan is not None, engine_dir=engine_dir, timed=False)
+    # On a CPU, engines would be built for another machine and not run.
+    default = Plan(backend="eager") if device.type == "cpu" else Plan()
+    chosen = replace(plan or default, denoising_steps=ours.denoising_steps)
+    given = plan is not None
+    machine = Machine(str(device))
+    resolved = resolve(chosen, machine, chosen=given, precision_chosen=given, engine_dir=engine_dir, timed=False)
     done = deploy(policy, resolved, steps, engine_cache=engine_cache)
-    original.get_action = _replacement(original, policy, sample)
+    original.get_action = _replacement(original, policy, original_is)
     return Accelerated(original, done, agreement)
 
 
@@ -155,30 +177,94 @@ class _SeenNoise(TorchFunctionMode):
         return result
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What the original's `get_action` returns.
+
+    Attributes:
+        kind: The class of the mapping.
+        dtypes: Whether in an autocast region -> dtype of the actions; without a way of calling it that fails.
+        usual: Which of the two ways its package uses, or the other where that fails.
+    """
+
+    kind: Callable[..., Any]
+    dtypes: Mapping[bool, torch.dtype]
+    usual: bool
+
+    def dtype(self, autocast: bool) -> torch.dtype:
+        return self.dtypes.get(autocast, self.dtypes[self.usual])
+
+
+def _compare(original: Any, ours: Gr00tN1d5, inputs: Inputs, kind: str) -> tuple[_Answers, Agreement]:
+    """How the original answers, and how well our model in fp32 agrees with it from the same noise."""
+    compute = _compute_dtype(original)
+    usual = compute is not None
+    found: dict[bool, tuple[Any, Tensor | None]] = {}
+    failed: dict[bool, Exception] = {}
+    for autocast in (usual, not usual):
+        try:
+            found[autocast] = _ask(original, inputs, ours, compute or torch.bfloat16, autocast)
+        except Exception as error:  # foreign code; fp32 weights with inputs cast to a half fail outside of autocast
+            failed[autocast] = error
+    if not found:
+        raise PlanError(
+            f"accelerate: {kind}.get_action fails: {type(failed[usual]).__name__}: {failed[usual]}",
+            known="a model that answers the inputs",
+            fix="give `inputs=` that it answers; without, one image and a prompt of 40 words are made up",
+        ) from failed[usual]
+    used = usual if usual in found else not usual
+    agreement = _agreement(original, ours, inputs, kind, found[used], compute if used else None)
+    dtypes = {way: sample[OUTPUT].dtype for way, (sample, _) in found.items() if OUTPUT in sample}
+    return _Answers(type(found[used][0]), dtypes, used), agreement
+
+
+def _compute_dtype(original: Any) -> torch.dtype | None:
+    """What the original's package computes in by autocast: its `compute_dtype`, else that of half-precision weights."""
+    named = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(getattr(original, "compute_dtype", None)))
+    return named or {"bf16": torch.bfloat16, "fp16": torch.float16}.get(_precision(original))
+
+
 @torch.no_grad()
-def _compare(original: Any, ours: Gr00tN1d5, inputs: Inputs, kind: str) -> tuple[Inputs, Agreement]:
-    """One result of the original, and how well our model in fp32 agrees with it from the same noise."""
+def _ask(
+    original: Any, inputs: Inputs, ours: Gr00tN1d5, compute: torch.dtype, autocast: bool
+) -> tuple[Any, Tensor | None]:
+    """What the original answers, and the noise that it drew for it."""
     shape = (inputs["embodiment_id"].shape[0], ours.action_horizon, ours.config.action_head.action_dim)
-    with _SeenNoise(shape) as seen:
-        sample = original.get_action(dict(inputs))
+    with torch.autocast(ours.device.type, dtype=compute, enabled=autocast), _SeenNoise(shape) as seen:
+        return original.get_action(dict(inputs)), seen.noise
+
+
+def _agreement(
+    original: Any,
+    ours: Gr00tN1d5,
+    inputs: Inputs,
+    kind: str,
+    found: tuple[Any, Tensor | None],
+    compute: torch.dtype | None,
+) -> Agreement:
+    """Of our model in fp32 with what the original gave, held to the gate of the original's least exact dtype."""
+    sample, noise = found
     if not isinstance(sample, Mapping) or set(sample) != {OUTPUT}:
-        found = list(sample) if isinstance(sample, Mapping) else type(sample).__name__
-        raise PlanError(f"accelerate: {kind}.get_action returns {found}", known=f"a mapping with {OUTPUT} alone")
-    if seen.noise is None:
+        keys = list(sample) if isinstance(sample, Mapping) else type(sample).__name__
+        raise PlanError(f"accelerate: {kind}.get_action returns {keys}", known=f"a mapping with {OUTPUT} alone")
+    if noise is None:
+        shape = list(sample[OUTPUT].shape)
         raise AccuracyError(
-            f"accelerate: {kind}.get_action drew no normal noise of shape {list(shape)}, so it cannot be compared",
+            f"accelerate: {kind}.get_action drew no normal noise of shape {shape}, so it cannot be compared",
             known="torch.randn of that shape, as GR00T N1.5 draws it",
         )
-    pred = ours.get_action(inputs, noise=seen.noise.float())[OUTPUT]
+    with torch.autocast(ours.device.type, enabled=False), accuracy.full_fp32():
+        pred = ours.get_action(inputs, noise=noise.float())[OUTPUT]
     agreement = accuracy.compare(pred, sample[OUTPUT])
-    gate = PRECISIONS[_precision(original)].action_gate
+    computed = [_precision(original), *([precision_of(compute)] if compute is not None else [])]
+    gate = least_exact(computed).action_gate
     if failures := accuracy.check(agreement, gate):
         raise AccuracyError(
             f"accelerate: our model and {kind} disagree on the same inputs and noise: {'; '.join(failures)}",
-            known=f"the gate of its weights' precision: {asdict(gate)}",
+            known=f"the gate of the precision that it computes in: {asdict(gate)}",
             fix="was the model changed after GR00T N1.5 was released, or fine-tuned with adapters that are not merged?",
         )
-    return sample, agreement
+    return agreement
 
 
 def _precision(original: Any) -> str:
@@ -187,29 +273,51 @@ def _precision(original: Any) -> str:
     return "bf16" if torch.bfloat16 in dtypes else "fp16" if torch.float16 in dtypes else "fp32"
 
 
-def _replacement(original: Any, policy: ModelPolicy, sample: Inputs) -> Callable[..., Any]:
-    state = _versions(original)
+def _replacement(original: Any, policy: ModelPolicy, answers: _Answers) -> Callable[..., Any]:
+    weights = _SameWeights(original)
     device = policy.model.device.type
-    dtype = sample[OUTPUT].dtype
 
     def get_action(inputs: Inputs) -> Any:
-        if _versions(original) != state:
-            raise PlanError(
-                "accelerate: the model's weights were changed after it was accelerated",
-                fix="call restore() and accelerate it again",
-            )
+        weights.before()
         if (count := _setting(original, "num_inference_timesteps")) is not None:
             policy.denoising_steps = count
-        # In an autocast region the original computes its Euler state, and so its actions, in fp32.
-        wanted = torch.float32 if torch.is_autocast_enabled(device) else dtype
+        wanted = answers.dtype(torch.is_autocast_enabled(device))
         # The caller's autocast would cast our compiled stages' inputs, and inference mode mark what we keep.
         with torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad():
             pred = policy.model.get_action(policy.preprocess(inputs)[0])[OUTPUT]
-        return type(sample)({OUTPUT: pred.to(wanted)})  # type: ignore[call-arg]
+        weights.after()
+        return answers.kind({OUTPUT: pred.to(wanted)})
 
     return get_action
 
 
-def _versions(original: Any) -> tuple[int, ...]:
-    """Rises with every write into a weight; the same for a model that only moved."""
-    return tuple(p._version for p in original.parameters())
+class _SameWeights:
+    """The original's weights, which ours were copied from. They may move, and must not change."""
+
+    def __init__(self, original: Any):
+        self._original, self._watch = original, WeightWatch(original)
+
+    def before(self) -> None:
+        """Called before a request. Raises: PlanError when weights or modules were changed in the open."""
+        watch = self._watch
+        if watch.tree.modules_intact() and watch.tensors_intact():
+            watch.mark()
+            return
+        if not watch.tree.modules_intact() or watch.tree.tensors() is None:
+            self._refuse()
+        moved = WeightWatch(self._original)
+        if not moved.equals(watch):
+            self._refuse()
+        self._watch = moved
+        moved.mark()
+
+    def after(self) -> None:
+        """Called before the result is given out. Raises: PlanError when values are no longer those that were copied."""
+        if not self._watch.values_intact():
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise PlanError(
+            "accelerate: the model's weights were changed after it was accelerated",
+            fix="call restore() and accelerate it again",
+        )

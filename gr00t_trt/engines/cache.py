@@ -1,8 +1,10 @@
 """The engine cache: engines kept between runs, each under the key of everything that it depends on (`engine_key`).
 
 An entry is an engine and its manifest, `<submodule>-<digest of the key>.engine` and `.manifest.json`. It is used when
-every byte of the engine is as it was written and the manifest holds the very key that is asked for; anything else is
-built again. The manifest's time of modification says when the entry was last used.
+nobody else can have written it, every byte of the engine is as it was written and the manifest holds the very key that
+is asked for; anything else is built again. An engine is code that runs with our rights: folder and files must belong to
+this user, or to root, and others must not be able to write to them. The manifest's time of modification says when the
+entry was last used.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..common.private_folder import distrust, make_private
 from ..errors import Gr00tError, RecordError
 from .files import engine_paths, load, verify, write_engine
 from .key import Key, digest
@@ -79,21 +82,29 @@ class Entry:
 
 
 class EngineCache:
-    """A folder of engines. Its folder is made when the first engine is put into it."""
+    """A folder of engines, made for this user alone when the first engine is put into it.
+
+    Attributes:
+        said: Notes about it that the user has been given, and need not be given for each engine.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.said: set[str] = set()
 
     def get(self, key: Key, *, read: bool = False) -> Cached | None:
         """The engine of this key, verified; None when there is none.
 
         Args:
             read: Its bytes are wanted too; without, they are hashed and not held.
-        Raises: RecordError for one that is truncated, altered, of another key, or cannot be read.
+        Raises: RecordError for one that is truncated, altered, of another key, or cannot be read, and for one that
+            somebody else may have put there.
         """
         engine, manifest_path = engine_paths(self.folder, _stem(key))
         if not engine.exists() and not manifest_path.exists():
             return None
+        for path in (self.folder, engine, manifest_path):
+            _refuse_foreign(path)
         if read_manifest(manifest_path).key != key:
             raise RecordError(f"{engine}: it was built for something else than its name says")
         manifest, plan = load(engine) if read else (verify(engine), None)
@@ -107,8 +118,10 @@ class EngineCache:
         Args:
             plan: The serialised engine.
             description: The fields of `Manifest` that `write_engine` takes, without `key`.
-        Raises: RecordError for a folder that cannot be written, or a full disk.
+        Raises: RecordError for a folder that cannot be written or that others can write to, or a full disk.
         """
+        self._make()
+        _refuse_foreign(self.folder)
         described = {**description, "key": dict(key)}
         return write_engine(self.folder, str(key["submodule"]), plan, description=described, stem=_stem(key))
 
@@ -123,8 +136,10 @@ class EngineCache:
             disks); whoever goes on then must write what it writes as a whole.
         Raises: TimeoutError when another process holds it for longer.
         """
-        with suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._make()
+        if distrust(self.folder) is not None:  # nothing in it is used, and a lock there may be a link to anywhere
+            yield False
+            return
         lock = FileLock(self._lock_path(stem))
         try:
             try:
@@ -158,6 +173,8 @@ class EngineCache:
             manifest = read_manifest(paths[1])
             if not manifest.key or _stem(manifest.key) != stem:
                 damage = "its key is not the one in its name"
+            elif foreign := next((why for path in (self.folder, *paths) if (why := distrust(path))), None):
+                damage = f"not to be trusted: {foreign}"
             elif every_byte:
                 verify(paths[0])
             elif (status := _status(paths[0])) is None or status.st_size != manifest.bytes:
@@ -196,6 +213,10 @@ class EngineCache:
                     if status.st_mtime < limit:
                         path.unlink()
 
+    def _make(self) -> None:
+        with suppress(OSError):  # whoever writes into it learns why it is not there
+            make_private(self.folder)
+
     def _names(self) -> list[str]:
         try:
             return os.listdir(self.folder)
@@ -233,7 +254,12 @@ class Slot:
             try:
                 self.key = self.make_key()
             except Gr00tError as e:
-                self.notes.append(f"The engine cache was not used: {_first_line(e)}.")
+                self._note(f"The engine cache was not used: {_first_line(e)}.")
+
+    def _note(self, text: str) -> None:
+        if self.cache is not None and text not in self.cache.said:
+            self.cache.said.add(text)
+            self.notes.append(text)
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -246,7 +272,7 @@ class Slot:
             try:
                 stack.enter_context(self.cache.lock(_stem(self.key), timeout_s=LOCK_TIMEOUT_S, waiting=waiting))
             except TimeoutError:
-                self.notes.append(
+                self._note(
                     f"Another process has been building the same engine for {LOCK_TIMEOUT_S / 60:.0f} minutes: "
                     "it was not waited for any longer."
                 )
@@ -259,7 +285,7 @@ class Slot:
         try:
             return self.cache.get(self.key, read=read)
         except Gr00tError as e:
-            self.notes.append(f"The engine in the cache was not trusted, and built again: {_first_line(e)}.")
+            self._note(f"The engine in the cache was not trusted, and built again: {_first_line(e)}.")
             return None
 
     def keep(self, plan: bytes | memoryview, description: Mapping[str, Any]) -> EngineFile | None:
@@ -269,8 +295,16 @@ class Slot:
         try:
             return self.cache.put(self.key, plan, description)
         except Gr00tError as e:
-            self.notes.append(f"The engine is not in the cache: {_first_line(e)}.")
+            self._note(f"The engine is not in the cache: {_first_line(e)}.")
             return None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises: RecordError for a file or folder that somebody else may have written."""
+    why = distrust(path)
+    if why is not None:
+        known = "a folder and files of this user that others cannot write to"
+        raise RecordError(f"{path}: {why}", known=known, fix=f"remove it, or make it yours: chmod go-w {path}")
 
 
 def _stem(key: Key) -> str:

@@ -89,7 +89,7 @@ def checksum(fields: dict[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises: RecordError when it is missing, malformed or of another schema."""
+    """Read a manifest. Raises: RecordError when it is missing, malformed, without its checksum or of another schema."""
     fix = "build the engine again"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,9 @@ def read_manifest(path: Path) -> Manifest:
     if schema != SCHEMA:
         raise RecordError(f"{path}: manifest of schema {schema!r}", known=f"schema {SCHEMA}", fix=fix)
     written = raw.pop("checksum", None)
-    if written is not None and written != checksum(raw):
+    if written is None:
+        raise RecordError(f"{path}: the manifest has no checksum", fix=fix)
+    if written != checksum(raw):
         raise RecordError(f"{path}: the manifest is not as it was written", fix=fix)
     try:
         for key in ("inputs", "outputs"):

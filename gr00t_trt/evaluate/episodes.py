@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.interface import ModalityConfig, Observation
+from ..common.interface import ModalityConfig, Observation, refuse_non_finite
 from ..data import LeRobotDataset
 from ..errors import DatasetError, ObservationError, PlanError, unknown
-from .policies import Policy, refuse_non_finite
+from .policies import Policy
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,18 @@ class Score:
     per_dimension: Mapping[str, np.ndarray]
 
 
-def action_keys(modality_config: Mapping[str, ModalityConfig], wanted: Sequence[str]) -> list[str]:
-    """The full keys of the wanted action parts. Raises: PlanError for one that the policy does not predict."""
+ARMS = ("right_arm", "left_arm")
+"""The action parts in the error of the published script."""
+
+
+def action_keys(modality_config: Mapping[str, ModalityConfig], wanted: Sequence[str] | None) -> list[str]:
+    """The full keys of the wanted action parts; None: of the arms, or of all parts where there are no such arms.
+
+    Raises: PlanError for one that the policy does not predict.
+    """
     known = modality_config["action"].modality_keys
+    if wanted is None:
+        wanted = ARMS if all(f"action.{name}" in known for name in ARMS) else known
     out = []
     for name in wanted:
         key = name if name.startswith("action.") else f"action.{name}"
@@ -168,7 +177,7 @@ def difference(
     """How far two policies' actions are apart, per action key, in the dataset's units.
 
     Args:
-        span: Action key -> [D], largest minus smallest value in the dataset.
+        span: Action key -> [D], largest minus smallest value that the model was trained on.
     Returns: Key -> ``max_abs``, ``mean_abs``, and ``max_percent_of_range``: the largest share of a dimension's span,
         None where no dimension of the key moves.
     """

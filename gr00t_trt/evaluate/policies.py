@@ -14,14 +14,15 @@ import numpy as np
 from ..common.command import setting
 from ..common.interface import ModalityConfig, Observation
 from ..common.progress import Steps
-from ..errors import AccuracyError, PlanError
+from ..errors import PlanError
 from ..plans import flags
 from ..plans.schema import Plan
-from ..policy.flags import check_seed, optional, source_flags
+from ..policy.flags import check_seed, source_flags
+from ..serve.api_token import token_flags, token_of
 from .about import About
 
 if TYPE_CHECKING:
-    from ..data import DatasetMetadata
+    from ..data import LeRobotDataset
     from .local import LocalPolicy
 
 
@@ -50,7 +51,8 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
         host_flag: ``host``, or ``policy_host`` where programs of NVIDIA spell it so; the port's follows.
     """
     g = p.add_argument_group("a local policy")
-    keys = ("model_path", "data_config", "embodiment_tag", "tokenizer", "metadata", "denoising_steps", "seed", "device")
+    keys = ["model_path", "data_config", "embodiment_tag", "tokenizer", "metadata", "bracketed_instruction"]
+    keys += ["denoising_steps", "seed", "device"]
     defaults = {"model_path": None, "data_config": data_config, "embodiment_tag": embodiment_tag}
     help = "checkpoint folder, hub id, `synthetic` (tiny) or `synthetic:full` [none: a server is asked]"
     source_flags(g, *keys, helps={"model_path": help}, **defaults)
@@ -64,7 +66,7 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
     g.add_argument(f"--{host_flag}", dest="host", default="localhost", help="where the server runs [%(default)s]")
     port_flag = host_flag.replace("host", "port")
     g.add_argument(f"--{port_flag}", dest="port", type=int, default=5555, metavar="N", help="its port [%(default)s]")
-    g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what the server wants to be shown")
+    token_flags(g, "the token that the server wants to be shown")
     setting(g, "timeout_ms", 15000, "longest wait for an answer", metavar="MS")
 
 
@@ -83,7 +85,11 @@ def plan_of(args: argparse.Namespace) -> Plan | None:
 
 
 def check_policy_flags(args: argparse.Namespace) -> None:
-    """Refuse what cannot work, and what can only be meant for the other kind of policy. Raises: PlanError."""
+    """Refuse what cannot work, and what can only be meant for the other kind of policy. Raises: PlanError.
+
+    `api_token` is filled from its file or the environment.
+    """
+    args.api_token = token_of(args)
     check_seed(args.seed)
     if args.timeout_ms < 1 or not 0 < args.port < 65536:
         bad = f"--timeout_ms: {args.timeout_ms}" if args.timeout_ms < 1 else f"port {args.port}"
@@ -93,23 +99,26 @@ def check_policy_flags(args: argparse.Namespace) -> None:
         return
     local = ("backend", "config", "precision", "engine_dir", "denoising_steps", "device", "tokenizer", "metadata")
     given = [name for name in local if getattr(args, name) is not None]
+    given += ["bracketed_instruction"] if args.bracketed_instruction else []
     if given:
         fix = "add --model_path, or start the server with it"
         raise PlanError(f"--{given[0]} concerns a local model, and a server is asked here", fix=fix)
 
 
-def load_local(args: argparse.Namespace, steps: Steps, *, metadata: DatasetMetadata | None = None) -> LocalPolicy:
+def load_local(args: argparse.Namespace, steps: Steps, *, dataset: LeRobotDataset | None = None) -> LocalPolicy:
     """The model of `--model_path` in eager fp32, before any plan.
 
     Args:
-        metadata: Statistics for a synthetic model, which has none of its own; others bring theirs.
+        dataset: What it will be asked about; a synthetic model, which has none, takes its statistics.
     Raises: Gr00tError as `policy.load_policy`.
     """
     from ..common.devices import choose_device
     from ..policy.source import Source
     from .local import LocalPolicy
 
-    policy = Source.of(args).policy(choose_device(args.device), steps, statistics=metadata)
+    source = Source.of(args)
+    statistics = None if dataset is None else source.statistics(dataset)
+    policy = source.policy(choose_device(args.device), steps, statistics=statistics)
     return LocalPolicy(policy, args.model_path, seed=args.seed)
 
 
@@ -166,14 +175,3 @@ def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[CameraPolicy, A
     if plan is not None:
         local.carry_out(plan, args.engine_dir, steps)
     return local, local.describe()
-
-
-def refuse_non_finite(action: Mapping[str, Any], source: str) -> None:
-    """Raises: AccuracyError for a NaN or an infinity among the actions, naming its place: no robot may see it."""
-    for key, value in action.items():
-        finite = np.isfinite(value)
-        if not finite.all():
-            place = [int(i) for i in np.argwhere(~finite)[0]]
-            what = f"{source}: {key} holds {np.asarray(value)[tuple(place)]} at {place}"
-            fix = "try --precision bf16 or fp32: fp16 overflows above 65504"
-            raise AccuracyError(what, known="finite actions", fix=fix)

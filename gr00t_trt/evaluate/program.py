@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ..common.progress import Steps, progress
 from ..errors import UsageError, unknown
 from ..policy.flags import optional
 from ..record.files import deliver, record_flags, record_path
+from ..serve.api_token import redacted
 from .about import About
 from .policies import Policy, check_policy_flags, connect, load_local, plan_of, policy_flags
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from .episodes import Prediction, Recording
 
 EAGER = "eager fp32"
-FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest"}
-"""Published video backend -> the rule by which it picks the frame of a row. Frames are always decoded with PyAV."""
+FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest", "index": "index"}
+"""Published video backend, or ours for frame i of row i -> the rule by which it picks the frame of a row. Frames are always decoded with PyAV."""
 
 EPILOG = """\
 examples:
@@ -50,12 +52,12 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog="gr00t-trt evaluate", description=what, epilog=EPILOG)
     g = p.add_argument_group("what is evaluated")
     demo = "demo_data/robot_sim.PickNPlace/"
-    setting(g, "dataset_path", demo, "LeRobot v2 dataset, or `synthetic`", metavar="PATH")
+    setting(g, "dataset_path", demo, "LeRobot dataset, or `synthetic`", metavar="PATH")
     setting(g, "trajs", 1, "how many trajectories")
     setting(g, "start_traj", 0, "the first one")
     setting(g, "steps", 150, "rows of each at most")
-    help = "action parts in the error and the plots [right_arm left_arm]"
-    g.add_argument("--modality_keys", nargs="+", default=["right_arm", "left_arm"], metavar="PART", help=help)
+    help = "action parts in the error and the plots [right_arm left_arm; all of a robot that lacks them]"
+    g.add_argument("--modality_keys", nargs="+", metavar="PART", help=help)
     g.add_argument(
         "--action_horizon",
         type=_optional_int,
@@ -115,6 +117,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     if args.plot or args.save_plot_path:
         plot.pyplot_figure()  # a long run should not end with the news that it cannot be drawn
     from .episodes import action_keys, choose_horizon, read_recording
+    from .local import LocalPolicy
     from .results import fill, render
 
     began = time.monotonic()
@@ -128,10 +131,14 @@ def _main(argv: Sequence[str], console: Console) -> int:
         recordings = [read_recording(dataset, each, steps=args.steps, horizon=horizon) for each in wanted]
         predictions: dict[str, list[Prediction]] = {}
         about: dict[str, About] = {}
+        local: LocalPolicy | None = None
         for name, policy, description in candidates:
             about[name] = description
+            local = policy if isinstance(policy, LocalPolicy) else local
             predictions[name] = _replay_all(policy, name, dataset, recordings, horizon, steps)
-        record = fill(args, ["evaluate", *argv], dataset, recordings, predictions, about, keys)
+        statistics = local.policy.metadata if local is not None else None
+        record = fill(args, ["evaluate", *redacted(argv)], dataset, recordings, predictions, about, keys, statistics)
+        record.skip_all(local.policy.state_ranges.notes() if local is not None else ())
         record.evaluation["action_horizon"] = horizon
         if args.plot or args.save_plot_path:
             steps.step("drawing")
@@ -149,22 +156,24 @@ Candidate = tuple[str, Policy, About]
 
 def _open(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Iterator[Candidate]]:
     """The dataset, read with the keys of the policy, and the policies, each made ready when its turn comes."""
-    from ..data import LeRobotDataset, data_config, synthetic_dataset
+    from ..data import LeRobotDataset, synthetic_dataset
 
     server: Any = connect(args) if args.model_path is None or args.compare == "server" else None
-    if args.model_path is None:
-        config = server.get_modality_config()
+    rule = FRAME_RULES[args.video_backend]
+    if args.model_path is not None:
+        from ..policy.source import Source
+
+        dataset = replace(Source.of(args), frame_lookup=rule).dataset()
     else:
-        config = data_config(args.data_config).modality_config()
-    synthetic = args.dataset_path == "synthetic"
-    folder = synthetic_dataset(data_config=args.data_config) if synthetic else args.dataset_path
-    dataset = LeRobotDataset(folder, config, frame_lookup=FRAME_RULES[args.video_backend])
+        synthetic = args.dataset_path == "synthetic"
+        folder = synthetic_dataset(data_config=args.data_config) if synthetic else args.dataset_path
+        dataset = LeRobotDataset(folder, server.get_modality_config(), frame_lookup=rule)
     return dataset, _candidates(args, dataset, server, steps)
 
 
 def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, steps: Steps) -> Iterator[Candidate]:
     if args.model_path is not None:
-        local = load_local(args, steps, metadata=dataset.metadata(args.embodiment_tag))
+        local = load_local(args, steps, dataset=dataset)
         plan = plan_of(args)
         # Eager goes first: the plan is carried out in place, so that no model is held twice.
         if plan is None or args.compare == "eager":

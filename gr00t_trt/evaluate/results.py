@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data import LeRobotDataset
+from ..data import DatasetMetadata, LeRobotDataset
 from ..plans.load import plan_to_mapping
 from ..record.samples import Samples
 from ..record.schema import Inputs, Record
@@ -28,10 +28,12 @@ def fill(
     predictions: Mapping[str, Sequence[Prediction]],
     about: Mapping[str, About],
     keys: Sequence[str],
+    statistics: DatasetMetadata | None,
 ) -> Record:
     """The record: every candidate's error per trajectory and dimension, its latencies, and how far two are apart.
 
-    `predictions` and `about` are by candidate, the former one per recording; `keys` are the actions in the error.
+    `predictions` and `about` are by candidate, the former one per recording; `keys` are the actions in the error,
+    `statistics` the local policy's, whose ranges a difference is a share of.
     """
     plan = plan_of(args) if args.model_path else None
     record = record_of(
@@ -54,8 +56,9 @@ def fill(
     }
     if len(predictions) == 2:
         (first, a), (second, b) = predictions.items()
-        metadata = dataset.metadata(args.embodiment_tag)
-        span = {key: metadata.statistics(key).max - metadata.statistics(key).min for key in a[0].actions}
+        assert statistics is not None  # two candidates are compared only where one of them is local
+        ranges = {key: statistics.statistics(key) for key in a[0].actions}
+        span = {key: own.max - own.min for key, own in ranges.items()}
         record.evaluation["difference"] = {"between": [first, second], "per_key": difference(a, b, span)}
         if args.compare == "server":
             record.skip("--compare server", "the server draws noise of its own, which is part of the difference")

@@ -147,7 +147,9 @@ def request(source: Source, plan: Plan, device: torch.device, steps: Steps) -> t
 
     if source.dataset_path is not None:
         return load_source(source, device, steps)
-    index = embodiment_index(source.embodiment_tag)
+    config, tag = source.data()
+    own = getattr(config, "embodiment", None)  # LeRobot's checkpoints say it themselves
+    index = embodiment_index(tag) if own is None else own
     steps.step(f"loading the model: {source.model_path}")
     model = load_model(source.model_path, device=device)
     model.denoising_steps = plan.denoising_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +10,19 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
+from .adapter import Adapter, read_adapter, read_changes, refused
 from .config_files import read_config
+from .folders import ADAPTER_WEIGHTS, CONFIG, Kind, identify
+from .lerobot import read_lerobot_config
 from .n1_5.config import Gr00tConfig
 from .n1_5.gr00t import Gr00tN1d5
 from .n1_5.synthetic import fill_synthetic, is_synthetic, synthetic_config
-from .weights import copy_weights, load_weights
+from .weight_files import headers
+from .weights import check_count, copy_weights, load_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SIDE_FILES = ["*.json", "*.txt", "*.jinja", "experiment_cfg/*"]
-_WEIGHTS = ["model*.safetensors"]
+_SIDE_FILES = ["*.json", "*.txt", "*.jinja", "experiment_cfg/*", "policy_*processor*.safetensors"]
+_WEIGHTS = ["model*.safetensors", ADAPTER_WEIGHTS]
 
 
 def load_model(
@@ -26,21 +31,55 @@ def load_model(
     """A GR00T N1.5 in evaluation mode, without gradients, all weights in one dtype.
 
     Args:
-        path: A checkpoint folder; a hub id such as ``nvidia/GR00T-N1.5-3B``, which is downloaded unless a folder of
-            that name exists; ``synthetic`` (tiny) or ``synthetic:full``, reproducible weights without any file.
+        path: A checkpoint folder, as Isaac-GR00T or LeRobot saves it, or a LoRA adapter, which is applied to its base
+            model; a hub id such as ``nvidia/GR00T-N1.5-3B``, which is downloaded unless a folder of that name exists;
+            ``synthetic`` (tiny) or ``synthetic:full``, reproducible weights without any file.
         dtype: float32, float16 or bfloat16; stored tensors are cast one by one.
     Raises: CheckpointError saying what is missing, damaged or does not fit.
     """
     folder = resolve_checkpoint(path)
-    config = synthetic_config(str(path)) if folder is None else read_config(folder)
+    if folder is not None:
+        return _finished(_loaded(folder, dtype, torch.device(device)))
+    with torch.device("meta"):
+        model = Gr00tN1d5(synthetic_config(str(path)))
+    fill_synthetic(model, dtype=dtype, device=torch.device(device))
+    return _finished(model)
+
+
+def _loaded(folder: Path, dtype: torch.dtype, device: torch.device) -> Gr00tN1d5:
+    kind = identify(folder)
+    adapter = read_adapter(folder) if kind is Kind.ADAPTER else None
+    base = folder if adapter is None else _base_of(adapter)
+    config, described = _described(base, identify(base))
+    stored = headers(base)
+    check_count(config, stored, str(base), described)
     with torch.device("meta"):
         model = Gr00tN1d5(config)
-    target = torch.device(device)
-    if folder is None:
-        fill_synthetic(model, dtype=dtype, device=target)
-    else:
-        load_weights(model, folder, dtype=dtype, device=target)
-    return _finished(model)
+    changes = {}
+    if adapter is not None:
+        changes = read_changes(adapter, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    where = str(folder)
+    load_weights(model, stored, dtype=dtype, device=device, where=where, described=described, changes=changes)
+    return model
+
+
+def _described(folder: Path, kind: Kind) -> tuple[Gr00tConfig, str]:
+    """Geometry of a whole checkpoint, and what says so."""
+    if kind is Kind.LEROBOT:
+        return read_lerobot_config(folder)
+    return read_config(folder), str(folder / CONFIG)
+
+
+def _base_of(adapter: Adapter, *, weights: bool = True) -> Path:
+    """The folder of an adapter's base model. Raises: CheckpointError where it is not to be had."""
+    beside = adapter.folder / adapter.base
+    try:
+        base = beside if os.path.isdir(beside) else resolve_checkpoint(adapter.base, weights=weights)
+    except CheckpointError as e:
+        raise refused(adapter.folder, f"its base model is not at hand: {e}", adapter.base) from e
+    if base is None or identify(base, weights=weights) is not Kind.N1_5:
+        raise refused(adapter.folder, f"its base model {adapter.base} is not {Kind.N1_5.value}", adapter.base)
+    return base
 
 
 def model_from_tensors(
@@ -74,7 +113,20 @@ def load_config(path: str | Path) -> Gr00tConfig:
     Raises: CheckpointError naming file, key and value.
     """
     folder = resolve_checkpoint(path, weights=False)
-    return synthetic_config(str(path)) if folder is None else read_config(folder)
+    if folder is None:
+        return synthetic_config(str(path))
+    base = side_folders(folder)[-1]
+    return _described(base, identify(base, weights=False))[0]
+
+
+def side_folders(folder: Path) -> list[Path]:
+    """Where a checkpoint's statistics and tokenizer are looked for: in it, then in its base model if it is an adapter.
+
+    Raises: CheckpointError for a folder that is no checkpoint, or an adapter whose base model is not at hand.
+    """
+    if identify(folder, weights=False) is not Kind.ADAPTER:
+        return [folder]
+    return [folder, _base_of(read_adapter(folder), weights=False)]
 
 
 def resolve_checkpoint(path: str | Path, *, weights: bool = True) -> Path | None:
@@ -87,15 +139,16 @@ def resolve_checkpoint(path: str | Path, *, weights: bool = True) -> Path | None
     name = str(path)
     if is_synthetic(name):
         return None
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    # Unlike pathlib's, these take any name: of an unknown user, too long, with a NUL.
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise CheckpointError(f"{name}: is a file", fix=f"give the folder that holds it: {folder.parent}")
     # `runs/last` has the form of a hub id; if `runs` exists here, a folder was meant.
-    if isinstance(path, Path) or not _HUB_ID.fullmatch(name) or folder.parent.is_dir():
+    if isinstance(path, Path) or not _HUB_ID.fullmatch(name) or os.path.isdir(folder.parent):
         raise CheckpointError(
-            f"{name}: no such folder",
+            f"{name[:300]}: no such folder",
             known="a checkpoint folder, a hub id such as nvidia/GR00T-N1.5-3B, synthetic, or synthetic:full",
             fix="check the path",
         )

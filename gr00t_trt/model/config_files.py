@@ -13,6 +13,9 @@ from ..errors import CheckpointError
 from .config_section import Section
 from .n1_5 import config as geometry
 
+MOST_LAYERS, MOST_WORDS, MOST_POSITIONS = 1000, 10_000_000, 1_000_000
+"""Bounds that no GR00T N1.5 comes near; a number beyond them would keep a program busy for hours."""
+
 
 def read_config(folder: Path) -> geometry.Gr00tConfig:
     """Geometry of the checkpoint in `folder`.
@@ -52,7 +55,7 @@ def _transformer(cfg: Section) -> dict[str, Any]:
     return {
         "num_attention_heads": cfg.integer("num_attention_heads", 8),
         "attention_head_dim": cfg.integer("attention_head_dim", 64),
-        "num_layers": cfg.integer("num_layers", 12),
+        "num_layers": cfg.integer("num_layers", 12, maximum=MOST_LAYERS),
         "attention_bias": cfg.flag("attention_bias", True),
     }
 
@@ -82,10 +85,10 @@ def _action_head(cfg: Section) -> geometry.ActionHeadConfig:
         backbone_embedding_dim=width,
         input_embedding_dim=cfg.integer("input_embedding_dim", 1536),
         hidden_size=cfg.integer("hidden_size", 1024),
-        max_seq_len=cfg.integer("max_seq_len", 1024),
+        max_seq_len=cfg.integer("max_seq_len", 1024, maximum=MOST_POSITIONS),
         max_num_embodiments=cfg.integer("max_num_embodiments", 32),
         num_target_vision_tokens=cfg.integer("num_target_vision_tokens", 32),
-        num_timestep_buckets=cfg.integer("num_timestep_buckets", 1000),
+        num_timestep_buckets=cfg.integer("num_timestep_buckets", 1000, maximum=MOST_POSITIONS),
         add_pos_embed=cfg.flag("add_pos_embed", True),
         use_vlln=use_vlln,
     )
@@ -108,18 +111,20 @@ def _eagle(cfg: Section) -> geometry.EagleConfig:
     rope.only("rope_type", ("default",), default="default")
     eagle = geometry.EagleConfig(
         vision=geometry.VisionConfig(
-            **vision.integers("hidden_size num_hidden_layers num_attention_heads intermediate_size"),
+            **vision.integers("num_hidden_layers", maximum=MOST_LAYERS),
+            **vision.integers("hidden_size num_attention_heads intermediate_size"),
             **vision.integers("patch_size image_size"),
             layer_norm_eps=vision.number("layer_norm_eps", 1e-6),
         ),
         text=geometry.TextConfig(
-            **text.integers("hidden_size num_hidden_layers num_attention_heads num_key_value_heads"),
+            **text.integers("num_hidden_layers", maximum=MOST_LAYERS),
+            **text.integers("hidden_size num_attention_heads num_key_value_heads intermediate_size"),
             head_dim=text.integer("head_dim", 128),
-            **text.integers("intermediate_size vocab_size"),
+            vocab_size=text.integer("vocab_size", maximum=MOST_WORDS),
             rope_theta=text.number("rope_theta", rope.number("rope_theta", 1e6)),
             rms_norm_eps=text.number("rms_norm_eps", 1e-6),
         ),
-        image_token_index=cfg.integer("image_token_index", minimum=0),
+        image_token_index=cfg.integer("image_token_index", minimum=0, maximum=MOST_WORDS),
     )
     cfg.only("force_image_size", (eagle.vision.image_size,), default=eagle.vision.image_size)
     public = eagle.image_token_index == geometry.PUBLIC_SPECIAL_TOKENS[geometry.IMAGE_TOKEN] and (

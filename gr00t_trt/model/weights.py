@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ..errors import CheckpointError, refetch
+from ..errors import CheckpointError
 from .n1_5.config import Gr00tConfig
 from .n1_5.gr00t import Gr00tN1d5
+from .weight_files import Stored, opened
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
 VOCABULARY_HEAD = "backbone.eagle_model.language_model.lm_head.weight"
 VISION_TOWER = "backbone.eagle_model.vision_model.vision_model."
@@ -26,14 +21,8 @@ _FLOATING = tuple(_FLOATING_NAMES.values())
 _LISTED = 5
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of a checkpoint, known from its file's header, or of another model's state."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""From a stored tensor to the one that the model gets, of the same shape."""
 
 
 def dead_tensors(config: Gr00tConfig) -> dict[str, tuple[int, ...]]:
@@ -57,19 +46,49 @@ def dead_tensors(config: Gr00tConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def load_weights(model: Gr00tN1d5, folder: Path, *, dtype: torch.dtype, device: torch.device) -> None:
+def check_count(config: Gr00tConfig, stored: Mapping[str, Stored], where: str, described: str) -> None:
+    """Refuse a number of layers that so few tensors cannot fill, before they are built. Raises: CheckpointError."""
+    head, eagle = config.action_head, config.eagle
+    layers = head.diffusion.num_layers + head.vl_self_attention.num_layers
+    layers += eagle.vision.num_hidden_layers + config.backbone.select_layer
+    if layers > len(stored):
+        raise CheckpointError(
+            f"{where}: {layers} layers, as {described} describes them, and only {len(stored)} tensors",
+            known="several tensors a layer",
+            fix="check that the configuration belongs to these weights, or get both again",
+        )
+
+
+def load_weights(
+    model: Gr00tN1d5,
+    stored: Mapping[str, Stored],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    where: str,
+    described: str,
+    changes: Mapping[str, Change] | None = None,
+) -> None:
     """Give every parameter of `model`, which may be on the meta device, its stored value.
 
     Tensors are read, cast and placed one by one; the peak is one copy of the model and one tensor.
-    Raises: CheckpointError for files that cannot be read, and one that names all missing, unexpected and misshapen
-        tensors.
+
+    Args:
+        stored: All tensors of the checkpoint.
+        where, described: What they belong to, and what describes their shapes, for messages.
+        changes: Parameter -> what is done to its stored value first.
+    Raises: CheckpointError for files that cannot be read, for a NaN or an infinity in a parameter, and one that names
+        all missing, unexpected and misshapen tensors.
     """
-    stored = _matched(_headers(folder), model, str(folder), str(folder / "config.json"))
-    for name, source in stored.items():
+    for name, source in _matched(stored, model, where, described).items():
         # The file is opened anew for each tensor, so that mapped pages do not pile up beside the copies.
-        with _opened(source.file) as file:
+        with opened(source.file) as file:
+            given = file.get_tensor(source.key)
+            if changes and name in changes:
+                given = changes[name](given)
             # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
-            value = torch.empty(source.shape, dtype=dtype, device=device).copy_(file.get_tensor(source.key))
+            value = torch.empty(source.shape, dtype=dtype, device=device).copy_(given)
+            _check_finite(value, given, f"{source.file}: {source.key}")
         set_parameter(model, name, value)
 
 
@@ -87,7 +106,28 @@ def copy_weights(
     }
     for name, source in _matched(found, model, where, "its configuration").items():
         value = torch.empty(source.shape, dtype=dtype, device=device).copy_(tensors[source.key])
+        _check_finite(value, tensors[source.key], f"{where}: {source.key}")
         set_parameter(model, name, value)
+
+
+def _check_finite(value: torch.Tensor, given: torch.Tensor, where: str) -> None:
+    """Refuse a parameter that is not finite, or that only its cast has made so. Raises: CheckpointError."""
+    # Both ends of the range show NaN and infinity, twenty times as fast as a look at every value.
+    if all(bool(end.isfinite()) for end in torch.aminmax(value)):
+        return
+    stored = int((~given.isfinite()).sum())
+    if stored:
+        raise CheckpointError(
+            f"{where} holds {stored} values that are NaN or infinite, of {given.numel()}",
+            known="finite weights",
+            fix="take an earlier checkpoint: the training has diverged, or the file is damaged",
+        )
+    kind = str(value.dtype).removeprefix("torch.")
+    raise CheckpointError(
+        f"{where} holds {int((~value.isfinite()).sum())} values beyond {kind}: up to {float(given.abs().max()):.4g}",
+        known=f"at most {torch.finfo(value.dtype).max:.4g}",
+        fix="load it in float32 or bfloat16: --precision bf16",
+    )
 
 
 def _matched(stored: Mapping[str, Stored], model: Gr00tN1d5, where: str, described: str) -> dict[str, Stored]:
@@ -112,48 +152,6 @@ def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
     """Replace one parameter, for inference: no gradient."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(str(file), framework="pt") as handle:
-            yield handle
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{file}: cannot be read: {e}", fix=refetch(file)) from e
-
-
-def _files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    index = folder / INDEX
-    if not index.is_file():
-        found = sorted(p.name for p in folder.iterdir() if p.is_file())
-        raise CheckpointError(
-            f"{folder}: no weights",
-            known=f"{SINGLE}, or {INDEX} with its shards; found: {', '.join(found[:10]) or 'nothing'}",
-            fix="download the whole checkpoint folder",
-        )
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
-        raise CheckpointError(f"{index}: no weight map: {type(e).__name__}: {e}", fix="download it again") from e
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
-            raise CheckpointError(
-                f"{index}: names {shard!r}, which is not in {folder}", fix="download the missing file into the folder"
-            )
-    return [folder / shard for shard in shards]
-
-
-def _headers(folder: Path) -> dict[str, Stored]:
-    stored = {}
-    for path in _files(folder):
-        with _opened(path) as file:
-            for key in file.keys():  # noqa: SIM118  a file handle, not a dict
-                view = file.get_slice(key)
-                stored[key] = Stored(path, key, tuple(view.get_shape()), view.get_dtype())
-    return stored
 
 
 def _strip_prefix(stored: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UsageError, unknown
+from ..errors import PlanError, UsageError, unknown
 from .backends import BACKENDS
-from .load import load_plan, merge
-from .precisions import precision_names
+from .load import load_plan, merge, plan_yaml
+from .precisions import PRECISIONS, precision_names
 from .schema import CUDA_GRAPH, GROUPS, LOOPS, SUBMODULES, Plan
 
 DTYPE_FLAGS = {"vit": "vision_model", "llm": "language_model", "dit": "dit_model"}
@@ -22,12 +24,30 @@ def backend_flag(group: Any, help: str) -> None:
     group.add_argument("--backend", metavar="NAME", help=f"{', '.join(BACKENDS)}{help}")
 
 
-def config_flag(group: Any, help: str = "plan file; flags win over its plan-wide settings") -> None:
-    group.add_argument("--config", metavar="PLAN.yaml", help=help)
+def config_flag(group: Any, help: str = "flags win over its plan-wide settings") -> None:
+    """``--config``; `help` ends the sentence that says what it takes."""
+    names = "plan: a YAML file, or one that comes with the package (`gr00t-trt plans` lists them)"
+    group.add_argument("--config", metavar="PLAN", help=f"{names}; {help}")
+
+
+def print_plan_flag(group: Any) -> None:
+    help = "print the plan as it would be carried out, as YAML that --config takes, and do nothing"
+    group.add_argument("--print_plan", action="store_true", help=help)
+
+
+def print_plan(plan: Plan, command: str) -> None:
+    """Print a plan on stdout, for ``--print_plan``.
+
+    Args:
+        command: The command line that it is the plan of.
+    """
+    print(f"# {command}\n{plan_yaml(plan)}", end="")
 
 
 def precision_flag(group: Any, help: str) -> None:
-    group.add_argument("--precision", metavar="P", help=f"{', '.join(precision_names())}{help}")
+    """``--precision``; `help` ends the sentence that begins with the names and their other spellings."""
+    spellings = ", ".join(other for name in precision_names() for other in PRECISIONS[name].spellings)
+    group.add_argument("--precision", metavar="P", help=f"{', '.join(precision_names())} (also {spellings}){help}")
 
 
 def dtype_flags(group: Any) -> None:
@@ -62,22 +82,44 @@ def engine_flags(group: Any, what: str = "run builds") -> None:
     )
 
 
+_SAME_NAME = ("backend", "precision", "optimizations", "loop", "cuda_graph", "denoising_steps")
+_KEYS = {
+    **{name: name for name in _SAME_NAME},
+    **{f"{flag}_dtype": f"submodules.{name}.precision" for flag, name in DTYPE_FLAGS.items()},
+}
+"""Flag -> the dotted plan key that it sets."""
+
+
 def overrides_of(args: argparse.Namespace, **keys: str) -> dict[str, Any]:
     """Dotted plan key -> what the command line sets it to; None where the flag was not given.
 
     Args:
         keys: Flag -> dotted key, for flags that have another name than the plan's setting.
     """
-    given = vars(args)
-    own = ("backend", "precision", "optimizations", "loop", "cuda_graph", "denoising_steps")
-    out = {key: given.get(key) for key in own}
-    out |= {f"submodules.{name}.precision": given.get(f"{flag}_dtype") for flag, name in DTYPE_FLAGS.items()}
-    return out | {key: given.get(flag) for flag, key in keys.items()}
+    return {key: getattr(args, flag, None) for flag, key in (_KEYS | keys).items()}
 
 
-def plan_from(args: argparse.Namespace, overrides: dict[str, Any], default: Plan | None = None) -> Plan:
-    """The plan of ``--config``, or a default one, with the command line's settings. Raises: PlanError."""
-    return merge(load_plan(args.config) if args.config else default or Plan(), overrides)
+def plan_from(
+    args: argparse.Namespace,
+    overrides: Mapping[str, Any],
+    default: Plan | None = None,
+    *,
+    keys: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of ``--config``, or a default one, with the command line's settings.
+
+    Args:
+        keys: As in `overrides_of`, so that a message names the flag and not the key.
+    Raises: PlanError.
+    """
+    plan = load_plan(args.config) if args.config else default or Plan()
+    try:
+        return merge(plan, overrides)
+    except PlanError as error:
+        text = str(error)
+        for flag, key in (_KEYS | dict(keys or {})).items():
+            text = re.sub(rf"^command line: {re.escape(key)}(?=[:\[])", f"--{flag}", text)
+        raise PlanError(text) from None
 
 
 def one_backend(wanted: dict[str, str | None]) -> str | None:

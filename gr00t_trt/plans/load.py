@@ -5,6 +5,7 @@ Every problem is a PlanError that names the file, the dotted key and the value; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,41 +13,93 @@ from typing import Any
 
 import yaml
 
-from ..errors import PlanError
+from ..errors import PlanError, nearest
 from .checks import PLAN, section, shown
 from .conflicts import plain_only, refuse_impossible
 from .schema import ARCHITECTURE, Plan
+from .shipped import SUFFIXES, plan_file, shipped_plans
+
+MOST_BYTES, MOST_NODES = 1_000_000, 10_000
+"""Size of a plan file, and its keys and values once every alias is spelled out."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would keep the last one without a word."""
+    """SafeLoader without YAML's surprises.
+
+    A key given twice, of which the last would win, and merge keys, which hide what a plan says and can grow without
+    end, are refused. ``1:30`` is text and not 90, ``010`` is not 8.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, yaml.ScalarNode):
+                if key.tag == "tag:yaml.org,2002:merge":
+                    problem = "merge keys (<<) are not read; write the settings out"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
-def load_plan(path: str | Path) -> Plan:
-    """Read a YAML plan.
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.?[0-9]+[eE][-+]?[0-9]+|\.[0-9]+|\.(inf|nan))$", re.I),
+    list("-+.0123456789"),
+)
 
+
+def _read_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _nodes(node, {}) > MOST_NODES:
+            raise ValueError(f"more than {MOST_NODES} keys and values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Nodes below and with this one, an alias counted as often as it is used; one inside itself counts as endless."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else ()
+        children = [child for pair in pairs for child in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_nodes(child, known) for child in children)
+    return known[id(node)]
+
+
+def load_plan(named: str | Path) -> Plan:
+    """Read a plan.
+
+    Args:
+        named: A YAML file, or the name of a plan that comes with the package, such as ``"fp16"``.
     Raises: PlanError for a file that is missing, unreadable, empty or not YAML, and for any value that cannot work.
     """
-    where = str(path)
+    where, path = str(named), plan_file(named)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise PlanError(f"{where}: larger than {MOST_BYTES} bytes", known="a plan of some lines")
         # utf-8-sig: editors on Windows like to start files with a byte order mark.
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        near = sorted(p.name for p in Path(path).parent.glob("*.yaml"))
-        raise PlanError(f"{where}: no such plan file", known=near or None, fix="pass the path of a YAML plan") from None
+        raise _no_such_plan(where, path) from None
+    except IsADirectoryError:
+        raise PlanError(f"{where}: a folder, not a plan file", fix="name a file in it") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise PlanError(f"{where}: the plan cannot be read: {error}") from error
     try:
-        raw = yaml.load(text, Loader=_Loader)
+        raw = _read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
@@ -57,6 +110,16 @@ def load_plan(path: str | Path) -> Plan:
     if raw is None:
         raise PlanError(f"{where}: the plan is empty", known=PLAN, fix="start with `precision: fp16`")
     return plan_from_mapping(raw, where)
+
+
+def _no_such_plan(where: str, path: Path) -> PlanError:
+    """The error for a file that is missing: the plans beside it and those of the package may have been meant."""
+    beside = sorted(file.name for file in path.parent.glob("*.yaml"))
+    if path.suffix not in SUFFIXES or not beside:
+        beside += shipped_plans()
+    close = nearest(path.name, beside) or nearest(path.stem, shipped_plans())
+    fix = f"did you mean {close}?" if close else "gr00t-trt plans lists those that come with the package"
+    return PlanError(f"{where}: no such plan file", known=beside, fix=fix)
 
 
 def plan_from_mapping(mapping: object, where: str) -> Plan:
@@ -90,6 +153,11 @@ def plan_to_mapping(plan: Plan) -> dict[str, Any]:
         for name, own in plan.submodules.items()
     }
     return out
+
+
+def plan_yaml(plan: Plan) -> str:
+    """The whole plan as a YAML file that `load_plan` reads back as `plan`; defaults are spelled out."""
+    return str(yaml.safe_dump(plan_to_mapping(plan), default_flow_style=None, sort_keys=False, width=110))
 
 
 def _plain(value: Any) -> Any:

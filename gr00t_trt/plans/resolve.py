@@ -1,7 +1,7 @@
 """A plan resolved for one machine, once, at the door of every program; what comes out is handed down and asked.
 
-`resolve` settles backends, timer and gates and says in notes what it changed; `submodules` says what one compile target
-gets.
+`resolve` settles backends, precision, timer and gates and says in notes what it changed; `submodules` says what one
+compile target gets.
 """
 
 from __future__ import annotations
@@ -13,11 +13,20 @@ from pathlib import Path
 from ..errors import BackendError, PlanError, unknown
 from .backends import AUTO, BACKENDS, Availability, get_backend
 from .conflicts import plan_warnings
+from .precisions import PRECISIONS, precision_names
 from .schema import TIMERS, Plan
 from .submodules import ResolvedSubmodule, resolve_submodule, select
 
 Note = tuple[str, str]
 """What it is about, and what the user should know of it."""
+
+
+def cpu_is_fast_in(precision: str) -> bool:
+    """Whether this CPU computes in a precision faster than in fp32, or it is fp32."""
+    import torch
+
+    probe = PRECISIONS[precision].cpu_probe
+    return probe is None or bool(getattr(torch.cpu, probe, lambda: False)())
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,12 @@ class Machine:
     Attributes:
         device: ``cpu``, ``cuda:0``.
         availability: Backend -> whether it can be used here.
+        cpu_is_fast_in: Precision -> as the function of that name.
     """
 
     device: str
     availability: Callable[[str], Availability] = field(default=lambda name: get_backend(name).availability())
+    cpu_is_fast_in: Callable[[str], bool] = cpu_is_fast_in
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ def resolve(
     fn_name: str = "all",
     *,
     chosen: bool = True,
+    precision_chosen: bool = True,
     compare: tuple[str, ...] = (),
     engine_dir: Path | None = None,
     timed: bool = True,
@@ -84,6 +96,8 @@ def resolve(
         fn_name: What is compiled, as in `select`.
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
+        precision_chosen: The user named the precision, and gets it. Only a program's default gives way to fp32 where
+            the CPU does the computing and has no matrix units for it, and says so.
         compare: Backends to compare, eager first; the plan's own then count for nothing.
         engine_dir: Where engines are to be written.
         timed: Latencies will be taken, so that another timer than the plan's is worth a note.
@@ -104,6 +118,7 @@ def resolve(
             notes.append(("cuda_graph", "not used: a comparison calls each backend's submodules one by one"))
             plan = replace(plan, cuda_graph="none", cuda_graph_lengths=())
     plan = _settle_backends(plan, [n for n in names if len(candidates.get(n, ("",))) == 1], machine, chosen, notes)
+    plan = _settle_precision(plan, names, compare, machine, precision_chosen, notes)
     tried = dict.fromkeys(backend for own in candidates.values() if len(own) > 1 for backend in own)
     found = {backend: machine.availability(backend) for backend in tried}
     notes += [(backend, caveat) for backend, seen in found.items() for caveat in seen.caveats]
@@ -140,6 +155,33 @@ def _settle_backends(plan: Plan, names: list[str], machine: Machine, chosen: boo
         else:
             users = ", ".join(name for name, used in wanted.items() if used == backend)
             raise BackendError(f"backend {backend} ({users}) is not available here: {found.reason}")
+    return plan
+
+
+def _settle_precision(
+    plan: Plan,
+    names: tuple[str, ...],
+    compare: tuple[str, ...],
+    machine: Machine,
+    chosen: bool,
+    notes: list[Note],
+) -> Plan:
+    """The plan with the default precision of what computes here: engines built on a CPU are meant for a GPU."""
+    used = compare or tuple(resolve_submodule(plan, name).backend for name in names)
+    engines = any(b != AUTO and BACKENDS[b].makes_engines and machine.availability(b).installed for b in used)
+    if machine.device != "cpu" or engines:
+        return plan
+    fast = [name for name in precision_names() if machine.cpu_is_fast_in(name)]
+    if not chosen and plan.precision not in fast:
+        why = f"fp32 on this CPU: {plan.precision} is no faster here and less exact; --precision chooses another"
+        more = [name for name in fast if name != "fp32"]
+        notes.append(("precision", f"{why}; {' or '.join(more)} may be faster" if more else why))
+        return replace(plan, precision="fp32")
+    slow = sorted({resolve_submodule(plan, name).precision for name in names} - set(fast))
+    for name in slow:
+        notes.append(
+            (f"precision {name}", f"no faster than fp32 on this CPU, and less exact; fast here: {', '.join(fast)}")
+        )
     return plan
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 from ..errors import UsageError
 
+
+class Default(str):
+    """The value of a text flag that nobody chose, so that a checkpoint may know better."""
+
+
 FLAGS: dict[str, dict[str, Any]] = {
     "model_path": {
         "default": "nvidia/GR00T-N1.5-3B",
@@ -14,15 +19,15 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "dataset_path": {
         "metavar": "PATH",
-        "help": "LeRobot v2 dataset whose observation is used, or `synthetic` [%(default)s]",
+        "help": "LeRobot dataset whose observation is used, or `synthetic` [%(default)s]",
     },
     "data_config": {
-        "default": "fourier_gr1_arms_only",
+        "default": Default("fourier_gr1_arms_only"),
         "metavar": "NAME",
-        "help": "keys and transforms: a built-in name or module:Class [%(default)s]",
+        "help": "keys and transforms: a built-in name or module:Class [%(default)s; LeRobot's checkpoints: their own]",
     },
     "embodiment_tag": {
-        "default": "gr1",
+        "default": Default("gr1"),
         "metavar": "TAG",
         "help": "projector and statistics: gr1, oxe_droid, agibot_genie1, new_embodiment [%(default)s]",
     },
@@ -62,6 +67,8 @@ def source_flags(group: Any, *names: str, helps: dict[str, str] | None = None, *
         how = dict(FLAGS[name])
         if name in defaults:
             how["default"] = defaults[name]
+            if isinstance(how["default"], str):
+                how["default"] = Default(how["default"])
             if defaults[name] is None:
                 how["type"] = optional
         how["help"] = (helps or {}).get(name, how["help"])

@@ -9,25 +9,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..common.interface import ModalityConfig, Observation
+from ..common.interface import ModalityConfig, Observation, refuse_non_finite
 from ..data import (
     DatasetMetadata,
     LeRobotDataset,
     Prompter,
-    embodiment_index,
+    Tokenizer,
     example_observation,
     load_tokenizer,
+    metadata_path,
     read_metadata,
     synthetic_dataset,
     synthetic_tokenizer,
     validate_observation,
 )
-from ..data import data_config as data_config_from_name
 from ..data.device import DeviceTransfer
-from ..errors import PlanError
-from ..model import load_config, load_model, resolve_checkpoint
+from ..errors import ObservationError, PlanError
+from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
+from ..model.checkpoint import side_folders
+from ..model.folders import identify
 from ..model.n1_5.inputs import LOOKED_UP
 from ..model.protocol import Inputs, Model
+from .choice import choose_data, chosen
+from .fit import StateRanges, fitted
+from .lerobot import LeRobotDataConfig
 
 Action = dict[str, np.ndarray]
 
@@ -65,16 +70,23 @@ class ModelPolicy:
         return self.stages["preprocess"](observation)
 
     def postprocess(self, action_pred: torch.Tensor, *, batched: bool) -> Action:
-        """Normalised [B, T, action_dim] -> what `get_action` returns, without the batch axis unless `batched`."""
-        return self.stages["postprocess"](action_pred, batched)
+        """Normalised [B, T, action_dim] -> what `get_action` returns, without the batch axis unless `batched`.
+
+        Raises: AccuracyError for a NaN or an infinity: no robot may see it.
+        """
+        action: Action = self.stages["postprocess"](action_pred, batched)
+        refuse_non_finite(action, "the policy's answer")
+        return action
 
     def get_action(self, observation: Observation, *, noise: torch.Tensor | None = None) -> Action:
         """Predict one action chunk.
 
         Args:
             noise: [B, T, action_dim] where the flow starts; drawn afresh from torch's default generator when None.
-        Raises: ObservationError as `preprocess`.
+        Raises: ObservationError as `preprocess`, and for noise that is not finite; AccuracyError as `postprocess`.
         """
+        if noise is not None and noise.device.type == "cpu" and not torch.isfinite(noise).all():
+            raise ObservationError("noise holds a NaN or an infinity", known="standard normal numbers")
         inputs, batched = self.preprocess(observation)
         return self.postprocess(self.model.get_action(inputs, noise=noise)["action_pred"], batched=batched)
 
@@ -122,7 +134,10 @@ class Gr00tPolicy(ModelPolicy):
         bracketed_instruction: Put the instruction of an unbatched request into the prompt as ``['text']``. The
             original's policy does; its training data and its batched requests carry the plain text, as we do.
 
-    Raises: PlanError when the data config does not fit the model.
+    Attributes:
+        state_ranges: How many observations lay far outside what the model was trained on.
+
+    Raises: CheckpointError, PlanError as `fit.fitted`.
     """
 
     def __init__(
@@ -136,18 +151,13 @@ class Gr00tPolicy(ModelPolicy):
     ):
         super().__init__(model)
         self.metadata = metadata
-        self.modality_config = config.modality_config()
-        self.modality_transform = config.transform()
-        self.modality_transform.set_metadata(metadata)
+        self.modality_config, self.modality_transform = fitted(config, metadata, model.config)
         self.modality_transform.set_prompter(prompter)
         self.prompter = prompter
         self.bracketed_instruction = bracketed_instruction
         self._transfer: DeviceTransfer | None = None
-        keys, most = self.modality_config["action"].modality_keys, model.config.action_head.action_dim
-        width = sum(metadata.part(key).width for key in keys)
-        if width > most:
-            what = f"the data config's actions are {width} wide ({', '.join(keys)}), the model's {most}"
-            raise PlanError(what, fix="use a data config that was made for this checkpoint")
+        state = self.modality_config.get("state")
+        self.state_ranges = StateRanges(state.modality_keys if state else (), metadata)
         model.action_horizon = len(self.modality_config["action"].delta_indices)
 
     def get_modality_config(self) -> Mapping[str, ModalityConfig]:
@@ -160,11 +170,16 @@ class Gr00tPolicy(ModelPolicy):
 
     def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
         checked, batched = validate_observation(
-            observation, self.modality_config, self.metadata, bracketed_text=self.bracketed_instruction
+            observation,
+            self.modality_config,
+            self.metadata,
+            bracketed_text=self.bracketed_instruction,
+            default_text=self.modality_transform.default_instruction,
         )
         check = getattr(self.modality_transform, "check", None)
         if check is not None:
             check(checked)
+        self.state_ranges.look(checked)
         transfer = self._device_transfer()
         return self.modality_transform.apply(transfer.send(checked) if transfer else checked), batched
 
@@ -189,8 +204,8 @@ class Gr00tPolicy(ModelPolicy):
 def load_policy(
     model_path: str | Path = "nvidia/GR00T-N1.5-3B",
     *,
-    data_config: Any = "fourier_gr1_arms_only",
-    embodiment_tag: str = "gr1",
+    data_config: Any = None,
+    embodiment_tag: str | None = None,
     metadata: DatasetMetadata | str | Path | None = None,
     tokenizer: str | Path | None = None,
     denoising_steps: int | None = None,
@@ -201,43 +216,70 @@ def load_policy(
     """A policy from a checkpoint.
 
     Args:
-        model_path: A checkpoint folder, a hub id, ``synthetic`` or ``synthetic:full``.
-        data_config: A built-in name, ``module:Class``, or an object with ``modality_config()`` and ``transform()``.
-        embodiment_tag: Chooses statistics and projector weights: gr1, oxe_droid, agibot_genie1 or new_embodiment.
+        model_path: A checkpoint folder of Isaac-GR00T or LeRobot, a LoRA adapter's, a hub id, ``synthetic`` or
+            ``synthetic:full``.
+        data_config: A built-in name, ``module:Class``, or an object with ``modality_config()`` and ``transform()``;
+            None: fourier_gr1_arms_only, or what LeRobot's own files say of its checkpoint.
+        embodiment_tag: Chooses statistics and projector weights: gr1, oxe_droid, agibot_genie1 or new_embodiment;
+            None: gr1, or the tag of LeRobot's files or of a `metadata` object.
         metadata: Statistics to use instead of the checkpoint's ``experiment_cfg/metadata.json``: an object, or the
             path of such a file. A synthetic model has none of its own and uses those of the synthetic dataset.
         tokenizer: Folder, tokenizer.json or hub id; by default the checkpoint's, then the hub's Qwen/Qwen3-1.7B.
         denoising_steps: Euler steps per chunk; None keeps the checkpoint's.
-        bracketed_instruction: See `Gr00tPolicy`.
+        bracketed_instruction: See `Gr00tPolicy`; LeRobot's checkpoints have every instruction so.
         dtype: float32, float16 or bfloat16, for the whole model.
     Raises: CheckpointError, TokenizerError or PlanError saying what is missing and how to supply it.
     """
     # Everything small first: nobody should wait for weights to learn of a wrong name.
-    embodiment_index(embodiment_tag)
-    config = data_config_from_name(data_config) if isinstance(data_config, str) else data_config
     folder = resolve_checkpoint(model_path)
-    found = _metadata(metadata, folder, data_config, config, embodiment_tag)
+    if folder is not None:
+        identify(folder)
+    if isinstance(metadata, DatasetMetadata) and not chosen(embodiment_tag):
+        embodiment_tag = metadata.embodiment_tag
+    config, tag = choose_data(folder, data_config, embodiment_tag)
     geometry = load_config(folder or model_path)
-    if tokenizer is None and folder is None:
-        words = synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
-    else:
-        words = load_tokenizer(tokenizer, folder, geometry.special_tokens, geometry.vocab_size)
+    found = statistics_of(folder, config, tag, metadata, data_config)
+    fitted(config, found, geometry)
+    own = isinstance(config, LeRobotDataConfig)
+    words = _tokenizer(config.tokenizer_folder() if own and tokenizer is None else tokenizer, folder, geometry)
     size, tokens = geometry.image_size, geometry.tokens_per_image
     prompter = Prompter(words, words.special_tokens, image_size=size, tokens_per_image=tokens)
     model = load_model(folder or model_path, dtype=dtype, device=device)
-    policy = Gr00tPolicy(model, config, found, prompter, bracketed_instruction=bracketed_instruction)
+    policy = Gr00tPolicy(model, config, found, prompter, bracketed_instruction=bracketed_instruction and not own)
     if denoising_steps is not None:
         policy.denoising_steps = denoising_steps
     return policy
 
 
-def _metadata(
-    given: DatasetMetadata | str | Path | None, folder: Path | None, name: Any, config: Any, tag: str
+def statistics_of(
+    folder: Path | None, config: Any, tag: str, given: DatasetMetadata | str | Path | None, name: Any
 ) -> DatasetMetadata:
+    """The statistics for a data config.
+
+    Args:
+        folder: The checkpoint's; None for a synthetic model, which takes those of the synthetic dataset.
+        given: Used instead of the checkpoint's: an object, or the path of a ``metadata.json``.
+        name: The data config's name, if it has one.
+    Raises: CheckpointError, PlanError, as `DatasetMetadata.load`; PlanError for an object of another tag.
+    """
     if isinstance(given, DatasetMetadata):
+        if given.embodiment_tag != tag:
+            what = f"--embodiment_tag {tag} with statistics of {given.embodiment_tag}: which projector is meant?"
+            raise PlanError(what, known="the tag chooses projector and statistics", fix="give both for the same tag")
         return given
-    where = folder if given is None else given
-    if where is not None:
-        return read_metadata(where, tag)
+    if given is not None:
+        return read_metadata(given, tag)
+    if isinstance(config, LeRobotDataConfig):
+        return config.metadata()
+    if folder is not None:
+        places = side_folders(folder)
+        return read_metadata(next((p for p in places if metadata_path(p).is_file()), folder), tag)
     dataset = synthetic_dataset(data_config=name if isinstance(name, str) else "fourier_gr1_arms_only")
     return LeRobotDataset(dataset, config.modality_config()).metadata(tag)
+
+
+def _tokenizer(where: str | Path | None, folder: Path | None, geometry: Gr00tConfig) -> Tokenizer:
+    if where is None and folder is None:
+        return synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
+    places = [] if folder is None else side_folders(folder)
+    return load_tokenizer(where, places, geometry.special_tokens, geometry.vocab_size)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..common.interface import Observation
 from ..common.progress import Steps
-from ..data import (
-    DatasetMetadata,
-    LeRobotDataset,
-    data_config,
-    embodiment_index,
-    read_metadata,
-    synthetic_dataset,
-    validate_observation,
-)
-from ..errors import DatasetError
+from ..data import DatasetMetadata, LeRobotDataset, synthetic_dataset, validate_observation
+from ..errors import DatasetError, PlanError
 from ..model import resolve_checkpoint
-from .policy import Gr00tPolicy, load_policy
+from ..model.folders import identify
+from .choice import choose_data
+from .fit import check_same_robot
+from .flags import FLAGS
+from .lerobot import LeRobotDataConfig
+from .policy import Gr00tPolicy, load_policy, statistics_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Source:
 
     model_path: str = "nvidia/GR00T-N1.5-3B"
     dataset_path: str | None = "./demo_data/robot_sim.PickNPlace"
-    data_config: str = "fourier_gr1_arms_only"
-    embodiment_tag: str = "gr1"
+    data_config: str = FLAGS["data_config"]["default"]
+    embodiment_tag: str = FLAGS["embodiment_tag"]["default"]
     metadata: str | None = None
     tokenizer: str | None = None
     bracketed_instruction: bool = False
@@ -56,13 +54,42 @@ class Source:
             return "an example observation"
         return f"{Path(self.dataset_path).name}, episode {self.episode}, step {self.step}"
 
+    def data(self) -> tuple[Any, str]:
+        """The data config and the embodiment tag; those of LeRobot's checkpoint where none was chosen.
+
+        Raises: Gr00tError, as `choice.choose_data`.
+        """
+        return choose_data(resolve_checkpoint(self.model_path, weights=False), self.data_config, self.embodiment_tag)
+
     def dataset(self) -> LeRobotDataset:
         """The dataset of a source that has one; `synthetic` is generated once and reused."""
         assert self.dataset_path is not None
-        config = data_config(self.data_config)
-        synthetic = self.dataset_path == "synthetic"
-        path = synthetic_dataset(data_config=self.data_config) if synthetic else Path(self.dataset_path)
+        config, _ = self.data()
+        if self.dataset_path != "synthetic":
+            return LeRobotDataset(Path(self.dataset_path), config.modality_config(), frame_lookup=self.frame_lookup)
+        if isinstance(config, LeRobotDataConfig):
+            raise PlanError(
+                f"--dataset_path synthetic: there is none with the cameras of LeRobot's checkpoint {self.model_path}",
+                fix="give a dataset that the robot recorded",
+            )
+        path = synthetic_dataset(data_config=self.data_config)
         return LeRobotDataset(path, config.modality_config(), frame_lookup=self.frame_lookup)
+
+    def statistics(self, dataset: LeRobotDataset) -> DatasetMetadata:
+        """What a policy of this source normalises with, held against the dataset that it is to be asked about.
+
+        They are the checkpoint's or those of `metadata`; a synthetic model has none and takes the dataset's.
+        Raises: Gr00tError for none, and for a dataset of another robot.
+        """
+        config, tag = self.data()
+        folder = resolve_checkpoint(self.model_path)
+        if folder is not None:
+            identify(folder)
+        if folder is None and self.metadata is None:
+            return dataset.metadata(tag)
+        found = statistics_of(folder, config, tag, self.metadata, None)
+        check_same_robot(dataset, found)
+        return found
 
     def policy(self, device: torch.device, steps: Steps, *, statistics: DatasetMetadata | None = None) -> Gr00tPolicy:
         """The policy, in fp32.
@@ -90,16 +117,14 @@ def load_source(source: Source, device: torch.device, steps: Steps) -> tuple[Gr0
 
     Raises: Gr00tError for anything missing; what is small is found before the weights are read.
     """
-    embodiment_index(source.embodiment_tag)
+    source.data()  # a wrong name is told at once
     steps.step(f"reading the observation: {source.about}")
     if source.dataset_path is None:
         policy = source.policy(device, steps)
         return policy, policy.example()
     dataset = source.dataset()
     observation = recorded_step(dataset, source.episode, source.step)
-    folder = resolve_checkpoint(source.model_path)
-    own = source.metadata or folder
-    metadata = dataset.metadata(source.embodiment_tag) if own is None else read_metadata(own, source.embodiment_tag)
+    metadata = source.statistics(dataset)
     # The policy checks it too, but only once it has its weights, which takes a while.
     validate_observation(observation, dataset.modality_config, metadata)
     return source.policy(device, steps, statistics=metadata), observation

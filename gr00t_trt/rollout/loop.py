@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..common.interface import Observation
-from ..evaluate.policies import refuse_non_finite
+from ..common.interface import Observation, refuse_non_finite
 from .robots import Robot
 
 Chunk = dict[str, np.ndarray]

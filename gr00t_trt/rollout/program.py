@@ -19,6 +19,7 @@ from ..evaluate.about import record_of
 from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
 from ..record.files import deliver, record_flags, record_path
 from ..record.schema import Inputs
+from ..serve.api_token import redacted
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
 from .timing import Timing, live, summarise, timing_table
@@ -125,7 +126,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         finally:
             robot.close()
     inputs = Inputs(instruction=args.lang_instruction, dataset=f"robot {args.robot_type}")
-    record = record_of(args, ["rollout", *argv], [about], inputs=inputs)
+    record = record_of(args, ["rollout", *redacted(argv)], [about], inputs=inputs)
     if unsized:
         record.skip("frame sizes", unsized)
     numbers = {name: getattr(args, name) for name in ("control_hz", "action_horizon", "warmup")}

@@ -24,6 +24,7 @@ from ..measure.results import Part, Timed, Variant, candidate_of, stage_times
 from ..measure.workloads import one_request
 from ..plans.load import plan_to_mapping
 from ..plans.resolve import Resolved
+from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source, load_source
 from ..record.environment import ROOT
 from ..record.result import Result
@@ -59,6 +60,7 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
     with memory, gpu, progress(console) as steps, side_stream(device):
         source = replace(job.source, denoising_steps=resolved.plan.denoising_steps)
         policy, observation = load_source(source, device, steps)
+        console.print(_data_of(policy, source), markup=False, highlight=False, soft_wrap=True)
         plan, model = plan_to_mapping(resolved.plan), ModelInfo(source.model_path, asdict(policy.model.config))
         if resolved.comparing:
             plan["backend"] = None
@@ -72,11 +74,20 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
             _compare(harness, resolved, record)
         else:
             _carry_out(harness, resolved, job, record)
+    record.skip_all(policy.state_ranges.notes())
     record.drift = drift_of(record.results)
     record.peak_memory, record.telemetry = memory.result(), gpu.result()
     record.wall_s = time.monotonic() - began
     record.exit_reason = "gate failed" if record.failures else "done"
     return record
+
+
+def _data_of(policy: Gr00tPolicy, source: Source) -> str:
+    """Which data config is used, and with which keys: most wrong actions come from a wrong one."""
+    config, tag = source.data()
+    name = getattr(config, "name", "") or type(config).__name__
+    keys = [key for own in policy.get_modality_config().values() for key in own.modality_keys]
+    return f"data config {name}, embodiment tag {tag}: {', '.join(keys)}"
 
 
 def _compare(harness: Harness, resolved: Resolved, record: Record) -> None:

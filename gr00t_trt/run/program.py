@@ -17,13 +17,17 @@ from typing import Any
 from rich.console import Console
 
 from ..common.command import Parser, parse_flags, run_program
+from ..common.files import prepare_file, write_whole
+from ..common.paths import check_dataset, check_output_folder
 from ..errors import UsageError, unknown
 from ..plans import flags
 from ..plans.backends import AUTO, onnx_route
-from ..plans.resolve import Machine, Note, candidates_of, resolve
+from ..plans.load import plan_from_mapping
+from ..plans.resolve import Machine, Note, Resolved, candidates_of, resolve
 from ..plans.schema import TIMERS, Plan
 from ..plans.submodules import select
 from ..policy.flags import check_range, source_flags
+from ..record.schema import Record
 
 PLAN_FILE = ("plan", "--write_plan")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
@@ -44,8 +48,10 @@ examples:
   the fastest of them for each submodule, measured, and kept as a plan:
     run_groot_torchtrt.py --backend auto --write_plan plans/robot.yaml
     run_groot_torchtrt.py --config plans/robot.yaml
-  a plan from a file, engines kept for another machine:
-    run_groot_torchtrt.py --config compile_configs/rtx_4090_5090.yaml --engine_dir engines
+  a plan that comes with the package, engines kept for another machine:
+    run_groot_torchtrt.py --config rtx_4090_5090 --engine_dir engines
+  what flags come to, as a plan of your own:
+    run_groot_torchtrt.py --config bf16 --loop denoise_step --print_plan > robot.yaml
 
 exit status: 0 done, 1 an accuracy gate failed, 2 bad input, 130 interrupted, 141 nobody reads the output
 """
@@ -123,6 +129,7 @@ def _what_is_compiled(g: Any) -> None:
         "is always among them. Compares, and runs no plan",
     )
     flags.config_flag(g)
+    flags.print_plan_flag(g)
     g.add_argument(
         "--write_plan",
         metavar="PATH",
@@ -162,17 +169,20 @@ def _what_is_compiled(g: Any) -> None:
     )
 
 
+KEYS = {
+    **{flag: f"build.{flag}" for flag in (*SWITCHES, "trt_engine_path")},
+    "benchmark": "benchmark.timer",
+    "num_iterations": "benchmark.iterations",
+    "warmup_iterations": "benchmark.warmup",
+    "max_seconds": "benchmark.max_seconds",
+    "use_eagle_backbone_joint": "joint_backbone",
+}
+"""Flag of this program -> the dotted plan key that it sets, where they have other names."""
+
+
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Dotted plan key -> what the command line sets it to; None where the flag was not given."""
-    return flags.overrides_of(
-        args,
-        **{flag: f"build.{flag}" for flag in (*SWITCHES, "trt_engine_path")},
-        benchmark="benchmark.timer",
-        num_iterations="benchmark.iterations",
-        warmup_iterations="benchmark.warmup",
-        max_seconds="benchmark.max_seconds",
-        use_eagle_backbone_joint="joint_backbone",
-    )
+    return flags.overrides_of(args, **KEYS)
 
 
 def compared(args: argparse.Namespace) -> tuple[str, ...]:
@@ -242,40 +252,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args, notes = parse(argv)
+    onnx_keys, onnx_notes = onnx_overrides(args)
+    plan = flags.plan_from(args, {**overrides(args), **onnx_keys}, keys=KEYS)
+    notes += onnx_notes
+    compare = compared(args)
+    if not args.print_plan:
+        check_paths(args)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from ..common.devices import choose_device
-    from ..common.files import prepare_file, write_whole
-    from ..measure.choose import plan_text
-    from ..plans.load import plan_from_mapping
     from ..policy.source import Source
     from ..record.files import deliver, record_path
     from ..report.terminal import render
-    from . import job
 
-    compare = compared(args)
-    onnx_keys, onnx_notes = onnx_overrides(args)
-    plan = flags.plan_from(args, {**overrides(args), **onnx_keys})
-    path = record_path(args, f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}")
     if compare and args.config:
         notes.append(("--compare", f"the backends that {args.config} names count for nothing here"))
+    command = shlex.join(["run_groot_torchtrt.py", *argv])
     device = choose_device(args.device)
+    engine_dir = Path(args.engine_dir) if args.engine_dir else None
+    chosen, machine = args.backend is not None or args.config is not None, Machine(str(device))
+    resolved = resolve(plan, machine, args.fn_name, chosen=chosen, compare=compare, engine_dir=engine_dir)
+    if args.print_plan:
+        print_plan(resolved, compare, command)
+        return 0
+    path = record_path(args, f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}")
     plan_path = chosen_plan_path(args, plan, compare, device)
     if plan_path is not None:
         prepare_file(plan_path, *PLAN_FILE)
-    config, engine_dir = (Path(path) if path else None for path in (args.config, args.engine_dir))
-    chosen, machine = args.backend is not None or args.config is not None, Machine(str(device))
-    resolved = resolve(plan, machine, args.fn_name, chosen=chosen, compare=compare, engine_dir=engine_dir)
-    command = shlex.join(["run_groot_torchtrt.py", *argv])
+    config = Path(args.config) if args.config else None
+    from . import job
+
     wanted = job.Job(Source.of(args), args.seed, str(device), args.engine_cache, config, command)
     # Compilers print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr):
-        record = job.run(wanted, resolved.noted(*notes, *onnx_notes), console)
+        record = job.run(wanted, resolved.noted(*notes), console)
     render(record, console)
     deliver(record, path, args)
-    if plan_path is not None and record.failures:
-        console.print(f"{plan_path}: not written, for a plan that misses its gates is none to keep", style="red")
-    elif plan_path is not None:
-        text = plan_text(plan_from_mapping(record.plan, str(path)), record, plan_path, args.fn_name)
-        write_whole(text, plan_path, *PLAN_FILE)
-        console.print(f"plan: {plan_path}", markup=False, highlight=False, soft_wrap=True)
+    if plan_path is not None:
+        keep_plan(record, plan_path, args.fn_name, console)
     return 1 if record.failures else 0
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raises: UsageError for a path that cannot be what its flag wants; nothing has been loaded yet."""
+    check_dataset(args.dataset_path)
+    check_output_folder(args.engine_dir, "--engine_dir")
+    if args.engine_cache != "off":
+        check_output_folder(args.engine_cache, "--engine_cache")
+
+
+def print_plan(resolved: Resolved, compare: tuple[str, ...], command: str) -> None:
+    """Print the plan as this machine would carry it out. Raises: UsageError for a comparison, which runs no plan."""
+    if compare:
+        raise UsageError("--print_plan: a comparison runs no plan", fix="leave --compare or --print_plan out")
+    flags.print_plan(resolved.plan, command)
+
+
+def keep_plan(record: Record, path: Path, fn_name: str, console: Console) -> None:
+    """Write the plan that a run has chosen, unless it misses its gates. Raises: RecordError."""
+    from ..measure.choose import plan_text
+
+    if record.failures:
+        console.print(f"{path}: not written, for a plan that misses its gates is none to keep", style="red")
+        return
+    text = plan_text(plan_from_mapping(record.plan, str(path)), record, path, fn_name)
+    write_whole(text, path, *PLAN_FILE)
+    console.print(f"plan: {path}", markup=False, highlight=False, soft_wrap=True)

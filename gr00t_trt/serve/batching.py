@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..common.interface import ModalityConfig, Observation
-
-_AXES = {"video": 4, "state": 2}
-"""Axes of an array of one request, without a batch axis."""
+from .limits import AXES
 
 
 class Batcher:
@@ -19,18 +16,17 @@ class Batcher:
 
     Args:
         modality_config: Names the keys that the policy reads; others are left out.
-        count_tokens: Length of an instruction in tokens. Prompts of unequal length would need padding, which gives a
-            request other numbers than it would get alone.
+        count_tokens: Length of an instruction in tokens, asked for again and again of the same ones. Prompts of unequal
+            length would need padding, which gives a request other numbers than it would get alone.
     """
 
     def __init__(self, modality_config: Mapping[str, ModalityConfig], count_tokens: Callable[[str], int]):
         self._keys = {
             key: axes
-            for modality, axes in _AXES.items()
+            for modality, axes in AXES.items()
             for key in (modality_config[modality].modality_keys if modality in modality_config else ())
         }
-        # The same instruction comes with every request of an episode.
-        self._count_tokens = lru_cache(maxsize=256)(count_tokens)
+        self._count_tokens = count_tokens
 
     def form(self, observation: Observation) -> Hashable | None:
         """Requests of equal form can be joined; None for one that has to be answered alone.
@@ -38,6 +34,8 @@ class Batcher:
         That is one with a batch axis of its own, and anything out of the ordinary: validating is left to the policy.
         """
         shapes = []
+        if any(key not in self._keys and not str(key).startswith("action.") for key in _others(observation)):
+            return None  # the policy says what it thinks of it
         for key, axes in self._keys.items():
             value = observation.get(key)
             if not isinstance(value, np.ndarray) or value.ndim != axes:
@@ -69,6 +67,10 @@ class Batcher:
 
 def _annotations(observation: Observation) -> list[str]:
     return [key for key in observation if isinstance(key, str) and "annotation" in key]
+
+
+def _others(observation: Observation) -> list[Any]:
+    return [key for key in observation if not isinstance(key, str) or "annotation" not in key]
 
 
 def _text(value: Any) -> str | None:

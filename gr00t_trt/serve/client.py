@@ -12,6 +12,7 @@ with RobotInferenceClient("192.168.0.7", timeout_ms=2000, resize=True) as policy
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -37,6 +38,9 @@ _RECONNECT_MS = (50, 500)
 class BaseInferenceClient:
     """One connection to a server, for one thread. It survives a server that restarts, and lost replies.
 
+    With every request goes how much longer an answer is waited for, and who asks: a server of this package computes
+    nothing for a client that has given up, and takes one that tries again for the same one. Others ignore it.
+
     Args:
         timeout_ms: Longest wait for an answer, the time to connect included.
         api_token: What the server wants to be shown; empty for nothing.
@@ -46,6 +50,7 @@ class BaseInferenceClient:
         self, host: str = "localhost", port: int = 5555, timeout_ms: int = 15000, api_token: str | None = None
     ):
         self.host, self.port, self.timeout_ms, self.api_token = host, port, timeout_ms, api_token
+        self.client_id = new_client_id()
         self._context = zmq.Context()
         self._socket: Any = None
         self._monitor: Any = None
@@ -94,19 +99,20 @@ class BaseInferenceClient:
     def _call(self, request: Message, *, again: bool = True) -> Any:
         if self.api_token:
             request["api_token"] = self.api_token
-        reply = decode(self._exchange(encode(request), again))
+        reply = decode(self._exchange({**request, "client_id": self.client_id}, again))
         if isinstance(reply, Mapping) and "error" in reply:
             raise ServiceError(f"Server error: {reply['error']}")
         return reply
 
-    def _exchange(self, request: bytes, again: bool) -> bytes:
+    def _exchange(self, request: Message, again: bool) -> bytes:
         """Send a request and wait for its reply; once more `again` when the connection breaks meanwhile."""
         deadline = time.monotonic() + self.timeout_ms / 1e3
         while True:
             answered = False
             try:
                 self._connect()
-                self._socket.send(request)
+                left_ms = max((deadline - time.monotonic()) * 1e3, 1.0)
+                self._socket.send(encode({**request, "timeout_ms": left_ms}))
                 answered = self._wait(deadline)
                 if answered:
                     return bytes(self._socket.recv())
@@ -168,27 +174,39 @@ class RemotePolicy(ABC):
             are sent. Needs a server of this package, which tells the size.
         timings: Ask with every observation where its time goes, and keep the last reply's in `last_timings_ms`.
             Needs a server of this package.
+        served_by: Ask with every observation what answers it, and keep that in `last_served_by`. Likewise.
 
     Attributes:
         last_timings_ms: Stage -> milliseconds; empty before the first answer.
+        last_served_by: ``submodules``: name -> backend and precision; ``commit``. Empty before the first answer.
     """
 
-    def __init__(self, *, resize: bool, timings: bool):
-        self._resize, self._timings = resize, timings
+    def __init__(self, *, resize: bool, timings: bool, served_by: bool):
+        self._resize = resize
+        self._more: Message = {name: True for name, on in (("timings", timings), ("served_by", served_by)) if on}
         self._sizes: dict[str, tuple[int, int]] | None = None
         self.last_timings_ms: dict[str, float] = {}
+        self.last_served_by: dict[str, Any] = {}
 
-    def get_action(self, observation: Observation) -> dict[str, np.ndarray]:
+    def get_action(
+        self, observation: Observation, *, seed: int | None = None, noise: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """The policy's action chunk for an observation, as `Gr00tPolicy.get_action`.
 
+        Args:
+            seed: Of the starting noise, 0 to 2^63 - 1: with the same one a server of this package gives an observation
+                the same action every time. It is drawn afresh when None.
+            noise: [T, action_dim], or [B, T, action_dim] for a batch: the starting noise itself, likewise.
         Raises: ServiceError when there is no answer in time, or the answer is an error: ``Server error: <text>``.
         """
         if self._resize:
             if self._sizes is None:
                 self._sizes = frame_sizes(self.status())
             observation = fit_frames(observation, self._sizes)
-        action = self._act(dict(observation), {"timings": True} if self._timings else {})
-        self.last_timings_ms = action.pop("timings", {}) if self._timings else {}
+        chosen = {name: value for name, value in (("seed", seed), ("noise", noise)) if value is not None}
+        action = self._act(dict(observation), {**self._more, **chosen})
+        self.last_timings_ms = action.pop("timings", {}) if "timings" in self._more else {}
+        self.last_served_by = action.pop("served_by", {}) if "served_by" in self._more else {}
         return action
 
     @abstractmethod
@@ -212,9 +230,10 @@ class RobotInferenceClient(RemotePolicy, BaseInferenceClient):
         *,
         resize: bool = False,
         timings: bool = False,
+        served_by: bool = False,
     ):
         BaseInferenceClient.__init__(self, host, port, timeout_ms, api_token)
-        RemotePolicy.__init__(self, resize=resize, timings=timings)
+        RemotePolicy.__init__(self, resize=resize, timings=timings, served_by=served_by)
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
         """Which keys an observation needs and an action has, by modality: video, state, action, language."""
@@ -225,6 +244,11 @@ class RobotInferenceClient(RemotePolicy, BaseInferenceClient):
 
     def _act(self, observation: Message, more: Message) -> Message:
         return self._call({"endpoint": "get_action", "data": observation, **more})
+
+
+def new_client_id() -> str:
+    """What a client calls itself: nobody else can guess it, and so take its place in the queue."""
+    return secrets.token_hex(16)
 
 
 def frame_sizes(status: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

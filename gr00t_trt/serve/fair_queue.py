@@ -1,4 +1,7 @@
-"""Waiting requests, served in turn by client: one that sends many delays the others by one request, not by all."""
+"""Waiting requests, served in turn by client and counted in samples: a batch of eight has to wait for eight turns.
+
+This is deficit round robin with a quantum of one sample.
+"""
 
 from __future__ import annotations
 
@@ -6,76 +9,125 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
+@dataclass
+class _Line(Generic[T]):
+    """What one client has waiting.
+
+    Attributes:
+        entries: (samples, entry), the oldest first. `samples`: of all of them.
+        credit: Samples that its turns so far allow for and that it has not been served.
+    """
+
+    entries: deque[tuple[int, T]] = field(default_factory=deque)
+    samples: int = 0
+    credit: int = 0
+
+
 class FairQueue(Generic[T]):
-    """A queue of at most `limit` entries, taken from its clients in turn; in the order of arrival for each of them."""
+    """A queue of at most `limit` samples, taken from its clients in turn; in the order of arrival for each of them.
+
+    A single entry of more samples than the limit fits into an empty queue.
+    """
 
     def __init__(self, limit: int):
-        self._limit = limit
+        self.limit = limit
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[Hashable, deque[T]] = OrderedDict()
-        self._size = 0
+        self._waiting: OrderedDict[Hashable, _Line[T]] = OrderedDict()
+        self._samples = self._count = 0
         self._closed = False
 
     def __len__(self) -> int:
-        return self._size
+        """How many samples wait."""
+        return self._samples
 
-    def put(self, client: Hashable, entry: T) -> T | None:
+    def put(self, client: Hashable, entry: T, samples: int = 1) -> list[T]:
         """Add an entry; from any thread.
 
-        Returns: The entry there is no room for, None when all fit: the latest of the client that has the most
-            waiting, so that a flood pushes out itself. After `close`, `entry`.
+        Returns: The entries there is no room for: the latest of the client that has the most samples waiting, so that
+            a flood pushes out itself. After `close`, `entry`.
         """
         with self._changed:
             if self._closed:
-                return entry
-            self._waiting.setdefault(client, deque()).append(entry)
-            self._size += 1
+                return [entry]
+            line = self._waiting.setdefault(client, _Line())
+            line.entries.append((samples, entry))
+            self._add(line, samples)
             self._changed.notify_all()
-            if self._size <= self._limit:
-                return None
-            # On a tie the client that came last has lost, which is this one if it is among them.
-            longest = max(reversed(self._waiting), key=lambda name: (len(self._waiting[name]), name == client))
-            return self._remove(longest, last=True)
+            rejected = []
+            while self._samples > self.limit and self._count > 1:
+                # On a tie the client that came last has lost, which is this one if it is among them.
+                longest = max(reversed(self._waiting), key=lambda name: (self._waiting[name].samples, name == client))
+                rejected.append(self._remove(longest, last=True))
+            return rejected
 
     def take(self, timeout_s: float) -> T | None:
-        """The next client's oldest entry; None when there is none within `timeout_s`."""
+        """The oldest entry of the client whose turn it is; None when there is none within `timeout_s`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._size or self._closed, timeout_s)
-            return self._remove(next(iter(self._waiting))) if self._size else None
+            self._changed.wait_for(lambda: self._count or self._closed, timeout_s)
+            while self._count:
+                client, line = next(iter(self._waiting.items()))
+                line.credit += 1
+                if line.credit >= line.entries[0][0]:
+                    return self._remove(client)
+                self._waiting.move_to_end(client)
+            return None
 
     def take_like(self, fits: Callable[[T], bool], most: int, timeout_s: float) -> list[T]:
         """Up to `most` further entries that `fits`, waiting for them no longer than `timeout_s`.
 
-        Only the oldest entry of a client can be taken, so that no request overtakes another of its own.
+        Only the oldest entry of a client can be taken, so that no request overtakes another of its own. What is taken
+        here counts as a turn.
         """
         taken: list[T] = []
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while len(taken) < most and not self._closed:
-                client = next((name for name, own in self._waiting.items() if fits(own[0])), None)
+                client = next((name for name, line in self._waiting.items() if fits(line.entries[0][1])), None)
                 if client is not None:
                     taken.append(self._remove(client))
                 elif not self._changed.wait(deadline - time.monotonic()) or time.monotonic() >= deadline:
                     break
         return taken
 
+    def sweep(self, useless: Callable[[T], bool]) -> list[T]:
+        """Take out every entry that is `useless`, wherever it stands."""
+        with self._changed:
+            found = [
+                (client, pair) for client, line in self._waiting.items() for pair in line.entries if useless(pair[1])
+            ]
+            for client, pair in found:
+                line = self._waiting[client]
+                line.entries.remove(pair)
+                self._add(line, -pair[0])
+                if not line.entries:
+                    del self._waiting[client]
+            return [entry for _, (_, entry) in found]
+
     def close(self) -> list[T]:
         """Accept nothing more; returns what was waiting."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            return [self._remove(next(iter(self._waiting))) for _ in range(self._size)]
+            return [self._remove(next(iter(self._waiting))) for _ in range(self._count)]
+
+    def _add(self, line: _Line[T], samples: int) -> None:
+        line.samples += samples
+        self._samples += samples
+        self._count += 1 if samples > 0 else -1
 
     def _remove(self, client: Hashable, *, last: bool = False) -> T:
-        own = self._waiting[client]
-        entry = own.pop() if last else own.popleft()
-        self._size -= 1
-        if not own:
+        line = self._waiting[client]
+        samples, entry = line.entries.pop() if last else line.entries.popleft()
+        self._add(line, -samples)
+        if not last:
+            line.credit -= samples
+        if not line.entries:
             del self._waiting[client]
         elif not last:
             self._waiting.move_to_end(client)

@@ -13,7 +13,9 @@ from ..plans.backends import AUTO, BACKENDS
 from ..plans.load import merge
 from ..plans.schema import SUBMODULES, Plan
 from ..plans.submodules import resolve_submodule
-from ..policy.flags import optional, source_flags
+from ..policy.flags import source_flags
+from .api_token import token_flags, token_of
+from .request_log import REQUESTS
 
 ENGINES = "gr00t_engine"
 """Where NVIDIA's build script leaves its engines."""
@@ -24,7 +26,7 @@ examples:
     gr00t-trt serve --server --model_path synthetic
     gr00t-trt serve --client
   compiled with Torch-TensorRT in fp16, for robots on the network:
-    gr00t-trt serve --server --use_torch_tensorrt --precision fp16 --host 0.0.0.0 --api_token SECRET
+    gr00t-trt serve --server --use_torch_tensorrt --precision fp16 --host 0.0.0.0 --api_token_file token.txt
   HTTP instead of ZeroMQ, or HTTP beside it (for /metrics):
     gr00t-trt serve --server --http_server --port 8000
     gr00t-trt serve --server --http_port 8000
@@ -32,9 +34,14 @@ examples:
     gr00t-trt serve --server --max_batch 8 --batch_wait_ms 2
 
 Once ready the server prints one line per address on stdout: `ready tcp://127.0.0.1:5555`. SIGTERM and Ctrl-C let it
-finish the request it works on, refuse those that wait, and end with 0.
+finish the request it works on, refuse those that wait, and end with 0 within 3 s. A request that takes longer than that
+is refused, too, and the exit status is 130. At the end it says how many requests it answered, and how fast.
 
-exit status: 0 done, 2 bad input, 130 interrupted before it was ready
+A request of more samples or tokens than the plan's `ranges` (8 samples; three views and 256 tokens of text) is refused
+before any work, whatever runs the model. Of messages that have begun and not ended, no more than four times
+--max_request_mb is kept.
+
+exit status: 0 done, 2 bad input, 130 interrupted before it was ready or in the middle of a request
 """
 
 
@@ -78,10 +85,15 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("limits")
     setting(g, "max_request_mb", 32.0, "largest request", metavar="MB")
-    setting(g, "request_timeout_s", 15.0, "longest wait of a request", metavar="S")
-    setting(g, "max_queue", 64, "requests that may wait")
+    setting(g, "request_timeout_s", 15.0, "longest wait of a request, and longest time to send one", metavar="S")
+    setting(g, "max_queue", 64, "requests that may wait, each sample of a batch counted")
     setting(g, "max_batch", 1, "waiting requests that may share a pass")
     setting(g, "batch_wait_ms", 0.0, "wait for others to share with", metavar="MS")
+
+    g = p.add_argument_group("log (on stderr; logger gr00t_trt.serve)")
+    help = f"{REQUESTS}: one line per request [warnings alone]"
+    g.add_argument("--log", choices=(REQUESTS,), metavar="WHAT", help=help)
+    setting(g, "slow_ms", 1000.0, "a request that takes this long is warned of", metavar="MS")
     return p
 
 
@@ -96,15 +108,16 @@ def _where(p: argparse.ArgumentParser) -> None:
     setting(g, "port", 5555, "0 for any that is free")
     switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
     g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
-    g.add_argument("--api_token", type=optional, metavar="TOKEN", help="what every request must carry [none]")
+    token_flags(g, "the token that every request must carry")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags, checked as far as they can be without a plan.
+    """The flags, checked as far as they can be without a plan; `api_token` also from its file or the environment.
 
     Raises: UsageError for an unknown flag, a value out of range, or flags that exclude each other.
     """
     args = parse_flags(parser(), argv)
+    args.api_token = token_of(args)
     if not (args.server or args.client):
         raise UsageError("neither --server nor --client was given", fix="--help shows an example of each")
     for flag, lowest, highest in (
@@ -115,6 +128,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("max_queue", 1, 100_000),
         ("max_batch", 1, 1024),
         ("batch_wait_ms", 0, 10_000),
+        ("slow_ms", 0, 1e9),
     ):
         value = getattr(args, flag)
         if value is not None and not lowest <= value <= highest:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import re
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from .client import RemotePolicy
+from .client import RemotePolicy, new_client_id
 from .json_wire import decode_json, encode_json
 from .wire import Message
 
@@ -14,7 +15,8 @@ from .wire import Message
 class HttpInferenceClient(RemotePolicy):
     """A policy that is asked over HTTP, with the methods of a local one; for one thread.
 
-    The connection is kept between requests, and made anew when the server has closed it.
+    The connection is kept between requests, and made anew when the server has closed it. As with
+    `client.BaseInferenceClient`, a request says how long its answer is waited for, and who asks.
 
     Args:
         timeout_ms: Longest wait for any part of an answer.
@@ -30,8 +32,13 @@ class HttpInferenceClient(RemotePolicy):
         *,
         resize: bool = False,
         timings: bool = False,
+        served_by: bool = False,
     ):
-        super().__init__(resize=resize, timings=timings)
+        super().__init__(resize=resize, timings=timings, served_by=served_by)
+        if api_token and not re.fullmatch("[!-~]+", api_token):
+            what = "the API token cannot stand in a header"
+            raise ServiceError(what, known="one word of printable ASCII", fix="choose another one")
+        self.client_id = new_client_id()
         self.host, self.port, self.timeout_ms = host, port, timeout_ms
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout_ms / 1e3)
         self._headers = {"Content-Type": "application/json"}
@@ -54,7 +61,8 @@ class HttpInferenceClient(RemotePolicy):
         return self._ask("GET", "/status")
 
     def _act(self, observation: Message, more: Message) -> Message:
-        return self._ask("POST", "/act", encode_json({"observation": observation, **more}))
+        own = {"timeout_ms": self.timeout_ms, "client_id": self.client_id}
+        return self._ask("POST", "/act", encode_json({"observation": observation, **own, **more}))
 
     def close(self) -> None:
         """Give up the connection; the next call would make a new one."""

@@ -1,11 +1,13 @@
 """The HTTP side: FastAPI on uvicorn; see `json_wire` for the bodies.
 
     POST /act       {"observation": {...}}, or {"encoded": "<the same as a JSON string>"}: {"action.<part>": array, ...}
+                    beside the observation may stand the keys of `options`
+    GET  /          one line and the addresses; needs no token
     GET  /health    {"status": "healthy", "model": "GR00T", "submodules": {...}}; needs no token
     GET  /status    all there is to know about the server
     GET  /metrics   the counts and times, for Prometheus
 
-A token is shown as ``Authorization: Bearer TOKEN``, as ``X-API-Token: TOKEN``, or as ``api_token`` in the body.
+A token is shown as ``Authorization: Bearer TOKEN`` or ``X-API-Token: TOKEN``: it is looked at before the body is read.
 """
 
 from __future__ import annotations
@@ -22,24 +24,23 @@ from typing import Any
 from ..errors import ObservationError, ServiceError, ShapeError
 from .json_wire import decode_json, encode_json
 from .refusal import Refusal
-from .service import Service, cannot_listen
+from .service import Peer, Service, cannot_listen
 from .wire import Message
-from .worker import Answer
 
 try:
     import uvicorn
     from fastapi import FastAPI, Request, Response
+
+    from .http_guard import Guard
 except ImportError as error:
     raise ServiceError("the HTTP server needs fastapi and uvicorn", fix="pip install 'gr00t_trt[serve]'") from error
 
 _START_S = 10.0
-_LAST_WORDS_S = 2
+_LAST_WORDS_S = 0.5
 """How long requests may take to end when the server does."""
-_CONNECTIONS = 256
-"""Connections that are answered at all; a further one gets 503."""
 
 
-def application(service: Service, *, max_request_bytes: int, request_timeout_s: float) -> FastAPI:
+def application(service: Service, guard: Guard, *, max_request_bytes: int, request_timeout_s: float) -> FastAPI:
     """The routes.
 
     Status 400 for a request that cannot be answered as it is (the message says why), 401 for a wrong token, 408 for a
@@ -47,6 +48,7 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
     requests wait, 500 for an error of the server. The body of an error is ``{"detail": "<what is wrong>"}``.
 
     Args:
+        guard: Of the connections that they are asked by.
         request_timeout_s: How long a body may take to arrive.
     """
     app = FastAPI(title="GR00T N1.5", docs_url=None, redoc_url=None, openapi_url=None)
@@ -57,7 +59,13 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
 
     @app.post("/act")
     async def act(request: Request) -> Response:
-        return await _act(service, request, max_request_bytes, request_timeout_s)
+        return await _act(service, guard, request, max_request_bytes, request_timeout_s)
+
+    @app.get("/")
+    async def root() -> Response:
+        addresses = ", ".join(service.addresses)
+        text = f"GR00T N1.5 answers robots here: POST /act; GET /health, /status, /metrics. Addresses: {addresses}\n"
+        return Response(text, media_type="text/plain; charset=utf-8")
 
     @app.get("/health")
     async def health() -> Response:
@@ -78,42 +86,49 @@ def application(service: Service, *, max_request_bytes: int, request_timeout_s: 
     return app
 
 
-async def _act(service: Service, request: Request, max_request_bytes: int, request_timeout_s: float) -> Response:
+async def _act(
+    service: Service, guard: Guard, request: Request, max_request_bytes: int, request_timeout_s: float
+) -> Response:
+    client = (request.client.host, request.client.port) if request.client else None
+    peer = Peer(f"{client[0]}:{client[1]}" if client else "-", lambda: guard.gone(client))
     handed_over = False
     try:
-        body = _unwrapped(await asyncio.wait_for(_body(request, max_request_bytes), request_timeout_s))
-        service.check_token(body.get("api_token") or _token(request))
-        if "observation" not in body:
-            raise Refusal("Missing 'observation' field in payload", http_status=400)
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Answer] = loop.create_future()
-        sender = f"{request.client.host}:{request.client.port}" if request.client else "-"
-        service.act(body["observation"], sender, lambda answer: _deliver(loop, done, answer))
-        handed_over = True  # and counted there
-        answer = await done
-        if answer.error is not None:
-            raise answer.error
-        reply: Message = dict(answer.action or {})
-        if body.get("timings") is True:
-            reply["timings"] = dict(answer.timings_ms)
+        service.check_token(_token(request))
+        raw = await asyncio.wait_for(_body(request, guard, client, max_request_bytes), request_timeout_s)
+        with guard.answering(client):
+            body = _unwrapped(raw)
+            if "observation" not in body:
+                raise Refusal("Missing 'observation' field in payload", http_status=400)
+            loop = asyncio.get_running_loop()
+            done: asyncio.Future[Message | Exception] = loop.create_future()
+            service.act(body["observation"], body, peer, lambda reply: _deliver(loop, done, reply))
+            handed_over = True  # and counted there
+            reply = await done
+        if isinstance(reply, Exception):
+            raise reply
         return Response(encode_json(reply), media_type="application/json")
     except Exception as error:  # whatever a request sets off is told to its sender
         if isinstance(error, asyncio.TimeoutError):
             error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
         if not handed_over:
-            service.count("get_action", error)
+            service.count("get_action", error, client=peer.name)
         return _refused(error)
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _body(request: Request, guard: Guard, client: tuple[str, int] | None, limit: int) -> bytes:
     """The body, as long as it is within the limit: neither more is read, nor is its announced length trusted."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise Refusal(f"the body is larger than the {limit} bytes allowed (--max_request_mb)", http_status=413)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise Refusal(f"the body is larger than the {limit} bytes allowed (--max_request_mb)", http_status=413)
+            chunks.append(chunk)
+            guard.hold(client, size)
+        return b"".join(chunks)
+    finally:
+        chunks.clear()  # an error knows its frame, and stays until Python looks for such circles
 
 
 def _unwrapped(raw: bytes) -> Mapping[str, Any]:
@@ -140,10 +155,10 @@ def _token(request: Request) -> str | None:
     return bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-token")
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Answer], answer: Answer) -> None:
+def _deliver(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Message | Exception], reply: Any) -> None:
     def deliver() -> None:
         if not done.done():
-            done.set_result(answer)
+            done.set_result(reply)
 
     with suppress(RuntimeError):  # the loop has ended, and its clients with it
         loop.call_soon_threadsafe(deliver)
@@ -178,9 +193,13 @@ class HttpServer:
             raise cannot_listen(host, port, error.strerror) from error
         address, bound = self._socket.getsockname()[:2]
         self.endpoint = f"http://{f'[{address}]' if ':' in address else address}:{bound}"
-        app = application(service, max_request_bytes=max_request_bytes, request_timeout_s=request_timeout_s)
-        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
-        config.limit_concurrency, config.timeout_graceful_shutdown = _CONNECTIONS, _LAST_WORDS_S
+        limits = {"max_request_bytes": max_request_bytes, "request_timeout_s": request_timeout_s}
+        guard = Guard(**limits)  # type: ignore[arg-type]
+        app = application(service, guard, **limits)  # type: ignore[arg-type]
+        # Its logging is left alone: a host process has its own.
+        config = uvicorn.Config(app, log_config=None, log_level="error", access_log=False, lifespan="off", ws="none")
+        config.http = guard.protocol  # type: ignore[assignment]
+        config.timeout_graceful_shutdown = _LAST_WORDS_S  # type: ignore[assignment]  # waits for fractions, too
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)
 

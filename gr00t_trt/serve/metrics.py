@@ -45,6 +45,7 @@ class Metrics:
         self._requests: Counter[tuple[str, str]] = Counter()
         self._stages: dict[str, _Stage] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._counts: dict[str, tuple[str, str, Callable[[], Mapping[str, int]]]] = {}
 
     def request(self, endpoint: str, result: str) -> None:
         """One request was answered.
@@ -66,6 +67,10 @@ class Metrics:
         """A number that is read whenever somebody looks, such as the length of a queue."""
         self._gauges[name] = (help, read)
 
+    def counts(self, name: str, label: str, help: str, read: Callable[[], Mapping[str, int]]) -> None:
+        """Numbers that only grow, by the value of a label, read whenever somebody looks."""
+        self._counts[name] = (label, help, read)
+
     def snapshot(self) -> dict[str, Any]:
         """For a status page: uptime, answered requests by endpoint and result, stage -> count, p50 and p99."""
         with self._lock:
@@ -76,8 +81,22 @@ class Metrics:
             for name, stage in self._stages.items():
                 p50, p99 = stage.quantiles()
                 stages[name] = {"count": stage.count, "p50": p50, "p99": p99}
-        gauges = {name: read() for name, (_, read) in self._gauges.items()}
+        gauges: dict[str, Any] = {name: read() for name, (_, read) in self._gauges.items()}
+        gauges |= {name: dict(read()) for name, (_, _, read) in self._counts.items()}
         return {"uptime_s": time.monotonic() - self._began, "requests": requests, "timings_ms": stages, **gauges}
+
+    def summary(self) -> str:
+        """One sentence for the end: how many requests for actions were answered, and how fast."""
+        with self._lock:
+            own = {result: count for (endpoint, result), count in self._requests.items() if endpoint == "get_action"}
+            total = self._stages.get("total")
+        answered = own.pop("ok", 0)
+        text = f"{answered} requests answered, {sum(own.values())} refused or failed"
+        if total is None:
+            return text
+        p50, p99 = total.quantiles()
+        of = f" of the latest {RECENT}" if total.count > RECENT else ""
+        return f"{text}; p50 {p50:.1f} ms, p99 {p99:.1f} ms{of}"
 
     def prometheus(self, served_by: Mapping[str, str]) -> str:
         """The page in Prometheus' text format, version 0.0.4, times in seconds; `served_by`: submodule -> backend."""
@@ -101,6 +120,9 @@ class Metrics:
                     lines.append(_line("stage_recent_seconds", ms / 1e3, stage=name, quantile=f"{quantile:g}"))
         for name, (help, read) in self._gauges.items():
             lines += [*_head(name, "gauge", help), _line(name, read())]
+        for name, (label, help, counts) in self._counts.items():
+            lines += _head(f"{name}_total", "counter", help)
+            lines += [_line(f"{name}_total", count, **{label: value}) for value, count in counts().items()]
         lines += _head("uptime_seconds", "gauge", "Since the server became ready.")
         lines.append(_line("uptime_seconds", time.monotonic() - self._began))
         lines += _head("served_by_info", "gauge", "What runs each submodule.")

@@ -1,25 +1,49 @@
-"""The endpoints of the server, independent of the protocol: authentication, actions, status, metrics."""
+"""The endpoints of the server, independent of the protocol: authentication, limits, actions, status, metrics."""
 
 from __future__ import annotations
 
 import hmac
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
+from .limits import Limits
 from .metrics import Metrics
+from .options import Options, options_of
 from .refusal import Refusal
-from .worker import Answer, PolicyWorker, Request
+from .request_log import RequestLog
+from .wire import Message
+from .worker import TOTAL, Answer, PolicyWorker, Request
 
 UNAUTHORISED = "Unauthorized: Invalid API token"
 """Word for word what existing clients are shown."""
+
+_NAMED = 4096
+"""Connections whose clients have a name that are remembered."""
 
 
 def cannot_listen(host: str, port: int, why: str | None) -> ServiceError:
     """What a transport raises for an address that it cannot have."""
     fix = "choose another --port, or a --host of this machine"
     return ServiceError(f"cannot listen on {host}:{port}: {why}", fix=fix)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The connection that a request came by.
+
+    Attributes:
+        name: For the log; different for every connection.
+        gone: Whether it is known to be closed.
+    """
+
+    name: str
+    gone: Callable[[], bool] = lambda: False
 
 
 class Service:
@@ -29,8 +53,13 @@ class Service:
         description: What a status page says besides the counts: model, versions, what runs each submodule under
             ``submodules``, and under ``observation`` the dtype and shape of every key.
         modality_config: Keys that the policy reads and gives.
+        limits: Of a single request.
         api_token: What every request must carry; None for no such thing.
         may_kill: Whether a request may end the server. One with a token may always.
+        log: Told of every request.
+
+    Attributes:
+        addresses: Where it is listened to, in words, for whoever opens ``/`` in a browser.
     """
 
     def __init__(
@@ -40,13 +69,18 @@ class Service:
         description: Mapping[str, Any],
         modality_config: Mapping[str, ModalityConfig],
         *,
+        limits: Limits,
         api_token: str | None = None,
         may_kill: bool = False,
+        log: RequestLog | None = None,
     ):
-        self._worker, self.metrics = worker, metrics
+        self._worker, self.metrics, self._limits = worker, metrics, limits
         self._description = dict(description)
         self._token = None if api_token is None else api_token.encode()
         self._may_kill = may_kill or api_token is not None
+        self._log = log or RequestLog()
+        self._clients = _Clients()
+        self.addresses: list[str] = []
         self.immediate: Mapping[str, Callable[[], Any]] = {
             "ping": lambda: {"status": "ok", "message": "Server is running"},
             "kill": self._kill,
@@ -62,41 +96,106 @@ class Service:
         if not hmac.compare_digest(given, self._token):
             raise Refusal(UNAUTHORISED, http_status=401)
 
-    def act(self, observation: object, client: Hashable, finish: Callable[[Answer], None]) -> None:
-        """Have the policy answer an observation; `finish` is called once with the answer, on any thread.
+    def act(
+        self, observation: object, message: Mapping[str, Any], peer: Peer, finish: Callable[[Message | Exception], None]
+    ) -> None:
+        """Have the policy answer an observation.
 
         The key ``use_position_ids``, which another implementation wants, is removed: nothing here depends on it.
-        Raises: Refusal for what is no map.
+
+        Args:
+            message: The whole request, for its `options`.
+            finish: Called once with the reply or an error, on any thread.
+        Raises: Refusal for what is no map, for options that are none, and for more than the limits.
         """
         if not isinstance(observation, Mapping):
             raise Refusal(f"the observation is a {type(observation).__name__}, not a map", http_status=400)
+        options = options_of(message)
         wanted = {key: value for key, value in observation.items() if key != "use_position_ids"}
+        samples = self._limits.samples(wanted)
+        if options.seed is not None and self._limits.noise_shape is None:
+            raise Refusal("seed: this policy takes no noise", http_status=400)
+        noise = None if options.noise is None else self._limits.noise(options.noise, samples)
+        client = self._clients.of(peer.name, options.client_id)
 
-        def counted(answer: Answer) -> None:
-            self.count("get_action", answer.error)
-            finish(answer)
+        def finished(answer: Answer) -> None:
+            finish(self._reply(answer, options))
+            self._account(request, answer, peer)
 
-        self._worker.submit(Request(client, wanted, counted))
+        request = Request(
+            client, wanted, finished, samples, options.timeout_s, gone=peer.gone, seed=options.seed, noise=noise
+        )
+        self._worker.submit(request)
 
-    def count(self, endpoint: str, error: Exception | None = None) -> None:
+    def count(self, endpoint: str, error: Exception | None = None, *, client: str = "-") -> None:
         """Count a request among those answered."""
         known = endpoint if endpoint == "get_action" or endpoint in self.immediate else "unknown"
         self.metrics.request(known, "ok" if error is None else type(error).__name__)
+        self._log(known, error, client=client)
 
     def health(self) -> dict[str, Any]:
         """Whether it works, in the words that existing clients compare, and what runs each submodule."""
         return {"status": "healthy", "model": "GR00T", "submodules": self._description["submodules"]}
 
     def status(self) -> dict[str, Any]:
-        """All there is to know about the server."""
-        return {"status": "ready", **self._description, **self.metrics.snapshot()}
+        """All there is to know about the server. ``status`` is ``ready``, or ``stalled`` in an overlong request."""
+        running_s = self._worker.running_s
+        state = "stalled" if running_s > self._worker.request_timeout_s else "ready"
+        return {"status": state, "running_s": running_s, **self._description, **self.metrics.snapshot()}
 
     def metrics_page(self) -> str:
         """As `Metrics.prometheus`."""
         return self.metrics.prometheus(self._description["submodules"])
+
+    def _reply(self, answer: Answer, options: Options) -> Message | Exception:
+        if answer.error is not None:
+            return answer.error
+        reply: Message = dict(answer.action or {})
+        if options.timings:
+            reply["timings"] = dict(answer.timings_ms)
+        if options.served_by:
+            about = self._description
+            reply["served_by"] = {"submodules": about["submodules"], "commit": about.get("commit")}
+        return reply
+
+    def _account(self, request: Request, answer: Answer, peer: Peer) -> None:
+        error = answer.error
+        self.metrics.request("get_action", "ok" if error is None else type(error).__name__)
+        took_ms = answer.timings_ms.get(TOTAL, (time.monotonic() - request.arrived) * 1e3)
+        self._log(
+            "get_action",
+            error,
+            client=peer.name,
+            samples=request.samples,
+            took_ms=took_ms,
+            timings_ms=answer.timings_ms,
+        )
 
     def _kill(self) -> None:
         if not self._may_kill:
             text = "kill is refused: the server listens to other machines and asks for no token (--api_token)"
             raise Refusal(text, http_status=401)
         self._worker.stop()
+
+
+class _Clients:
+    """Who is at the other end of a connection: a name that the client chose, and keeps when it connects anew.
+
+    The first name counts for all of a connection: with one for each of its requests, a flood would look like many
+    clients and be given the turns of all of them.
+    """
+
+    def __init__(self) -> None:
+        self._named: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, connection: str, chosen: str | None) -> Hashable:
+        """What to tell a client from others by."""
+        if chosen is None and connection not in self._named:
+            return connection
+        with self._lock:
+            name = self._named.setdefault(connection, chosen or connection)
+            self._named.move_to_end(connection)
+            if len(self._named) > _NAMED:
+                self._named.popitem(last=False)
+        return "named", name

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,24 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.devices import choose_device
-from ..common.progress import handling_signals, progress
+from ..common.progress import progress
+from ..data.prompt import bracketed, prompt_segments
 from ..deploy.deploy import Deployment, deploy
 from ..engines.files import prepare_engine_dir
 from ..plans.resolve import Machine, decided, resolve
+from ..plans.schema import Plan
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source, read_observation
 from ..record.numbers import cosine, digits
 from ..record.result import Agreement
+from .api_token import redacted
 from .batching import Batcher
 from .flags import is_loopback, plan_of
+from .limits import Limits
 from .metrics import Metrics
+from .request_log import LOGGER, REQUESTS, RequestLog
 from .service import Service, cannot_listen
+from .shutdown import ended_by_signals
 from .worker import PolicyWorker
 from .zmq_server import ZmqServer
 
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
     from .http_server import HttpServer
 
 MIB = 2**20
+TEXT_TOKENS = 256
+"""Beside the images, where the plan says nothing of prompts: what compiled submodules are built for, too."""
 
 
 def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
@@ -57,30 +66,89 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     for note in deployment.record.skipped:
         console.print(f"note: {note.what}: {note.why}", markup=False, highlight=False, soft_wrap=True)
 
+    _log_to_stderr()
     metrics = Metrics()
-    worker = PolicyWorker(
-        policy,
+    limits = _limits(policy, plan_of(args))
+    worker = _worker(args, policy, metrics, limits, console)
+    service = Service(
+        worker,
         metrics,
-        tables=_timed_tables(policy),
-        device=policy.model.device,
-        max_queue=args.max_queue,
-        request_timeout_s=args.request_timeout_s,
-        batcher=Batcher(policy.modality_config, lambda text: len(policy.prompter.tokenizer.encode(text))),
-        max_batch=args.max_batch,
-        batch_wait_s=args.batch_wait_ms / 1e3,
-        report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
+        _description(args, policy, deployment, limits),
+        policy.modality_config,
+        limits=limits,
+        api_token=args.api_token,
+        may_kill=is_loopback(args.host),
+        log=RequestLog(every=args.log == REQUESTS, slow_ms=args.slow_ms),
     )
-    about, may_kill = _description(args, policy, deployment), is_loopback(args.host)
-    service = Service(worker, metrics, about, policy.modality_config, api_token=args.api_token, may_kill=may_kill)
     with contextlib.ExitStack() as open_servers:
         for server in _servers(args, service):
             open_servers.callback(server.close)
             server.start()
+            service.addresses.append(server.endpoint)
             print(f"ready {server.endpoint}", flush=True)
             console.print(f"ready: {server.endpoint}", style="green", highlight=False)
-        with _stopped_by_signals(worker):
+        with ended_by_signals(worker, open_servers.close, console.print):
             worker.run()
+    console.print(metrics.summary(), markup=False, highlight=False, soft_wrap=True)
     console.print("stopped")
+
+
+def _worker(
+    args: argparse.Namespace, policy: Gr00tPolicy, metrics: Metrics, limits: Limits, console: Console
+) -> PolicyWorker:
+    ranges = policy.state_ranges
+    help = "Observations with a state far outside the range that the model was trained on."
+    metrics.counts("state_out_of_range", "key", help, lambda: ranges.outside)
+    return PolicyWorker(
+        policy,
+        metrics,
+        tables=_timed_tables(policy),
+        device=policy.model.device,
+        limits=limits,
+        max_queue=args.max_queue,
+        request_timeout_s=args.request_timeout_s,
+        batcher=Batcher(policy.modality_config, limits.count_tokens),
+        max_batch=args.max_batch,
+        batch_wait_s=args.batch_wait_ms / 1e3,
+        report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
+    )
+
+
+def _limits(policy: Gr00tPolicy, plan: Plan) -> Limits:
+    """What the plan's ranges allow a request: also in eager PyTorch, which would take anything, for however long."""
+    video = policy.modality_config.get("video")
+    views = len(video.modality_keys) * len(video.delta_indices) if video else 0
+    own = policy.prompter.tokens_per_image
+    longest = plan.ranges.length[1] if plan.ranges.length else max(views, plan.ranges.views[1]) * own + TEXT_TOKENS
+    return Limits(
+        policy.modality_config,
+        max_samples=plan.ranges.batch[1],
+        max_tokens=longest,
+        count_tokens=_prompt_length(policy, views),
+        noise_shape=(policy.model.action_horizon, policy.model.config.action_head.action_dim),
+    )
+
+
+def _prompt_length(policy: Gr00tPolicy, views: int) -> Callable[[str], int]:
+    """A function from an instruction to the length of its prompt, all of it, in tokens."""
+    prompter = policy.prompter
+
+    def length(text: str) -> int:
+        verbatim = bracketed(text) if policy.bracketed_instruction else text
+        segments = prompt_segments(verbatim, (1,) * views, prompter.tokens_per_image)
+        return sum(len(prompter.tokenizer.encode(s)) if isinstance(s, str) else s[1] for s in segments)
+
+    return length
+
+
+def _log_to_stderr() -> None:
+    """Where nobody has said where the log goes, as on the command line."""
+    if LOGGER.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
 
 
 def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> tuple[Gr00tPolicy, Deployment]:
@@ -93,19 +161,22 @@ def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
         source = Source.of(args)
         observation = read_observation(source, steps)
         policy = replace(source, denoising_steps=None).policy(device, steps)
-        command, cache = shlex.join(["gr00t-trt", "serve", *argv]), args.engine_cache
+        command, cache = shlex.join(["gr00t-trt", "serve", *redacted(argv)]), args.engine_cache
         return policy, deploy(policy, resolved, steps, observation=observation, engine_cache=cache, command=command)
 
 
 def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer]:
-    size = int(args.max_request_mb * MIB)
+    limits: dict[str, Any] = {
+        "max_request_bytes": int(args.max_request_mb * MIB),
+        "request_timeout_s": args.request_timeout_s,
+    }
     if not args.http_server:
-        yield ZmqServer(service, args.host, args.port, max_request_bytes=size)
+        yield ZmqServer(service, args.host, args.port, **limits)
     port = args.port if args.http_server else args.http_port
     if port is not None:
         from .http_server import HttpServer  # whoever speaks ZeroMQ alone needs no web framework
 
-        yield HttpServer(service, args.host, port, max_request_bytes=size, request_timeout_s=args.request_timeout_s)
+        yield HttpServer(service, args.host, port, **limits)
 
 
 def _timed_tables(policy: Gr00tPolicy) -> tuple[dict[str, Any], ...]:
@@ -124,19 +195,6 @@ def _check_free(host: str, port: int) -> None:
             probe.bind(("" if host == "*" else host, port))
         except OSError as error:
             raise cannot_listen(host, port, error.strerror) from error
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(worker: PolicyWorker) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the worker when it has finished its request; a second one ends it at once."""
-
-    def stop(*_: object) -> None:
-        worker.stop()
-        handling.close()
-
-    with contextlib.ExitStack() as handling:
-        handling.enter_context(handling_signals(stop))
-        yield
 
 
 def _table(deployment: Deployment) -> Table:
@@ -161,11 +219,14 @@ def _actions(deployment: Deployment) -> Agreement:
     return whole.accuracy
 
 
-def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment) -> dict[str, Any]:
+def _description(
+    args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment, limits: Limits
+) -> dict[str, Any]:
     record, found = deployment.record, deployment.record.environment
     builds = [result.build for result in record.submodules if result.build is not None]
     from_cache = [build.from_cache for build in builds if build.engine_bytes is not None]
     distributions = {name: version for name, version in found.distributions.items() if version is not None}
+    bounds = {n: getattr(args, n) for n in ("max_request_mb", "request_timeout_s", "max_queue", "max_batch")}
     observation = {
         key: {"dtype": str(value.dtype), "shape": list(value.shape)}
         if isinstance(value, np.ndarray)
@@ -185,5 +246,5 @@ def _description(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Depl
         "engines": {"built": from_cache.count(False), "from_cache": from_cache.count(True)},
         "action_cosine_to_fp32": _actions(deployment).cosine,
         "observation": observation,
-        "limits": {n: getattr(args, n) for n in ("max_request_mb", "request_timeout_s", "max_queue", "max_batch")},
+        "limits": {**bounds, "samples": limits.max_samples, "tokens": limits.max_tokens},
     }

@@ -84,14 +84,22 @@ def decode(data: bytes | memoryview) -> Any:
             raise msgpack.StackError
     except ServiceError:
         raise
-    except msgpack.ExtraData as error:
-        raise ServiceError(f"{len(error.extra)} bytes follow the message", known="one message per frame") from error
-    except msgpack.StackError as error:
-        raise ServiceError(f"the message nests deeper than {MAX_DEPTH} levels") from error
-    except Exception as error:  # the library's errors have no common base: text that is no UTF-8, keys that are numbers
-        other = ServiceError(f"not a message: {type(error).__name__}: {error}")
-        raise (_refused(str(error), len(data)) or other) from error
+    except Exception as error:
+        # Clients of N1 sent what torch.save writes: a zip archive, or a pickle.
+        if bytes(data[:4]) == b"PK\x03\x04" or bytes(data[:2]) in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+            what = "the message is a pickle or a file of torch.save, not MessagePack"
+            raise ServiceError(what, fix="use the client of N1.5 or ours; no pickle is ever read") from error
+        raise _undecoded(error, len(data)) from error
     return value
+
+
+def _undecoded(error: Exception, length: int) -> ServiceError:
+    """msgpack's errors, which have no common base, in words."""
+    if isinstance(error, msgpack.ExtraData):
+        return ServiceError(f"{len(error.extra)} bytes follow the message", known="one message per frame")
+    if isinstance(error, msgpack.StackError):
+        return ServiceError(f"the message nests deeper than {MAX_DEPTH} levels")
+    return _refused(str(error), length) or ServiceError(f"not a message: {type(error).__name__}: {error}")
 
 
 def _refused(said: str, length: int) -> ServiceError | None:

@@ -1,7 +1,8 @@
-"""The ZeroMQ side: one socket, many clients at once, one message per frame; see `wire` for the bytes.
+"""The ZeroMQ side: many clients at once, one message per frame; see `wire` for the bytes of a message.
 
-Existing clients use REQ sockets and expect a REP socket, which serves one of them at a time. A ROUTER socket speaks
-the same protocol to each and lets their requests wait side by side.
+Existing clients use REQ sockets and expect a REP socket, which serves one of them at a time. Here each has a connection
+of its own and their requests wait side by side. The connections are plain TCP, spoken as `zmtp` says: so a message can
+be counted while it arrives, a client that has gone is noticed, and an answer takes no detour by way of other threads.
 """
 
 from __future__ import annotations
@@ -9,28 +10,32 @@ from __future__ import annotations
 import selectors
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from ..errors import ServiceError
 from .refusal import Refusal
-from .service import Service, cannot_listen
+from .request_log import LOGGER
+from .service import Peer, Service, cannot_listen
 from .wire import Message, decode, encode
-from .worker import Answer
+from .zmtp import GREETING, Receiver, Spare, Violation, frames_of
 
-try:
-    import zmq
-except ImportError as error:
-    raise ServiceError("the ZeroMQ server needs pyzmq", fix="pip install 'gr00t_trt[serve]'") from error
-
-_WAITING_PER_CLIENT = 2
-"""Messages of one client that are taken off the network before they are read; the rest waits on its side."""
-_HANDSHAKE_MS = 5000
+_HANDSHAKE_S = 5.0
 """A connection that has not said what it speaks by then is closed."""
-_LAST_WORDS_MS = 1000
+_LAST_WORDS_S = 0.5
 """How long replies may take to leave when the server ends."""
-_AT_ONCE, _MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
-"""ZeroMQ's flags as plain numbers: as enumerations they cost more than what they are for."""
+_SWEEP_S = 0.5
+_CONNECTIONS = 512
+_OF_AN_ADDRESS = 256
+"""Connections at once, and from one address. Beyond, one that has nothing under way makes room."""
+_MESSAGES_AT_ONCE = 8
+"""Messages of one client that are read before it is the others' turn."""
+_BYTES_AT_ONCE = 2**20
+_UNFINISHED = 4
+"""Bytes of all unfinished messages together, in largest messages."""
 
 
 class ZmqServer:
@@ -39,33 +44,36 @@ class ZmqServer:
     Args:
         host: Address or name to listen on; ``*`` and ``0.0.0.0`` are all interfaces.
         port: 0 for any that is free; `endpoint` tells which.
-        max_request_bytes: A message beyond this ends the connection before it is read.
+        max_request_bytes: A message beyond this, all its frames together, ends the connection before it is there.
+        request_timeout_s: How long a message may take to arrive.
     Raises: ServiceError when the address cannot be used.
     """
 
-    def __init__(self, service: Service, host: str, port: int, *, max_request_bytes: int):
+    def __init__(
+        self, service: Service, host: str, port: int, *, max_request_bytes: int, request_timeout_s: float = 15.0
+    ):
         self._service = service
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, _LAST_WORDS_MS)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max_request_bytes)
-        self._socket.setsockopt(zmq.RCVHWM, _WAITING_PER_CLIENT)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        self._socket.setsockopt(zmq.IPV6, ":" in host)
-        address = "*" if host == "*" else f"[{host}]" if ":" in host else host
+        self._limit, self._timeout_s = max_request_bytes, request_timeout_s
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind(f"tcp://{address}:{port}")
-        except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._socket.bind(("0.0.0.0" if host == "*" else host, port))
+            self._socket.listen(128)
+        except OSError as error:
+            self._socket.close()
             raise cannot_listen(host, port, error.strerror) from error
-        self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        # One thread waits for messages, another sends answers; by way of the first they would wait for it to wake up.
-        # A ZeroMQ socket may change threads, but serves one at a time.
-        self._in_use = threading.Lock()
+        self._socket.setblocking(False)
+        address, bound = self._socket.getsockname()[:2]
+        self.endpoint = f"tcp://{f'[{address}]' if ':' in address else address}:{bound}"
         self._bell, self._listener = socket.socketpair()
         for end in (self._bell, self._listener):
             end.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._spare = Spare()
+        self._peers: set[_Connection] = set()
+        self._late: deque[_Connection] = deque()  # whose answers did not fit into the network at once
+        self._backlog: set[_Connection] = set()  # with messages that are there and not read
+        self._swept = time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zmq", daemon=True)
 
@@ -79,90 +87,255 @@ class ZmqServer:
         self._thread.join()
 
     def _run(self) -> None:
-        waiting = selectors.DefaultSelector()  # zmq.Poller would use the socket while it waits
         for each in (self._socket, self._listener):
-            waiting.register(each.fileno(), selectors.EVENT_READ)
+            self._selector.register(each, selectors.EVENT_READ)
         try:
             while not self._closing:
-                frames, more = self._next()
-                if frames:
-                    self._receive(frames)
-                if not more and any(key.fd == self._listener.fileno() for key, _ in waiting.select()):
-                    self._listener.recv(4096)
+                for key, events in self._selector.select(0 if self._backlog else _SWEEP_S):
+                    self._happened(key, events)
+                for connection in list(self._backlog):
+                    self._read(connection)
+                self._let_late_ones_write()
+                if time.monotonic() - self._swept > _SWEEP_S:
+                    self._sweep()
+            self._last_words()
         finally:
-            waiting.close()
-            self._context.destroy(linger=_LAST_WORDS_MS)
-            self._bell.close()
-            self._listener.close()
+            for connection in list(self._peers):
+                self._drop(connection)
+            self._selector.close()
+            for each in (self._socket, self._bell, self._listener):
+                each.close()
 
-    def _next(self) -> tuple[list[zmq.Frame], bool]:
-        """The frames of the next message, none where none has come; and whether there are more messages.
+    def _happened(self, key: selectors.SelectorKey, events: int) -> None:
+        if key.fileobj is self._socket:
+            self._accept()
+        elif key.fileobj is self._listener:
+            with suppress(BlockingIOError):
+                self._listener.recv(4096)
+        elif key.data in self._peers:
+            if events & selectors.EVENT_WRITE:
+                self._flush(key.data)
+            if events & selectors.EVENT_READ and key.data not in self._backlog:
+                self._read(key.data)
 
-        The socket's descriptor tells of what comes after it was found to have no more, and of nothing else.
-        """
-        with self._in_use:
-            frames = []
-            with suppress(zmq.Again):
-                frames.append(self._socket.recv(_AT_ONCE, copy=False))
-                while frames[-1].more:
-                    frames.append(self._socket.recv(copy=False))
-            return frames, self._readable()
-
-    def _send(self, envelope: Sequence[bytes], reply: bytes) -> None:
-        with self._in_use:
-            for frame in envelope:
-                self._socket.send(frame, _MORE)
-            self._socket.send(reply)  # ZeroMQ drops it where the client has gone
-            came = self._readable()
-        if came:  # the descriptor tells of it no more, and this may be another thread than the one that listens
-            self._ring()
-
-    def _readable(self) -> bool:
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE)
-
-    def _ring(self) -> None:
-        with suppress(BlockingIOError):  # it has been ringing for a while already
-            self._bell.send(b"!")
-
-    def _receive(self, frames: Sequence[zmq.Frame]) -> None:
-        start = next((number for number, frame in enumerate(frames) if number and not len(frame)), None)
-        if start is None:  # from no REQ socket, so nobody waits for a reply
-            self._service.count("unknown", ServiceError("no envelope"))
+    def _accept(self) -> None:
+        try:
+            accepted, address = self._socket.accept()
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        except OSError:  # it has gone again, or there are no descriptors left
+            self._make_room(None)
             return
-        envelope, payload = [frame.bytes for frame in frames[: start + 1]], frames[start + 1 :]
-        endpoint = "unknown"
+        self._make_room(address[0])
+        connection = _Connection(accepted, address, Receiver(self._limit, self._spare), self._is_late)
+        self._peers.add(connection)
+        self._selector.register(accepted, selectors.EVENT_READ, connection)
+        connection.send(GREETING)
+
+    def _make_room(self, address: str | None) -> None:
+        """Have the idlest connection go where there are too many, all in all or from one address."""
+        own = [each for each in self._peers if each.address == address]
+        crowd = own if len(own) >= _OF_AN_ADDRESS else list(self._peers) if len(self._peers) >= _CONNECTIONS else []
+        idle = [each for each in crowd or (self._peers if address is None else ()) if not each.asked]
+        if idle:
+            self._drop(min(idle, key=lambda each: (each.receiver.ready, not each.receiver.begun, each.since)))
+
+    def _read(self, connection: _Connection) -> None:
+        """What has come of a client: some of it, so that the others have their turn."""
+        self._backlog.discard(connection)
+        if connection.blocked:  # whoever does not read its answers is not read from either
+            return
+        try:
+            size = 0
+            while not connection.unread and size < _BYTES_AT_ONCE:
+                count = connection.socket.recv_into(connection.receiver.buffer())
+                if not count:
+                    self._drop(connection)
+                    return
+                size += count
+                self._received(connection, count)
+        except BlockingIOError:
+            pass
+        except Exception as error:  # whatever bytes set off, the next client finds the server alive
+            if not isinstance(error, OSError | Violation):
+                LOGGER.exception("%s sent what the server is not prepared for", connection.peer.name)
+            self._drop(connection)
+            return
+        for _ in range(min(_MESSAGES_AT_ONCE, len(connection.unread))):
+            self._receive(connection, connection.unread.popleft())
+        if connection.unread and connection in self._peers:
+            self._backlog.add(connection)
+
+    def _received(self, connection: _Connection, count: int) -> None:
+        begun = connection.receiver.begun
+        messages, reply = connection.receiver.received(count)
+        connection.unread += messages
+        if messages or not begun:
+            connection.since = time.monotonic()
+        if reply:
+            connection.send(reply)
+        if connection.receiver.held and sum(each.receiver.held for each in self._peers) > _UNFINISHED * self._limit:
+            self._drop(max(self._peers, key=lambda each: each.receiver.held))
+
+    def _receive(self, connection: _Connection, frames: Sequence[memoryview]) -> None:
+        name = connection.peer.name
+        start = next((number for number, frame in enumerate(frames) if not len(frame)), None)
+        if start is None:  # from no REQ socket, so nobody waits for a reply
+            self._service.count("unknown", ServiceError("no envelope"), client=name)
+            return
+        envelope, payload = [bytes(frame) for frame in frames[: start + 1]], frames[start + 1 :]
+        endpoint: Any = "unknown"
         try:
             if len(payload) != 1:
                 raise ServiceError(f"the message has {len(payload)} frames", known="one frame per message")
-            request = decode(payload[0].buffer)
+            request = decode(payload[0])
+            self._spare.give(payload[0])  # all of it has been copied
             if not isinstance(request, Mapping):
                 raise ServiceError(f"the request is a {type(request).__name__}, not a map")
             self._service.check_token(request.get("api_token"))
             endpoint = request.get("endpoint", "get_action")
             if endpoint == "get_action":
-                self._service.act(
-                    request.get("data", {}),
-                    envelope[0],
-                    lambda answer: self._send(envelope, _reply(answer, request.get("timings") is True)),
-                )
+                self._act(connection, request, envelope)
                 return
             if not isinstance(endpoint, str) or endpoint not in self._service.immediate:
                 raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
             reply = encode(self._service.immediate[endpoint]())
         except Exception as error:  # whatever a message sets off, the next one finds the server alive
-            self._service.count(str(endpoint)[:100], error)
+            self._service.count(str(endpoint)[:100], error, client=name)
             reply = _error(error)
         else:
-            self._service.count(endpoint)
-        self._send(envelope, reply)
+            self._service.count(endpoint, client=name)
+        connection.send(frames_of([*envelope, reply]))
+
+    def _act(self, connection: _Connection, request: Mapping[str, Any], envelope: Sequence[bytes]) -> None:
+        connection.expect(1)
+        try:
+            observation = request.get("data", {})
+            self._service.act(observation, request, connection.peer, lambda reply: connection.answer(envelope, reply))
+        except Exception:
+            connection.expect(-1)
+            raise
+
+    def _is_late(self, connection: _Connection) -> None:
+        self._late.append(connection)
+        self._ring()
+
+    def _ring(self) -> None:
+        with suppress(OSError):  # it has been ringing for a while already, or nobody listens any more
+            self._bell.send(b"!")
+
+    def _let_late_ones_write(self) -> None:
+        while self._late:
+            connection = self._late.popleft()
+            if connection in self._peers:
+                self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+
+    def _flush(self, connection: _Connection) -> None:
+        if connection.flush():
+            self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+            self._backlog.add(connection)
+        if connection.gone:
+            self._drop(connection)
+
+    def _sweep(self) -> None:
+        """Close what takes too long to greet, to send a message, or to read an answer."""
+        now = self._swept = time.monotonic()
+        for connection in list(self._peers):
+            allowed = self._timeout_s if connection.receiver.ready else _HANDSHAKE_S
+            late = connection.receiver.begun and now - connection.since > allowed
+            deaf = connection.blocked is not None and now - connection.blocked > self._timeout_s
+            if connection.gone or late or deaf:
+                self._drop(connection)
+
+    def _drop(self, connection: _Connection) -> None:
+        if connection in self._peers:
+            self._peers.discard(connection)
+            self._backlog.discard(connection)
+            self._selector.unregister(connection.socket)
+            connection.close()
+            # It knows itself, so that it stays until Python looks for such; what it held must not.
+            connection.receiver.forget()
+            connection.unread.clear()
+
+    def _last_words(self) -> None:
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while time.monotonic() < deadline and any(not each.flush() for each in self._peers):
+            time.sleep(0.01)
 
 
-def _reply(answer: Answer, with_timings: bool) -> bytes:
-    if answer.error is not None:
-        return _error(answer.error)
-    reply: Message = dict(answer.action or {})
-    if with_timings:
-        reply["timings"] = dict(answer.timings_ms)
+class _Connection:
+    """One client.
+
+    Args:
+        late: Called with the connection when what is to be sent does not fit into the network at once.
+
+    Attributes:
+        unread: Messages that are there and have not been looked at.
+        asked: Requests for actions that are being answered.
+        since: When its last message was complete or begun, or the connection was made.
+        gone: Whether it is closed.
+        blocked: Since when what is to be sent does not fit into the network; None where there is nothing to send.
+    """
+
+    def __init__(self, accepted: socket.socket, address: Any, receiver: Receiver, late: Any):
+        self.socket, self.receiver, self._late = accepted, receiver, late
+        self.address: str = address[0]
+        self.peer = Peer(f"{address[0]}:{address[1]}", lambda: self.gone)
+        self.unread: deque[list[memoryview]] = deque()
+        self.asked = 0
+        self.since = time.monotonic()
+        self.gone = False
+        self.blocked: float | None = None
+        self._unsent = bytearray()
+        # One thread reads messages, another one sends answers.
+        self._sending = threading.Lock()
+
+    def expect(self, requests: int) -> None:
+        """So many more requests are being answered."""
+        with self._sending:
+            self.asked += requests
+
+    def answer(self, envelope: Sequence[bytes], reply: Message | Exception) -> None:
+        """Send a reply or an error; from any thread."""
+        self.expect(-1)
+        self.send(frames_of([*envelope, _encoded(reply)]))
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, or keep them until they can be sent; from any thread."""
+        with self._sending:
+            late = bool(self._unsent)
+            self._unsent += data
+            if late or self.gone or self._send():
+                return
+        self._late(self)
+
+    def flush(self) -> bool:
+        """Send what is left; whether nothing is left."""
+        with self._sending:
+            return self._send()
+
+    def _send(self) -> bool:
+        try:
+            while self._unsent and not self.gone:
+                del self._unsent[: self.socket.send(self._unsent)]
+        except BlockingIOError:
+            self.blocked = self.blocked or time.monotonic()
+            return False
+        except OSError:
+            self.gone = True
+        self.blocked = None
+        return True
+
+    def close(self) -> None:
+        with self._sending:
+            self.gone = True
+            self.socket.close()
+
+
+def _encoded(reply: Message | Exception) -> bytes:
+    if isinstance(reply, Exception):
+        return _error(reply)
     try:
         return encode(reply)
     except ServiceError as error:

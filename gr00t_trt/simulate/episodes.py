@@ -10,8 +10,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from ..common.interface import refuse_non_finite
 from ..errors import ObservationError
-from ..evaluate.policies import Policy, refuse_non_finite
+from ..evaluate.policies import Policy
 from .environments import LONG_VIEW, VIEW
 
 

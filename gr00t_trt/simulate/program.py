@@ -24,6 +24,7 @@ from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_
 from ..record.files import deliver, record_flags, record_path
 from ..record.samples import Samples
 from ..record.schema import Inputs, Record
+from ..serve.api_token import redacted
 
 if TYPE_CHECKING:
     from .episodes import Outcome
@@ -114,7 +115,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         except BaseException:
             abandon(envs)
             raise
-    record = _record(args, ["simulate", *argv], about, quotas, outcomes, latencies)
+    record = _record(args, ["simulate", *redacted(argv)], about, quotas, outcomes, latencies)
     record.wall_s = time.monotonic() - began
     record.exit_reason = "done"
     render(record, console)

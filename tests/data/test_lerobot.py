@@ -10,7 +10,7 @@ import pytest
 
 from gr00t_trt.data import LeRobotDataset, ModalityConfig
 from gr00t_trt.data.parquet import Table, write_table
-from gr00t_trt.data.video import VideoReader, look_up, write_video
+from gr00t_trt.data.video import VideoReader, write_video
 from gr00t_trt.errors import DatasetError, PlanError
 
 LENGTH = 20
@@ -108,7 +108,7 @@ def test_frames_by_seeking_are_the_frames_by_walking(tmp_path):
     write_video(tmp_path / "a.mp4", images(), 20)
     walking = VideoReader(tmp_path / "a.mp4")
     assert len(walking) == 60
-    np.testing.assert_allclose(walking.start_times, np.arange(60) / 20)
+    np.testing.assert_allclose(walking.starts_s, np.arange(60) / 20)
     frames = walking.frames(range(60))
     for i, image in enumerate(images()):
         assert abs(frames[i].astype(int) - image).mean() < 12, "colours are RGB and frames are in order"
@@ -117,16 +117,6 @@ def test_frames_by_seeking_are_the_frames_by_walking(tmp_path):
         np.testing.assert_array_equal(jumping.frames([i])[0], frames[i])
     np.testing.assert_array_equal(jumping.frames([5, 3, 5]), frames[[5, 3, 5]])
     jumping.close()
-
-
-def test_lookup_rules():
-    starts = np.arange(5) * 0.05
-    rows = np.array([0, 1, 4])
-    late = (rows + 1) * 0.05 - 1e-6
-    assert look_up("index", rows, late, starts).tolist() == [0, 1, 4]
-    assert look_up("nearest", rows, late, starts).tolist() == [1, 2, 4]
-    assert look_up("on_screen", rows, late, starts).tolist() == [0, 1, 4]
-    assert look_up("on_screen", rows, rows * 0.05 - 1, starts).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("rule", ["nearest", "on_screen"])
@@ -168,7 +158,7 @@ def test_statistics_of_a_missing_or_narrow_column(damaged, config):
     with pytest.raises(DatasetError, match=r"action\.left_arm ends at 99[\s\S]*26 wide"):
         LeRobotDataset(damaged, config.modality_config()).metadata("gr1")
     edit_json(damaged / "meta/modality.json", lambda m: m["action"]["left_arm"].update(original_key="nope"))
-    with pytest.raises(DatasetError, match=r"no statistics for column 'nope' \(action\.left_arm\)"):
+    with pytest.raises(DatasetError, match=r"000000\.parquet: column 'nope' is missing"):
         LeRobotDataset(damaged, config.modality_config()).metadata("gr1")
 
 
@@ -211,7 +201,10 @@ VIEW = "observation.images.ego_view"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 DAMAGES = {
     "no info": (unlink("meta/info.json"), r"meta/info\.json: no such file[\s\S]*--dataset_path"),
-    "no modality": (unlink("meta/modality.json"), r"meta/modality\.json: no such file"),
+    "no modality": (
+        unlink("meta/modality.json"),
+        r"no state key 'state\.left_arm'[\s\S]*no modality\.json[\s\S]*known: state\.state\n[\s\S]*\"start\": 0",
+    ),
     "no episodes": (unlink("meta/episodes.jsonl"), r"meta/episodes\.jsonl: no such file"),
     "no tasks": (unlink("meta/tasks.jsonl"), r"meta/tasks\.jsonl: no such file"),
     "info not JSON": (write("meta/info.json", "{"), r"meta/info\.json: invalid JSON"),
@@ -242,7 +235,10 @@ DAMAGES = {
     "null template": (info(lambda i: i.update(video_path=None)), r"info\.json: video_path is None"),
     "no features": (info(lambda i: i.update(features={})), r"features: unknown value[\s\S]*known: none"),
     "feature": (info(lambda i: i["features"].pop(VIEW)), rf"features: unknown value '{VIEW}'"),
-    "feature without fps": (info(lambda i: i["features"][VIEW].pop("video_info")), "does not describe a video"),
+    "feature without fps": (
+        info(lambda i: (i.pop("fps"), i["features"][VIEW].pop("video_info"))),
+        "does not describe a video",
+    ),
     "endless part": (modality(lambda m: m["state"]["left_arm"].update(end=float("inf"))), "left_arm is malformed"),
     "annotation a list": (modality(lambda m: m.update(annotation=["x"])), "section 'annotation' is missing or not"),
     "section": (modality(lambda m: m.pop("video")), "section 'video' is missing"),
@@ -277,7 +273,6 @@ DAMAGES = {
     "video a pointer": (write(VIDEO, POINTER), r"episode_000000\.mp4: not a readable video[\s\S]*git lfs pull"),
     "video not a video": (write(VIDEO, "not an mp4" * 50), "not a readable video"),
     "video cut": (cut(VIDEO, 1500), "not a readable video"),
-    "video short": (short_video, r"episode_000000\.mp4: 5 frames[\s\S]*episode 0 has 20 rows"),
     "video small": (small_video, r"frames are 32 x 32[\s\S]*says 64 x 48"),
 }
 
@@ -289,6 +284,15 @@ def test_each_damage_is_one_error_that_names_the_file(damaged, config, name):
     with pytest.raises(DatasetError, match=words) as caught:
         open_and_read(damaged, config)
     assert str(damaged) in str(caught.value)
+
+
+def test_rows_without_a_frame_do_not_block_the_others(damaged, config, dataset):
+    short_video(damaged)
+    short = LeRobotDataset(damaged, config.modality_config())
+    assert short.step(0, 4)["video.ego_view"].shape == (1, 48, 64, 3)
+    np.testing.assert_array_equal(short.step(1, 9)["video.ego_view"], dataset.step(1, 9)["video.ego_view"])
+    with pytest.raises(DatasetError, match=r"episode_000000\.mp4: no frame for row 5[\s\S]*5 frames"):
+        short.step(0, 5)
 
 
 def test_broken_frame_data_is_an_error(damaged, config):

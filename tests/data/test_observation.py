@@ -47,9 +47,46 @@ def test_batched(check):
     assert check(batch(1))[1], "a batch of one is a batch"
 
 
-def test_recorded_actions_and_unknown_keys_are_left_out(check):
-    out, _ = check({**single(), "action.left_arm": np.full(3, np.nan), "timestamp": 3, "state.unlisted": None})
+def test_recorded_actions_and_further_parts_of_the_robot_are_left_out(check, caplog):
+    more = {"action.left_arm": np.full(3, np.nan), "state.waist": None, "video.ego_view_pad_res256_freq20": None}
+    out, _ = check({**single(), **more})
     assert set(out) == {VIEW, TASK, *WIDTHS}
+    assert "state.waist of the observation is not read" in caplog.text
+    caplog.clear()
+    check({**single(), **more})
+    assert not caplog.text, "said once"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("timestamp", "key 'timestamp' is not read"),
+        ("task", "key 'task' is not read"),
+        ("state.unlisted", "key 'state.unlisted' is not read"),
+        ("state.left_arm_joints", r"did you mean state\.left_arm\? Else leave it out"),
+        ("video.wrist", "key 'video.wrist' is not read"),
+        (3, "key 3 is not read"),
+    ],
+)
+def test_keys_that_nobody_reads_are_refused(check, key, words):
+    with pytest.raises(ObservationError, match=words):
+        check({**single(), key: ["go"]})
+
+
+@pytest.mark.parametrize(
+    "key", ["anotation.human.action.task_description", "task", "instruction", "language", "prompt"]
+)
+def test_an_instruction_under_another_key_is_refused(check, key):
+    without = single()
+    without[key] = without.pop(TASK)
+    with pytest.raises(ObservationError, match=r"no instruction: key 'annotation\.human") as refused:
+        check(without)
+    assert "send 'Perform the default behavior.'" in str(refused.value)
+
+
+def test_the_nested_form_of_later_generations_is_named(check):
+    with pytest.raises(ObservationError, match=r"'observation' is nested, as N1\.6 and later"):
+        check({"observation": {"video": {"ego_view": 1}}, "options": None})
 
 
 @pytest.mark.parametrize("text", ["go", ["go"], ("go",), np.array(["go"]), np.array("go"), np.str_("go"), [["go"]]])
@@ -62,11 +99,10 @@ def test_forms_of_many_instructions(check, texts):
     assert check({**batch(), TASK: texts})[0][TASK] == ["a", "b", "c"]
 
 
-def test_one_plain_string_serves_a_batch_and_none_is_allowed(check):
+def test_one_plain_string_serves_a_batch_and_the_key_need_not_be_the_config_s(check):
     assert check({**batch(), TASK: "go"})[0][TASK] == ["go"] * 3
     without = single()
     del without[TASK]
-    assert not any("annotation" in key for key in check(without)[0])
     other_name = {**without, "annotation.other": ["go"]}
     assert check(other_name)[0]["annotation.other"] == ["go"]
 
@@ -118,6 +154,8 @@ FAILURES = {
     ),
     "video frames": (lambda: {**single(), VIEW: np.zeros((2, 48, 64, 3), np.uint8)}, "holds 2 frames"),
     "NaN": (lambda: {**single(), ARM: nan_arm()}, r"state\.left_arm holds nan at \[0, 4\]"),
+    "absurd": (lambda: {**single(), ARM: np.full((1, 7), 1e300)}, r"holds 1e\+300[\s\S]*its unit"),
+    "no instruction": (lambda: {k: v for k, v in single().items() if k != TASK}, "no instruction"),
     "infinite": (lambda: {**single(), ARM: np.full((1, 7), np.inf)}, "holds inf"),
     "width": (lambda: {**single(), ARM: np.zeros((1, 6))}, r"state\.left_arm is 6 wide[\s\S]*\[1, 7\]"),
     "rows": (lambda: {**single(), ARM: np.zeros((2, 7))}, "holds 2 rows"),
@@ -146,3 +184,18 @@ def test_each_fault_is_one_error_with_the_key_and_the_fix(check, name):
     make, words = FAILURES[name]
     with pytest.raises(ObservationError, match=words):
         check(make())
+
+
+def test_views_that_run_backwards_and_foreign_byte_orders_are_the_same_values(check):
+    random = np.random.default_rng(0)
+    frame, arm = random.integers(0, 256, (1, 48, 64, 3), np.uint8), random.normal(size=(1, 7))
+    plain = check({**single(), VIEW: frame, ARM: arm})[0]
+    flipped = check({**single(), VIEW: frame[..., ::-1].copy()[..., ::-1], ARM: arm.astype(">f8")[:, ::-1][:, ::-1]})[0]
+    for key in (VIEW, ARM):
+        np.testing.assert_array_equal(torch.from_numpy(flipped[key]).numpy(), plain[key])
+
+
+def test_missing_values_of_a_masked_array_are_refused(check):
+    masked = np.ma.masked_array(np.zeros((1, 7)), mask=[[0, 0, 1, 0, 0, 0, 0]])
+    with pytest.raises(ObservationError, match=r"state\.left_arm is a masked array with missing values"):
+        check({**single(), ARM: masked})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gr00t_trt.data import SPECIAL_TOKENS, Prompter, bracketed, synthetic_tokenizer
-from gr00t_trt.data.prompt import prompt_segments, render, split_tiles, tile_grid
+from gr00t_trt.data.prompt import _resize, prompt_segments, render, split_tiles, tile_grid
 from gr00t_trt.errors import ObservationError, TokenizerError
 
 TOKENIZER = synthetic_tokenizer()
@@ -185,3 +185,27 @@ def test_the_same_instruction_is_tokenized_once_and_the_cache_is_bounded(monkeyp
     count = len(calls)
     prompter(small, [PEAR])
     assert len(calls) > count
+
+
+@pytest.mark.parametrize(
+    ("size", "total", "first", "last"),
+    [
+        ((28, 28), 298428, [0, 0, 0, 5, 31, 60], [248, 189, 121, 66, 36, 23]),
+        ((6, 6), 13718, [69, 59, 161, 136, 56, 123], [177, 123, 70, 172, 181, 76]),
+    ],
+)
+def test_images_are_resized_to_the_bytes_of_torchvision(size, total, first, last):
+    """Computed by torchvision 0.25, whose bicubic resize of bytes the original's image processor uses."""
+    planes = (np.arange(3 * 9 * 7).reshape(3, 9, 7) * 67 % 256).astype(np.uint8)
+    resized = _resize(np.ascontiguousarray(planes.transpose(1, 2, 0)), *size)
+    assert resized.dtype == np.uint8
+    assert int(resized.sum(dtype=np.int64)) == total
+    assert resized[0, :6, 0].tolist() == first
+    assert resized[-1, -6:, 2].tolist() == last
+
+
+def test_a_limit_of_one_tile_leaves_the_whole_image_in_it():
+    image = np.arange(48 * 64 * 3, dtype=np.uint32).reshape(48, 64, 3).astype(np.uint8)
+    assert split_tiles(image, 16).shape[0] > 1
+    (tile,) = split_tiles(image, 16, max_tiles=1)
+    assert np.array_equal(tile, _resize(image, 16, 16))

@@ -85,16 +85,16 @@ def test_from_a_folder_a_file_and_a_checkpoint(folder, tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     (checkpoint / "eagle2_hg_model").symlink_to(folder, target_is_directory=True)
     for tokenizer in (
-        load_tokenizer(folder, None, TINY),
-        load_tokenizer(str(folder / "tokenizer.json"), None, TINY),
-        load_tokenizer(None, folder, TINY),
-        load_tokenizer(None, checkpoint, TINY),
+        load_tokenizer(folder, (), TINY),
+        load_tokenizer(str(folder / "tokenizer.json"), (), TINY),
+        load_tokenizer(None, [folder], TINY),
+        load_tokenizer(None, [checkpoint], TINY),
     ):
         assert tokenizer.encode("pick the pear") == expected
         assert tokenizer.pad_id == TINY["<|endoftext|>"]
         assert tokenizer.vocab_size == 1006
         assert "<|im_end|>" in tokenizer.special_strings
-    assert load_tokenizer(None, checkpoint, TINY).name.endswith("eagle2_hg_model")
+    assert load_tokenizer(None, [checkpoint], TINY).name.endswith("eagle2_hg_model")
 
 
 def test_image_tokens_that_are_lacking_are_added_in_order(tmp_path):
@@ -104,29 +104,29 @@ def test_image_tokens_that_are_lacking_are_added_in_order(tmp_path):
     tokenizer._tokenizer.save(str(path))
     size = Bpe.from_file(str(path)).get_vocab_size()
     ids = {"<IMG_CONTEXT>": size, "<img>": size + 1, "</img>": size + 2}
-    assert load_tokenizer(path, None, {**special, **ids}).vocab_size == size + 3
+    assert load_tokenizer(path, (), {**special, **ids}).vocab_size == size + 3
 
 
 def test_ids_that_differ_from_the_model(folder):
     wanted = {**TINY, "<|im_end|>": 77}
     with pytest.raises(TokenizerError, match=r"<\|im_end\|> has id 1002[\s\S]*id 77 in the model[\s\S]*--tokenizer"):
-        load_tokenizer(folder, None, wanted)
+        load_tokenizer(folder, (), wanted)
     with pytest.raises(TokenizerError, match=r"<\|other\|> has no id"):
-        load_tokenizer(folder, None, {**TINY, "<|other|>": 5})
+        load_tokenizer(folder, (), {**TINY, "<|other|>": 5})
 
 
 def test_the_tokenizer_says_what_the_model_leaves_open(folder):
     image = {"<IMG_CONTEXT>": TINY["<IMG_CONTEXT>"]}
-    assert load_tokenizer(folder, None, image, 1024).special_tokens == TINY
+    assert load_tokenizer(folder, (), image, 1024).special_tokens == TINY
     with pytest.raises(TokenizerError, match=r"1006 ids[\s\S]*1005 in the model"):
-        load_tokenizer(folder, None, image, 1005)
+        load_tokenizer(folder, (), image, 1005)
 
 
 def test_a_tokenizer_without_a_special_token_is_refused(tmp_path):
     tokenizer = synthetic_tokenizer({"<|endoftext|>": 0, "<IMG_CONTEXT>": 1}, 1024)
     tokenizer._tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match=r"<\|im_start\|> has no id"):
-        load_tokenizer(tmp_path, None, {"<IMG_CONTEXT>": 1})
+        load_tokenizer(tmp_path, (), {"<IMG_CONTEXT>": 1})
 
 
 @pytest.mark.parametrize(
@@ -139,25 +139,23 @@ def test_a_tokenizer_without_a_special_token_is_refused(tmp_path):
 )
 def test_nothing_there(where, words):
     with pytest.raises(TokenizerError, match=words) as caught:
-        load_tokenizer(where, None, TINY)
+        load_tokenizer(where, (), TINY)
     assert "--tokenizer FOLDER" in str(caught.value)
 
 
 def test_nothing_anywhere(tmp_path, monkeypatch):
-    transformers = pytest.importorskip("transformers")
-
     def absent(name, **kwargs):
         raise OSError(f"{name} is not cached")
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", absent)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
     with pytest.raises(TokenizerError, match=r"no tokenizer: Qwen/Qwen3-1.7B[\s\S]*save one in the checkpoint folder"):
-        load_tokenizer(None, tmp_path)
+        load_tokenizer(None, [tmp_path])
 
 
 def test_damaged_files(tmp_path):
     with pytest.raises(TokenizerError, match="no tokenizer in this folder"):
-        load_tokenizer(tmp_path, None, TINY)
+        load_tokenizer(tmp_path, (), TINY)
     (tmp_path / "tokenizer.json").write_text("{")
     for where in (tmp_path, tmp_path / "tokenizer.json"):
         with pytest.raises(TokenizerError, match="not a readable tokenizer"):
-            load_tokenizer(where, None, TINY)
+            load_tokenizer(where, (), TINY)

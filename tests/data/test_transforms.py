@@ -299,13 +299,13 @@ def gr00t(**kwargs) -> GR00TTransform:
 IMAGES = np.zeros((2, 1, 1, 4, 4, 3), np.uint8)
 
 
-def test_state_is_padded_cut_and_masked():
+def test_state_is_padded_and_masked_and_never_cut():
     out = gr00t(max_state_dim=4).apply({"video": IMAGES, "state": torch.ones(2, 1, 3, dtype=torch.float32)})
     assert out["state"].dtype == torch.float64
     assert out["state"][0, 0].tolist() == [1, 1, 1, 0]
     assert out["state_mask"][1, 0].tolist() == [True, True, True, False]
-    cut = gr00t(max_state_dim=2).apply({"video": IMAGES, "state": torch.ones(2, 1, 3)})
-    assert cut["state"].shape == (2, 1, 2)
+    with pytest.raises(ObservationError, match="state is 3 wide: the last 1 values would never reach the model"):
+        gr00t(max_state_dim=2).apply({"video": IMAGES, "state": torch.ones(2, 1, 3)})
     none = gr00t(max_state_dim=4).apply({"video": IMAGES})
     assert not none["state_mask"].any()
     with pytest.raises(ObservationError, match=r"state has shape \(2, 2, 3\)"):

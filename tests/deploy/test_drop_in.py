@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import gr00t_trt
 from gr00t_trt.errors import AccuracyError, CheckpointError, PlanError
@@ -71,14 +72,34 @@ class Original(Parameters):
         )
 
 
+class LeRobots(Original):
+    """As LeRobot's port with `use_bf16`: weights in fp32, inputs cast to bf16, and so of use inside autocast only."""
+
+    compute_dtype = "bfloat16"
+
+    def get_action(self, inputs: Any) -> BatchFeature:
+        cast = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+        weight = self.action_head.state_encoder.layer1.W
+        torch.bmm(cast["state"], weight[inputs["embodiment_id"]])  # the product of its that autocast has to cast
+        return super().get_action(cast)
+
+
 MakeOriginal = Callable[..., Original]
 
 
 @pytest.fixture
-def original(golden: Path) -> Original:
-    folder = golden / "checkpoint"
-    config, eagle = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "eagle_config"))
-    return Original(load_file(str(folder / "model.safetensors")), config, eagle, load_model(folder))
+def make_original(golden: Path) -> MakeOriginal:
+    def make(kind: type[Original] = Original) -> Original:
+        folder = golden / "checkpoint"
+        config, eagle = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "eagle_config"))
+        return kind(load_file(str(folder / "model.safetensors")), config, eagle, load_model(folder))
+
+    return make
+
+
+@pytest.fixture
+def original(make_original: MakeOriginal) -> Original:
+    return make_original()
 
 
 @pytest.fixture(params=["b1_v1", "b2_v2", "b2_v1_leftpad"])
@@ -129,7 +150,7 @@ def test_a_policy_that_keeps_the_model_goes_on_as_before(original, one, holder: 
     gr00t_trt.accelerate(policy, EXACT)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         result = getattr(policy, holder).get_action(one)
-    assert original.calls == before + 1  # the comparison's own call
+    assert original.calls == before + 2  # the comparison's own, outside and inside of autocast
     assert result["action_pred"].dtype == torch.float32
 
 
@@ -162,13 +183,96 @@ def test_denoising_steps_set_on_the_original_are_used(original, one, monkeypatch
         torch.testing.assert_close(original.get_action(one)["action_pred"], result, atol=1e-5, rtol=0)
 
 
-def test_changed_weights_are_not_answered_with_the_old_ones(original, one) -> None:
-    gr00t_trt.accelerate(original, EXACT)
+def test_a_model_that_needs_autocast_is_compared_and_answered_inside_it(
+    make_original, one, golden, monkeypatch
+) -> None:
+    original, case = make_original(LeRobots), load_file(str(golden / "case_b1_v1.safetensors"))
+    with pytest.raises(RuntimeError, match="BFloat16"):
+        original.get_action(one)
+    done = gr00t_trt.accelerate(SimpleNamespace(_groot_model=original))
+    assert done.agreement.cosine > 0.999
+    assert set(done.deployment.backends.values()) == {"eager fp32"}
+    drawing(case["in.noise"], monkeypatch)
+    for autocast in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            result = original.get_action(one)["action_pred"]
+        torch.testing.assert_close(result, case["out.action_pred"], atol=1e-5, rtol=0)
+
+
+def test_the_callers_autocast_and_inference_mode_change_nothing(original, one, golden, monkeypatch) -> None:
+    case = load_file(str(golden / "case_b1_v1.safetensors"))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        done = gr00t_trt.accelerate(original)
+    assert done.agreement.max_abs < 1e-5
+    drawing(case["in.noise"], monkeypatch)
+    torch.testing.assert_close(original.get_action(one)["action_pred"], case["out.action_pred"], atol=1e-5, rtol=0)
+
+
+def test_a_model_that_answers_in_no_way_is_refused_with_its_own_words(original, monkeypatch) -> None:
+    def fails(self: Original, inputs: Any) -> BatchFeature:
+        raise KeyError("eagle_extra")
+
+    monkeypatch.setattr(Original, "get_action", fails)
+    with pytest.raises(PlanError, match=r"get_action fails: KeyError: 'eagle_extra'"):
+        gr00t_trt.accelerate(original)
+
+
+@torch.no_grad()
+def _in_place(module: nn.Module, name: str) -> None:
+    getattr(module, name).mul_(2)
+
+
+def _through_data(module: nn.Module, name: str) -> None:
+    getattr(module, name).data += 0.1
+
+
+def _other_data(module: nn.Module, name: str) -> None:
+    getattr(module, name).data = getattr(module, name).data * 2
+
+
+def _other_parameter(module: nn.Module, name: str) -> None:
+    setattr(module, name, nn.Parameter(getattr(module, name).data * 2))
+
+
+def _loaded(module: nn.Module, name: str) -> None:
+    module.load_state_dict({key: value * 2 for key, value in module.state_dict().items()}, assign=True)
+
+
+def _cast(module: nn.Module, name: str) -> None:
+    module.half()
+
+
+def _parametrized(module: nn.Module, name: str) -> None:
+    parametrize.register_parametrization(module, name, nn.Identity())
+
+
+CHANGES = [_in_place, _through_data, _other_data, _other_parameter, _loaded, _cast, _parametrized]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_not_answered_with_the_old_ones(original, one, change) -> None:
+    done = gr00t_trt.accelerate(original, EXACT)
     original.get_action(one)
-    with torch.no_grad():
-        original.action_head.future_tokens.weight.mul_(2)
+    change(original.action_head.future_tokens, "weight")
+    for _ in range(2):
+        with pytest.raises(PlanError, match="weights were changed"):
+            original.get_action(one)
+    done.restore()
+    original.get_action(one)
+
+
+def test_an_adapter_put_around_a_module_is_noticed(original, one) -> None:
+    gr00t_trt.accelerate(original, EXACT)
+    original.action_head.state_encoder = nn.Sequential(original.action_head.state_encoder)
     with pytest.raises(PlanError, match="weights were changed"):
         original.get_action(one)
+
+
+def test_weights_that_only_move_are_no_change(original, one) -> None:
+    gr00t_trt.accelerate(original, EXACT)
+    original.double().float()
+    original.load_state_dict({key: value.clone() for key, value in original.state_dict().items()}, assign=True)
+    original.get_action(one)
 
 
 def test_a_model_that_computes_something_else_is_refused_and_left_alone(original, one) -> None:

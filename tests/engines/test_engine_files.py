@@ -14,7 +14,7 @@ from torch import nn
 
 from gr00t_trt.engines import files as engine_files
 from gr00t_trt.engines.files import engine_paths, prepare_engine_dir, verify, write_engine
-from gr00t_trt.engines.manifest import Binding, read_manifest
+from gr00t_trt.engines.manifest import Binding, checksum, read_manifest
 from gr00t_trt.engines.weights_hash import weights_hash
 from gr00t_trt.errors import RecordError
 
@@ -161,7 +161,8 @@ class TestVerify:
             ("", "not a readable manifest"),
             ("[]", "not a readable manifest"),
             ('{"schema": 2}', "manifest of schema 2"),
-            ('{"schema": 1}', "manifest fields are missing"),
+            ('{"schema": 1}', "the manifest has no checksum"),
+            (f'{{"schema": 1, "checksum": "{checksum({"schema": 1})}"}}', "manifest fields are missing"),
         ],
     )
     def test_malformed_manifest(self, engine, text, message):
@@ -173,8 +174,17 @@ class TestVerify:
         path = engine_paths(engine.parent, "dit_model")[1]
         fields = json.loads(path.read_text())
         del fields["checksum"]
-        path.write_text(json.dumps({**fields, "later": 1}))
+        fields["later"] = 1
+        path.write_text(json.dumps({**fields, "checksum": checksum(fields)}))
         with pytest.raises(RecordError, match="later"):
+            verify(engine)
+
+    def test_manifest_without_its_checksum(self, engine):
+        path = engine_paths(engine.parent, "dit_model")[1]
+        fields = json.loads(path.read_text())
+        del fields["checksum"]
+        path.write_text(json.dumps(fields))
+        with pytest.raises(RecordError, match="the manifest has no checksum"):
             verify(engine)
 
     def test_altered_manifest(self, engine):

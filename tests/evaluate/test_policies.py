@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from gr00t_trt.common.command import Parser, parse_flags
+from gr00t_trt.common.interface import refuse_non_finite
 from gr00t_trt.errors import AccuracyError, PlanError
-from gr00t_trt.evaluate.policies import ServedPolicy, check_policy_flags, plan_of, policy_flags, refuse_non_finite
+from gr00t_trt.evaluate.policies import ServedPolicy, check_policy_flags, plan_of, policy_flags
 from gr00t_trt.evaluate.program import main as evaluate
 from gr00t_trt.simulate.program import main as simulate
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gr00t_trt.errors import CheckpointError
-from gr00t_trt.model import Gr00tN1d5, load_model, resolve_checkpoint
+from gr00t_trt.model import Gr00tN1d5, load_model, model_from_tensors, resolve_checkpoint
 from gr00t_trt.model.weights import EMBEDDING, VOCABULARY_HEAD, dead_tensors
 
 WEIGHT = "action_head.model.proj_out_1.weight"
@@ -75,6 +76,81 @@ def test_index_that_is_none(checkpoint: Any) -> None:
     assert "names '../model-1.safetensors'" in failure(folder)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {WEIGHT: 5}}))
     assert "names 5, which is not in" in failure(folder)
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def sharded(checkpoint: Any, first: list[str], second: list[str]) -> Path:
+    return checkpoint.write(dict(zip(SHARDS, (first, second), strict=True)))
+
+
+def test_a_tensor_in_two_shards(checkpoint: Any) -> None:
+    keys = sorted(checkpoint.tensors)
+    message = failure(sharded(checkpoint, keys, [WEIGHT]))
+    assert f"tensor {WEIGHT} is in both {SHARDS[0]} and {SHARDS[1]}" in message
+
+
+def test_tensors_elsewhere_than_the_index_says(checkpoint: Any) -> None:
+    keys = sorted(checkpoint.tensors)
+    index = sharded(checkpoint, keys[::2], keys[1::2]) / "model.safetensors.index.json"
+    honest = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**honest, keys[0]: SHARDS[1]}}))
+    assert f"tensor {keys[0]} is in {SHARDS[0]}, not in {SHARDS[1]}" in failure(checkpoint.folder)
+    index.write_text(json.dumps({"weight_map": {**honest, "nowhere": SHARDS[1]}}))
+    assert f"tensor nowhere is not in {SHARDS[1]}" in failure(checkpoint.folder)
+    index.write_text(json.dumps({"weight_map": {k: v for k, v in honest.items() if k != keys[0]}}))
+    assert f"{SHARDS[0]}: tensor {keys[0]} is not in model.safetensors.index.json" in failure(checkpoint.folder)
+    index.write_text(json.dumps({"weight_map": honest})[:-2] + f', "{keys[0]}": "{SHARDS[1]}"}}}}')
+    assert f"key '{keys[0]}' has two values" in failure(checkpoint.folder)
+
+
+def test_a_file_left_over_from_an_earlier_save(checkpoint: Any) -> None:
+    plain = {key: value.clone() for key, value in checkpoint.tensors.items()}
+    keys = sorted(plain)
+    folder = sharded(checkpoint, keys[::2], keys[1::2])
+    save_file({WEIGHT: torch.zeros(192, 96)}, str(folder / "model-00003-of-00003.safetensors"))
+    assert_same_weights(load_model(folder), plain)
+    save_file(plain, str(folder / "model.safetensors"))
+    message = failure(folder)
+    assert "two sets of weights" in message
+    assert "model.safetensors.index.json" in message
+
+
+def test_an_index_of_the_only_file(checkpoint: Any) -> None:
+    folder = checkpoint.write({"model.safetensors": list(checkpoint.tensors)})
+    assert_same_weights(load_model(folder), checkpoint.tensors)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_are_not_finite(checkpoint: Any, value: float, dtype: torch.dtype) -> None:
+    checkpoint.tensors[WEIGHT] = checkpoint.tensors[WEIGHT].to(dtype)
+    checkpoint.tensors[WEIGHT][7, 3:5] = value
+    message = failure(checkpoint.write())
+    assert f"model.safetensors: {WEIGHT} holds 2 values that are NaN or infinite, of {192 * 96}" in message
+    with pytest.raises(CheckpointError, match=f"the policy: {WEIGHT} holds 2 values that are NaN"):
+        model_from_tensors(checkpoint.tensors, load_model("synthetic").config, where="the policy")
+
+
+def test_values_of_dead_tensors_do_not_matter(checkpoint: Any, shared_tiny: Gr00tN1d5) -> None:
+    for key in dead_tensors(shared_tiny.config):
+        checkpoint.tensors[key][...] = float("nan")
+    load_model(checkpoint.write())
+
+
+def test_values_beyond_the_dtype_asked_for(checkpoint: Any) -> None:
+    checkpoint.tensors[WEIGHT][0, 0] = 1e5
+    folder = checkpoint.write()
+    assert torch.isfinite(load_model(folder, dtype=torch.bfloat16).action_head.model.proj_out_1.weight).all()
+    with pytest.raises(CheckpointError) as e:
+        load_model(folder, dtype=torch.float16)
+    assert f"{WEIGHT} holds 1 values beyond float16: up to 1e+05" in str(e.value)
+
+
+def test_sums_that_overflow_are_no_alarm(checkpoint: Any) -> None:
+    checkpoint.tensors[WEIGHT][...] = 3e38
+    load_model(checkpoint.write())
 
 
 def test_prefix_in_front_of_every_key(checkpoint: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gr00t_trt.errors import CheckpointError
-from gr00t_trt.model import load_config
+from gr00t_trt.model import load_config, load_model
 
 
 def put(config: dict[str, Any], dotted: str, value: Any) -> None:
@@ -140,14 +140,53 @@ def test_required_keys(checkpoint: Any, key: str) -> None:
 
 
 def test_files_that_are_absent_or_no_json(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
-        load_config(tmp_path)
     (tmp_path / "config.json").write_text("{'a': 1}")
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read as JSON"):
         load_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="holds a list, not an object"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": ' * 100_000 + "1" + "}" * 100_000, "nested deeper"),
+        ("[" * 100_000, "nested deeper"),
+        ('{"model_type": "gr00t_n1_5", "model_type": "gr00t_n1"}', "key 'model_type' has two values"),
+        ('{"a": ' + "9" * 10_000 + "}", "cannot be read as JSON"),
+    ],
+)
+def test_json_that_python_would_choke_on_or_misread(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("action_head_cfg.diffusion_model_cfg.num_layers", 1_000_000),
+        ("action_head_cfg.vl_self_attention_cfg.num_layers", 1_000_000),
+        ("action_head_cfg.hidden_size", 10**9),
+        ("action_head_cfg.action_horizon", 10**9),
+        ("action_head_cfg.max_num_embodiments", 10**9),
+        ("action_head_cfg.num_inference_timesteps", 10**9),
+        ("backbone_cfg.project_to_dim", 10**9),
+        ("backbone_cfg.select_layer", 10**9),
+    ],
+)
+def test_numbers_without_end_are_refused_before_anything_is_built(checkpoint: Any, key: str, value: int) -> None:
+    put(checkpoint.config, key, value)
+    checkpoint.write()
+    with pytest.raises(CheckpointError, match=rf"{key}: {value} is far beyond any"):
+        load_config(checkpoint.folder)
+
+
+def test_more_layers_than_tensors(checkpoint: Any) -> None:
+    put(checkpoint.config, "action_head_cfg.diffusion_model_cfg.num_layers", 900)
+    with pytest.raises(CheckpointError, match=r"906 layers.*only \d+ tensors"):
+        load_model(checkpoint.write())
 
 
 def test_unknown_synthetic_name() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ benchmark: {timer: python_timer, iterations: 20}
         ("a: 1\n---\nb: 2\n", "expected a single document"),
         ("precision: !!python/object:os.system x\n", "could not determine a constructor"),
         ("[" * 3000, "not YAML"),
+        ("denoising_steps: 1:30\n", "denoising_steps: '1:30'"),
+        ("a: &a {precision: fp16}\nb: {<<: *a}\n", "line 2, column 5: merge keys (<<) are not read"),
+        (
+            "a: &a [x]\n" + "".join(f"{c}: &{c} [{f'*{p}, ' * 9}]\n" for p, c in pairwise("abcdefghi")),
+            "more than 10000",
+        ),
+        ("a: &a [*a]\n", "more than 10000"),
+        ("# " + "x" * 1_000_000, "larger than 1000000 bytes"),
     ],
 )
 def test_files_that_are_no_plan(tmp_path, text, words):
@@ -434,3 +443,11 @@ def test_another_timer_is_worth_a_note_only_where_latencies_are_taken():
         resolved = resolve(plan, Machine("cpu"), timed=timed)
         assert resolved.plan.benchmark.timer == "python_timer"
         assert [what for what, _ in resolved.notes if "benchmark" in what] == ["--benchmark cuda_event"] * timed
+
+
+def test_numbers_are_what_they_look_like(tmp_path):
+    assert load_plan(written(tmp_path, "denoising_steps: 8\n")).denoising_steps == 8
+    with pytest.raises(PlanError, match="denoising_steps: '010'"):
+        load_plan(written(tmp_path, "denoising_steps: 010\n"))
+    loose = load_plan(written(tmp_path, "action_gate: {max_abs: 1e-1}\n"))
+    assert loose.action_gate.max_abs == 0.1

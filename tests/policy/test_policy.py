@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import write_base
 
 import gr00t_trt
 from gr00t_trt.data import LeRobotDataset, data_config, state_action_transforms, synthetic_dataset, video_transforms
@@ -145,9 +146,9 @@ def test_a_data_config_of_wider_actions_than_the_models_is_refused(demo: Path) -
 
 
 def test_a_checkpoint_without_metadata_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    folder = write_base(tmp_path / "checkpoint", gr00t_trt.load_model("synthetic"))
     with pytest.raises(CheckpointError, match=r"metadata\.json"):
-        gr00t_trt.load_policy(tmp_path)
+        gr00t_trt.load_policy(folder)
 
 
 def test_actions_belong_to_the_caller(policy, observation, noise) -> None:

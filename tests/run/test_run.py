@@ -68,7 +68,7 @@ def test_the_default_backend_gives_way_to_eager_and_says_so() -> None:
 def test_a_chosen_backend_that_is_missing_is_an_error_that_names_its_users() -> None:
     with pytest.raises(BackendError, match=r"torch_tensorrt \(state_encoder\) is not available here: not here"):
         resolve(plan(backend="torch_tensorrt"), CPU, "state_encoder")
-    mixed = plan(submodules={"dit_model": {"backend": "torch_tensorrt"}})
+    mixed = plan(precision="fp32", submodules={"dit_model": {"backend": "torch_tensorrt"}})
     with pytest.raises(BackendError, match=r"\(dit_model\)"):
         resolve(mixed, CPU, "action_head", chosen=False)
     resolved = resolve(mixed, CPU, "state_encoder", chosen=False)

@@ -14,7 +14,9 @@ import numpy as np
 from gr00t_trt.common.interface import ModalityConfig
 from gr00t_trt.serve.batching import Batcher
 from gr00t_trt.serve.http_server import HttpServer
+from gr00t_trt.serve.limits import Limits
 from gr00t_trt.serve.metrics import Metrics
+from gr00t_trt.serve.request_log import RequestLog
 from gr00t_trt.serve.service import Service
 from gr00t_trt.serve.worker import PolicyWorker
 from gr00t_trt.serve.zmq_server import ZmqServer
@@ -25,6 +27,8 @@ CONFIG = {
     "action": ModalityConfig(list(range(16)), ["action.arm"]),
     "language": ModalityConfig([0], ["annotation.task"]),
 }
+LIMITS = Limits(CONFIG, max_samples=4, max_tokens=40, noise_shape=(16, 3))
+"""A token of the puppet is a letter."""
 
 
 class Puppet:
@@ -40,8 +44,9 @@ class Puppet:
         self.go.set()
         self.stages: dict[str, Callable[..., Any]] = {"think": self._think}
 
-    def get_action(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        return self.stages["think"](observation)
+    def get_action(self, observation: dict[str, Any], *, noise: Any = None) -> dict[str, np.ndarray]:
+        action = self.stages["think"](observation)
+        return action if noise is None else {**action, "action.noise": noise.numpy()}
 
     def _think(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
         self.calls.append(observation)
@@ -64,6 +69,7 @@ class Served:
     service: Service
     port: int
     http_port: int
+    zmq_server: ZmqServer
 
 
 def observation(value: float = 0.0, text: str = "go") -> dict[str, Any]:
@@ -81,17 +87,26 @@ def serving(
     max_request_bytes: int = 2**20,
     port: int = 0,
     may_kill: bool = True,
+    log: RequestLog | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
+    """A server on free ports; bodies and messages may take a second to arrive. `settings`: of the worker."""
     puppet, metrics = Puppet(), Metrics()
-    worker = PolicyWorker(puppet, metrics, tables=(puppet.stages,), batcher=Batcher(CONFIG, len), **settings)
+    worker = PolicyWorker(
+        puppet, metrics, tables=(puppet.stages,), batcher=Batcher(CONFIG, len), limits=LIMITS, **settings
+    )
     description = {
         "submodules": {"dit_model": "eager fp32"},
+        "commit": "c0ffee",
         "observation": {"video.webcam": {"dtype": "uint8", "shape": [1, 8, 8, 3]}},
     }
-    service = Service(worker, metrics, description, CONFIG, api_token=api_token, may_kill=may_kill)
-    zmq_server = ZmqServer(service, "127.0.0.1", port, max_request_bytes=max_request_bytes)
-    http_server = HttpServer(service, "127.0.0.1", 0, max_request_bytes=max_request_bytes, request_timeout_s=1.0)
+    service = Service(
+        worker, metrics, description, CONFIG, limits=LIMITS, api_token=api_token, may_kill=may_kill, log=log
+    )
+    bounds: dict[str, Any] = {"max_request_bytes": max_request_bytes, "request_timeout_s": 1.0}
+    zmq_server = ZmqServer(service, "127.0.0.1", port, **bounds)
+    http_server = HttpServer(service, "127.0.0.1", 0, **bounds)
+    service.addresses += [zmq_server.endpoint, http_server.endpoint]
     thread = threading.Thread(target=worker.run)
     for each in (thread, zmq_server, http_server):
         each.start()
@@ -102,6 +117,7 @@ def serving(
             service,
             int(zmq_server.endpoint.rpartition(":")[2]),
             int(http_server.endpoint.rpartition(":")[2]),
+            zmq_server,
         )
     finally:
         puppet.go.set()

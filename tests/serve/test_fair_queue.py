@@ -11,17 +11,17 @@ from gr00t_trt.serve.fair_queue import FairQueue
 def test_clients_take_turns_and_keep_their_own_order() -> None:
     queue: FairQueue[str] = FairQueue(10)
     for entry in ("a1", "a2", "a3", "b1", "c1", "b2"):
-        assert queue.put(entry[0], entry) is None
+        assert queue.put(entry[0], entry) == []
     assert [queue.take(0) for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", None]
 
 
 def test_a_flood_pushes_out_itself() -> None:
     queue: FairQueue[str] = FairQueue(3)
     for entry in ("a1", "a2", "a3"):
-        assert queue.put("a", entry) is None
-    assert queue.put("a", "a4") == "a4"
-    assert queue.put("b", "b1") == "a3"
-    assert queue.put("b", "b2") == "b2"  # as long as the other one now, and the later
+        assert queue.put("a", entry) == []
+    assert queue.put("a", "a4") == ["a4"]
+    assert queue.put("b", "b1") == ["a3"]
+    assert queue.put("b", "b2") == ["b2"]  # as long as the other one now, and the later
     assert [queue.take(0) for _ in range(4)] == ["a1", "b1", "a2", None]
 
 
@@ -50,6 +50,39 @@ def test_after_the_end_nothing_is_accepted() -> None:
     queue.put("a", "a1")
     queue.put("b", "b1")
     assert queue.close() == ["a1", "b1"]
-    assert queue.put("a", "a2") == "a2"
+    assert queue.put("a", "a2") == ["a2"]
     assert queue.take(5.0) is None
     assert len(queue) == 0
+
+
+def test_turns_and_room_are_counted_in_samples() -> None:
+    queue: FairQueue[str] = FairQueue(12)
+    assert queue.put("batches", "b4", 4) == []
+    for number in range(6):
+        assert queue.put("single", f"s{number}") == []
+    assert len(queue) == 10
+    # Four turns of the one that asks for four samples at once.
+    assert [queue.take(0) for _ in range(4)] == ["s0", "s1", "s2", "b4"]
+    assert queue.put("batches", "b8", 8) == []
+    assert queue.put("batches", "b2", 2) == ["b2"]
+    assert queue.put("other", "o3", 3) == ["b8"]
+    assert len(queue) == 6
+    assert queue.put("single", "s6") == []
+
+
+def test_an_entry_of_more_samples_than_the_limit_fits_alone() -> None:
+    queue: FairQueue[str] = FairQueue(4)
+    assert queue.put("a", "a8", 8) == []
+    assert queue.put("b", "b1") == ["a8"]
+    assert queue.take(0) == "b1"
+    assert queue.put("a", "a8", 8) == []
+    assert queue.take(0) == "a8"
+
+
+def test_what_nobody_waits_for_is_taken_out() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    for client, entry in (("a", "x1"), ("a", "y1"), ("b", "y2"), ("c", "x2")):
+        queue.put(client, entry, 2)
+    assert queue.sweep(lambda entry: entry.startswith("y")) == ["y1", "y2"]
+    assert len(queue) == 4
+    assert [queue.take(0) for _ in range(3)] == ["x1", "x2", None]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from puppet import CONFIG, Served, observation, serving
+from puppet import CONFIG, Served, observation, serving, wait_until
 
 from gr00t_trt.errors import ServiceError
 from gr00t_trt.serve.client import BaseInferenceClient, RobotInferenceClient
@@ -139,6 +139,58 @@ def test_a_token_goes_with_every_request_and_an_empty_one_does_not() -> None:
         for client in clients(served, api_token=""):
             with pytest.raises(ServiceError, match="Unauthorized: Invalid API token"):
                 client.get_action(observation(1.0))
+
+
+@pytest.mark.parametrize("kind", ["zmq", "http"])
+def test_a_request_says_who_asks_and_how_long(served: Served, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    submit = served.worker.submit
+    monkeypatch.setattr(served.worker, "submit", lambda request: (seen.append(request), submit(request)))
+    with clients(served, timeout_ms=5000)[kind == "http"] as client:
+        client.get_action(observation(1.0))
+        client.close()  # and comes again by another connection
+        client.get_action(observation(2.0))
+    first, second = seen
+    assert first.client == second.client == ("named", client.client_id)
+    assert 4 < first.timeout_s <= 5
+
+
+@pytest.mark.parametrize("kind", ["zmq", "http"])
+def test_a_seed_makes_an_action_repeatable_and_an_answer_says_what_gave_it(served: Served, kind: str) -> None:
+    with clients(served, served_by=True)[kind == "http"] as client:
+        first, again = (client.get_action(observation(1.0), seed=7)["action.noise"] for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+        assert (client.get_action(observation(1.0), seed=8)["action.noise"] != first).any()
+        np.testing.assert_array_equal(client.get_action(observation(1.0), noise=first[0])["action.noise"], first)
+        assert client.last_served_by == {"submodules": {"dit_model": "eager fp32"}, "commit": "c0ffee"}
+        with pytest.raises(ServiceError, match="seed is '-1', not an integer"):
+            client.get_action(observation(1.0), seed=-1)
+        with pytest.raises(ServiceError, match=r"noise is float32 \[3, 3\], not numbers \[1, 16, 3\]"):
+            client.get_action(observation(1.0), noise=np.zeros((3, 3), np.float32))
+        assert (client.get_action(observation(5.0))["action.arm"] == 5.0).all()
+
+
+@pytest.mark.parametrize("kind", ["zmq", "http"])
+def test_a_client_that_gave_up_costs_no_work(kind: str) -> None:
+    with serving() as served, clients(served, timeout_ms=300)[kind == "http"] as client:
+        served.puppet.go.clear()
+        with RobotInferenceClient("127.0.0.1", served.port) as other:
+            asking = threading.Thread(target=lambda: other.get_action(observation(1.0)))
+            asking.start()
+            wait_until(lambda: served.puppet.calls)
+            for _ in range(2):
+                with pytest.raises(ServiceError, match="no answer from"):
+                    client.get_action(observation(2.0))
+            served.puppet.go.set()
+            asking.join(10)
+            wait_until(lambda: not len(served.worker._queue))
+            assert (other.get_action(observation(3.0))["action.arm"] == 3.0).all()
+        assert [float(call["state.arm"][0, 0]) for call in served.puppet.calls] == [1.0, 3.0]
+
+
+def test_a_token_that_can_stand_in_no_header_is_refused() -> None:
+    with pytest.raises(ServiceError, match="cannot stand in a header"):
+        HttpInferenceClient(api_token="two\nlines")
 
 
 @pytest.mark.parametrize("module", ["client", "http_client", "ask", "flags", "__main__"])

@@ -23,6 +23,7 @@ from gr00t_trt.plans.submodules import resolve_submodule
 from gr00t_trt.serve.__main__ import main
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.flags import is_loopback, parse, plan_of
+from gr00t_trt.serve.http_client import HttpInferenceClient
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +100,9 @@ def test_ready_made_engines_are_asked_for_by_the_published_flag_or_by_name() -> 
         ("--server --use_torch_tensorrt --vit-dtype fp8", "'fp8' is a quantised type"),
         ("--server --precision fp8", "'fp8' is a quantised type"),
         ("--server --http_server --http_port 8000", "leave one of them out"),
+        ("--server --api_token_file /nowhere/token", "cannot be read: No such file"),
+        ("--server --api_token_file x --api_token y", "exclude each other"),
+        ("--server --log everything", "--log: invalid choice"),
         ("--server --max_batch 2 --bracketed_instruction", "holds for single requests"),
         ("--server --embodiment_tag gr2 --model_path synthetic", "did you mean gr1"),
     ],
@@ -148,6 +152,7 @@ def running() -> Iterator[Running]:
         "--port=0",
         "--http_port=0",
         "--max_batch=4",
+        "--log=requests",
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "gr00t_trt.serve", *flags],
@@ -217,12 +222,41 @@ def test_a_vectorised_simulation_sends_a_batch(running: Running) -> None:
         assert client.get_action(batch)["action.waist"].shape == (2, 16, 3)
 
 
+def test_what_the_plan_does_not_provide_for_is_refused_before_any_work(running: Running) -> None:
+    with RobotInferenceClient(port=running.port) as client:
+        limits = client.status()["limits"]
+        assert (limits["samples"], limits["tokens"]) == (8, 1024)
+        one = example_of(client.status())
+        key = next(key for key in one if "annotation" in key)
+        many = {k: np.stack([v] * 9) if isinstance(v, np.ndarray) else v * 9 for k, v in one.items()}
+        for request, words in (
+            (many, "a batch of 9, more than the 8"),
+            ({**one, key: ["x " * 2000]}, "more than the 1024"),
+        ):
+            with pytest.raises(RuntimeError, match=words):
+                client.get_action(request)
+
+
+@pytest.mark.parametrize("further", [[], ["--http_server"]])
+def test_the_same_seed_gets_the_same_action_from_a_real_policy(running: Running, further: list[str]) -> None:
+    kind, port = (HttpInferenceClient, running.http_port) if further else (RobotInferenceClient, running.port)
+    with kind("127.0.0.1", port, served_by=True) as client:
+        one = example_of(client.status())
+        first, again, other = (client.get_action(one, seed=seed) for seed in (5, 5, 6))
+        assert set(client.last_served_by["submodules"]) == set(SUBMODULES)
+        assert "commit" in client.last_served_by
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, again[key])
+    assert any((first[key] != other[key]).any() for key in first)
+
+
 def test_sigterm_lets_the_server_end_well(running: Running) -> None:
     running.process.send_signal(signal.SIGTERM)
     out, err = running.process.communicate(timeout=20)
     assert running.process.returncode == 0
     assert out == ""
-    assert err.rstrip().endswith("stopped")
+    assert re.search(r"\n\d+ requests answered, \d+ refused or failed; p50 \d+\.\d ms, p99 \d+\.\d ms\nstopped\n$", err)
+    assert re.search(r" INFO get_action from 127\.0\.0\.1:\d+: 1 samples, \d+\.\d ms: ok\n", err)
     assert "vision_model" in err  # the table of what serves each submodule
 
 
@@ -244,3 +278,13 @@ def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     assert found["hostile"]["messages"] == 26
     assert found["restart"]["recovered"] == 4
     assert found["restart"]["lost"] == 0
+
+
+def test_a_token_is_in_no_record(tmp_path: Path) -> None:
+    from gr00t_trt.simulate.program import main as simulate
+
+    record = tmp_path / "record.json"
+    line = ["--scripted", "--n_episodes", "1", "--max_episode_steps", "20", "--record", str(record)]
+    assert simulate([*line, "--api-token", "sesame"]) == 0
+    assert "sesame" not in record.read_text()
+    assert "--api-token '***'" in json.loads(record.read_text())["command"]

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import pickle
 import random
 import struct
 
@@ -134,6 +135,8 @@ def test_numpy_doubles_pass_as_numbers_and_tuples_as_lists() -> None:
         (b"\xd4\x01\x00", "extension type"),
         (b"\x81\x01\x02", "not allowed"),
         (b"\xa2\xff\xff", "UnicodeDecodeError"),
+        (pickle.dumps({"state.arm": [0.0]}), "a pickle or a file of torch.save, not MessagePack"),
+        (b"PK\x03\x04" + bytes(100), "a pickle or a file of torch.save, not MessagePack"),
     ],
 )
 def test_a_message_that_is_none_is_told_so(raw: bytes, words: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from puppet import CONFIG, Puppet, observation, wait_until
+import torch
+from puppet import CONFIG, LIMITS, Puppet, observation, wait_until
 
 from gr00t_trt.errors import AccuracyError
 from gr00t_trt.serve import worker
@@ -87,7 +88,7 @@ def test_a_request_that_fails_is_answered_and_the_next_one_too() -> None:
     assert isinstance(failed.error, ZeroDivisionError)
     assert run.reports == [failed.error]
     assert isinstance(nan.error, AccuracyError)
-    assert "NaN" in str(nan.error)
+    assert "holds nan" in str(nan.error)
     assert good.action is not None
     assert (good.action["action.arm"] == 5.0).all()
 
@@ -141,6 +142,72 @@ def test_at_the_end_the_running_request_is_finished_and_the_waiting_ones_are_tol
         (late,) = answered(run.ask())
     assert done.action is not None
     assert all("shutting down" in str(answer.error) for answer in [*refused, late])
+
+
+def test_nothing_is_computed_for_a_client_that_has_given_up_or_gone() -> None:
+    with Run() as run:
+        run.puppet.go.clear()
+        running = run.ask()
+        wait_until(lambda: run.puppet.calls)
+        refused: list[Answer] = []
+        run.worker.submit(Request("b", observation(), refused.append, timeout_s=0.01))
+        run.worker.submit(Request("c", observation(), refused.append, gone=lambda: True))
+        time.sleep(0.02)
+        run.puppet.go.set()
+        answered(running)
+        wait_until(lambda: len(refused) == 2)
+    assert "longer than the 0.01 s that its client waits" in str(refused[0].error)
+    assert "its client has gone" in str(refused[1].error)
+    assert len(run.puppet.calls) == 1
+
+
+def test_those_who_have_gone_make_room_in_the_queue() -> None:
+    with Run(max_queue=2) as run:
+        run.puppet.go.clear()
+        running = run.ask()
+        wait_until(lambda: run.puppet.calls)
+        gone: list[Answer] = []
+        for _ in range(2):
+            run.worker.submit(Request("b", observation(), gone.append, gone=lambda: True))
+        waiting = run.ask(client="c")
+        wait_until(lambda: len(gone) == 2)
+        run.puppet.go.set()
+        answered(running, waiting)
+
+
+def test_a_seed_or_noise_reaches_the_policy_and_is_answered_alone() -> None:
+    noise = np.random.default_rng(0).normal(size=(1, 16, 3)).astype(np.float32)
+    with Run(max_batch=4, batch_wait_s=0.2, limits=LIMITS) as run:
+        seeds: list[Answer] = []
+        for seed in (1, 2, 1):
+            run.worker.submit(Request("a", observation(), seeds.append, seed=seed))
+        run.worker.submit(Request("a", observation(), seeds.append, noise=noise))
+        wait_until(lambda: len(seeds) == 4)
+        assert all(call["state.arm"].shape == (1, 5) for call in run.puppet.calls)
+    first, second, again, given = (answer.action["action.noise"] for answer in seeds if answer.action is not None)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(given, noise)
+    assert (first != second).all()
+    expected = torch.randn((1, 16, 3), generator=torch.Generator().manual_seed(1))
+    np.testing.assert_array_equal(first, expected.numpy())
+
+
+def test_at_the_end_those_that_wait_are_told_at_once_and_the_running_one_when_it_takes_too_long() -> None:
+    with Run() as run:
+        run.puppet.go.clear()
+        running = run.ask()
+        wait_until(lambda: run.puppet.calls)
+        assert 0 < run.worker.running_s < 10
+        waiting = [run.ask(client=str(i)) for i in range(3)]
+        run.worker.refuse_waiting()
+        assert all("shutting down" in str(answer.error) for (answer,) in waiting)
+        assert not running
+        run.worker.refuse_running()
+        assert "shutting down" in str(running[0].error)
+        run.puppet.go.set()
+        run.thread.join(5)
+        assert len(running) == 1
+        assert run.worker.running_s == 0
 
 
 @pytest.mark.parametrize("max_batch", [1, 3])

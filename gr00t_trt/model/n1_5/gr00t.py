@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,12 @@ class Gr00tN1d5(StagedModel):
 
     def reset_stages(self) -> None:
         """Put the PyTorch modules back into `stages`, each in the dtype of its weights."""
-        self.stages.update(self._eager)
-        self.stages["eagle_backbone"] = self._eagle_backbone
+        self._own = {**self._eager, "eagle_backbone": self._eagle_backbone}
+        self.stages.update(self._own)
+        self.read_dtypes()
+
+    def read_dtypes(self) -> None:
+        """Call every stage in the dtype that its weights have now."""
         self.stage_dtypes.update({name: self._weight_dtype(name) for name in self._eager})
 
     def cast_stage(self, name: str, dtype: torch.dtype) -> None:
@@ -114,7 +119,7 @@ class Gr00tN1d5(StagedModel):
             noise: [B, T, action_dim] initial noise.
         Returns: The recording, and `action_pred` [B, T, action_dim] of the same request.
         """
-        with recording_calls(self.stages) as calls:
+        with self._compiled.paused(), recording_calls(self.stages) as calls:
             actions = self.get_action(inputs, noise=noise)["action_pred"]
         return {name: tuple(own) for name, own in calls.items()}, actions
 
@@ -133,12 +138,15 @@ class Gr00tN1d5(StagedModel):
             inputs: As `prepare` takes them.
             noise: [B, T, 32] where the flow starts; standard normal from torch's default generator when None.
         Returns: ``action_pred`` float32 [B, T, 32], normalised and zero padded in its last axis by convention only.
-        Raises: ObservationError naming key, value and fix.
+        Raises: ObservationError naming key, value and fix; PlanError when weights changed under a compiled stage.
         """
+        self._compiled.before(self, self.stages, self._own)
         x = self.prepare(inputs)
         noise = self.start(x[STATE].shape[0], noise)
         features = self.run_stage("eagle_backbone", x[PIXELS], x[IDS], x[MASK])
-        return {"action_pred": self.action_head.denoise(self.run_stage, features, x[STATE], x[EMBODIMENT], noise)}
+        actions = self.action_head.denoise(self.run_stage, features, x[STATE], x[EMBODIMENT], noise)
+        self._compiled.after(self.stages, self._own)
+        return {"action_pred": actions}
 
     def _eagle_backbone(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         vision, language = partial(self.run_stage, "vision_model"), partial(self.run_stage, "language_model")
@@ -156,3 +164,9 @@ class Gr00tN1d5(StagedModel):
             if self._weight_dtype(name) != dtype:
                 self.stage_dtypes[name] = self._weight_dtype(name)
         return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.load_state_dict`; with ``assign=True`` the weights may have another dtype afterwards."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.read_dtypes()
+        return result

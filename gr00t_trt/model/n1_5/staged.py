@@ -12,6 +12,7 @@ from ...errors import ObservationError, PlanError, unknown
 from .action_head import ActionHead
 from .architecture import N1_5
 from .backbone import EagleBackbone
+from .compiled_stages import CompiledStages
 from .config import Gr00tConfig
 
 Stage = Callable[..., Tensor]
@@ -19,6 +20,9 @@ Stage = Callable[..., Tensor]
 
 class StagedModel(nn.Module):
     """A model that calls its parts through one table; two that share their parts share steps and horizon as well.
+
+    The model's own stages read the weights in every request. Once another is in the table, `get_action` refuses with a
+    PlanError when the weights are no longer those of that stage's first request, see `CompiledStages`.
 
     Attributes:
         config: The geometry.
@@ -38,6 +42,9 @@ class StagedModel(nn.Module):
         # A plain dict keeps these out of the module tree, where shared parts would be listed twice.
         self._eager: dict[str, nn.Module] = {}
         self.stages: dict[str, Stage] = {}
+        # What `reset_stages` puts there.
+        self._own: dict[str, Stage] = {}
+        self._compiled = CompiledStages()
         self.stage_dtypes: dict[str, torch.dtype] = {}
         self.graphs: Callable[..., Tensor] | None = None
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Collection
 
 import pytest
 import torch
 from torch import Tensor
 
-from gr00t_trt.model import Gr00tN1d5, load_model
+from gr00t_trt.model import Gr00tConfig, Gr00tN1d5, load_model
 from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, restructure
+from gr00t_trt.model.n1_5.synthetic import fill_synthetic, tiny_config
 from gr00t_trt.plans.schema import OPTIMIZATIONS
 
 MakeRequest = Callable[..., dict[str, Tensor]]
@@ -21,6 +23,32 @@ MakeFast = Callable[..., FastGr00tN1d5]
 def plain() -> Gr00tN1d5:
     """The tiny model, for tests that leave it as it is."""
     return load_model("synthetic")
+
+
+@pytest.fixture(scope="session")
+def shallow() -> Gr00tConfig:
+    """One layer of a kind, two denoising steps: a capture runs the model six times."""
+    tiny = tiny_config()
+    head = tiny.action_head
+    return dataclasses.replace(
+        tiny,
+        backbone=dataclasses.replace(tiny.backbone, select_layer=1),
+        eagle=dataclasses.replace(tiny.eagle, vision=dataclasses.replace(tiny.eagle.vision, num_hidden_layers=1)),
+        action_head=dataclasses.replace(
+            head,
+            num_inference_timesteps=2,
+            diffusion=dataclasses.replace(head.diffusion, num_layers=2),
+            vl_self_attention=dataclasses.replace(head.vl_self_attention, num_layers=1),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(shallow: Gr00tConfig) -> Gr00tN1d5:
+    """A model of that geometry, for tests that leave it as it is."""
+    model = Gr00tN1d5(shallow)
+    fill_synthetic(model, dtype=torch.float32, device=torch.device("cpu"))
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture

@@ -17,35 +17,10 @@ from torch import Tensor
 from gr00t_trt.errors import ShapeError
 from gr00t_trt.model import Gr00tConfig, Gr00tN1d5
 from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, graphs, restructure
-from gr00t_trt.model.n1_5.synthetic import fill_synthetic, tiny_config
 from gr00t_trt.plans.precisions import PRECISIONS
 from gr00t_trt.plans.schema import LOOPS, OPTIMIZATIONS
 
 TOLERANCE = 1e-5
-
-
-def shallow() -> Gr00tConfig:
-    """One layer of a kind, two denoising steps: a capture runs the model six times."""
-    tiny = tiny_config()
-    head = tiny.action_head
-    return dataclasses.replace(
-        tiny,
-        backbone=dataclasses.replace(tiny.backbone, select_layer=1),
-        eagle=dataclasses.replace(tiny.eagle, vision=dataclasses.replace(tiny.eagle.vision, num_hidden_layers=1)),
-        action_head=dataclasses.replace(
-            head,
-            num_inference_timesteps=2,
-            diffusion=dataclasses.replace(head.diffusion, num_layers=2),
-            vl_self_attention=dataclasses.replace(head.vl_self_attention, num_layers=1),
-        ),
-    )
-
-
-@pytest.fixture(scope="module")
-def reference() -> Gr00tN1d5:
-    model = Gr00tN1d5(shallow())
-    fill_synthetic(model, dtype=torch.float32, device=torch.device("cpu"))
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(autouse=True)
@@ -360,9 +335,9 @@ def test_threads_get_their_own_answers(make, make_request) -> None:
 
 
 @pytest.fixture(scope="module")
-def weightless() -> Gr00tN1d5:
+def weightless(shallow: Gr00tConfig) -> Gr00tN1d5:
     with torch.device("meta"):
-        return Gr00tN1d5(shallow()).half().requires_grad_(False)
+        return Gr00tN1d5(shallow).half().requires_grad_(False)
 
 
 WITHOUT = [(name, 0) for name in (None, *OPTIMIZATIONS) if name not in ("prompt_cache", "fused_projections")]

@@ -73,22 +73,26 @@ _Table = tuple[Tensor, Tensor, Tensor]
 class FoldedConstants:
     """Computes `EmbodimentWeights` and `TimestepTables`, and keeps them where `constant_folding` is on.
 
-    Kept, they are computed of all embodiment slots once; else of the samples' own, in every call.
+    Kept, they are computed of all embodiment slots once; else of the samples' own, in every call. What is kept is not
+    made again: start with a new object when one of `sources` has changed.
+
+    Attributes:
+        kept: Whether anything is.
+        sources: The weights that what is kept was computed from.
     """
 
     def __init__(self, head: ActionHead, optimizations: frozenset[str]):
         self._head = head
         self.kept = "constant_folding" in optimizations
-        encoder = list(head.action_encoder.parameters())
-        banks = [*encoder, *head.state_encoder.parameters(), *head.action_decoder.parameters()]
-        position = [] if head.position_embedding is None else [head.position_embedding.weight]
-        dit = [*head.model.timestep_encoder.parameters(), *head.model.proj_out_1.parameters()]
-        blocks: Any = head.model.transformer_blocks
-        dit += [p for block in blocks for p in block.norm1.parameters()]
-        self._fold: WeightCache[_Fold] = WeightCache(1, encoder)
-        self._weights: WeightCache[EmbodimentWeights] = WeightCache(KEPT_SETS, [*banks, *position])
-        self._tables: WeightCache[_Table] = WeightCache(KEPT_TABLES, [*dit, *encoder])
-        self._rows: WeightCache[TimestepTables] = WeightCache(KEPT_SETS, [*dit, *encoder])
+        dit: Any = head.model
+        norms = [block.norm1 for block in dit.transformer_blocks]
+        parts = (head.action_encoder, head.state_encoder, head.action_decoder, head.position_embedding)
+        modules = [*parts, dit.timestep_encoder, dit.proj_out_1, *norms] if self.kept else []
+        self.sources: tuple[Tensor, ...] = tuple(p for m in modules if m is not None for p in m.parameters())
+        self._fold: WeightCache[_Fold] = WeightCache(1)
+        self._weights: WeightCache[EmbodimentWeights] = WeightCache(KEPT_SETS)
+        self._tables: WeightCache[_Table] = WeightCache(KEPT_TABLES)
+        self._rows: WeightCache[TimestepTables] = WeightCache(KEPT_SETS)
 
     def weights(self, embodiments: Embodiments, horizon: int) -> EmbodimentWeights:
         """The weights of a batch; `horizon` actions get their positions from the encoder's last bias."""

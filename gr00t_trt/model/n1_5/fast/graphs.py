@@ -81,8 +81,9 @@ class RequestGraphs:
     The key of a graph is everything that shapes it: the shapes and dtypes of all inputs (batch, views, exact prompt
     length, horizon), padding or none, the embodiments, the denoising steps and the loop. Prompts are not padded to
     common lengths: the vision-language layers attend to every position, so padding would change the actions. Images,
-    prompts, state and noise are copied in for every request. When a weight, a dtype or an entry of `stages` has
-    changed, the graph is captured anew.
+    prompts, state and noise are copied in for every request. Weights are read where they lie. When one behind kept
+    values was written, when any was moved, cast or replaced, or an entry of `stages` has changed, the graph is captured
+    anew.
 
     A request whose prompt or embodiments lie on the GPU is not looked up, which would stall it, and runs uncaptured.
 
@@ -158,7 +159,9 @@ class RequestGraphs:
         """Capture requests of this shape now, and again whenever weights or stages have changed.
 
         Returns: Why that is impossible, in a sentence; None when it was done.
+        Raises: PlanError for a request that is older than the weights.
         """
+        self._model.check_prepared(x)
         key = self._key(x, noise)
         if key is None:
             return "its prompt or its embodiments were not given in host memory"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,14 +19,13 @@ from ..backbone import apply_linear
 from ..gr00t import Gr00tN1d5
 from ..inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
 from ..staged import StagedModel
+from ..weight_watch import ModuleTree, WeightWatch
 from .constants import KEPT_SETS, Embodiments, FoldedConstants
 from .denoise import join_tokens
 from .projections import join_all
 from .prompts import Prompt, Prompts
 from .stages import argument_dtypes, check_names, make_stages, targets_of
 from .weight_cache import WeightCache
-
-_VERSION = operator.attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -36,22 +34,26 @@ class Prepared:
 
     Attributes:
         pixel_values: fp32 [N, 3, 224, 224]. state: fp32 [B, 1, 64].
+        kept_by: What held the values computed from the weights, a new object when the weights have changed.
     """
 
     pixel_values: Tensor
     prompt: Prompt
     state: Tensor
     embodiments: Embodiments
+    kept_by: FoldedConstants = field(repr=False, compare=False)
 
 
 class FastGr00tN1d5(StagedModel):
     """GR00T N1.5 for inference with less repeated work; made by `restructure`, used like `Gr00tN1d5`.
 
     The weights are the plain model's: `state_dict` and `load_state_dict` speak the checkpoint's names, and the plain
-    model stays usable beside this one. Cast or move this one, not the plain one, which would leave the fused weights
-    behind. What is computed from weights and kept (tables, folded and selected weights, prompt embeddings) is made
-    again when a weight was written in place, loaded, cast or moved; after writing through ``weight.data``, or loading
-    into the plain model with ``assign=True``, call `refresh`.
+    model stays usable beside this one. Most weights are read in every request, so that whatever is written into them
+    counts at once. What is computed from some and kept (folded and selected weights, tables, prompt embeddings) is made
+    again in the first request after these were written, loaded, replaced, cast or moved, here or in the plain model;
+    `WeightWatch` says how that is seen. Only a write through ``weight.data`` that leaves most of a weight as it was,
+    such as one row, may be answered with the old values for up to `WeightWatch.turns` requests: call `refresh` then.
+    A module that was replaced or parametrized is a PlanError: restructure the plain model again.
 
     Attributes:
         optimizations: Names of the optimizations in use.
@@ -65,6 +67,7 @@ class FastGr00tN1d5(StagedModel):
         self.backbone, self.action_head = plain.backbone, plain.action_head
         # Not registered: its parts are, under the checkpoint's names.
         self._plain = (plain,)
+        self._tree = ModuleTree(plain)
         self._loop = "denoise_loop"
         self._eager = make_stages(plain, self.optimizations)
         self.reset_stages()
@@ -83,12 +86,13 @@ class FastGr00tN1d5(StagedModel):
 
     def reset_stages(self) -> None:
         """Put the PyTorch modules back into `stages`, each in the dtype of its weights."""
-        self.stages.update(self._eager)
+        self._own = dict(self._eager)
+        self.stages.update(self._own)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Share the fused weights again, read the stages' dtypes, and drop everything kept."""
+        """Share the fused weights again, read the stages' dtypes, and make everything anew that is kept."""
         for stage in self._eager.values():
             join_all(stage)
         plain = self._plain[0]
@@ -100,8 +104,26 @@ class FastGr00tN1d5(StagedModel):
         }
         self._constants = FoldedConstants(self.action_head, self.optimizations)
         self._prompts = Prompts(self.backbone, self.optimizations, self.stage_dtypes["language_model"])
-        self._embodiments: WeightCache[Embodiments] = WeightCache(KEPT_SETS, ())
-        self._weights = tuple(w for w in (*self.parameters(), *self.buffers()) if not w.is_inference())
+        self._embodiments: WeightCache[Embodiments] = WeightCache(KEPT_SETS)
+        # Made by the next request: a model is cast stage by stage, and a watch reads all that it watches.
+        self._watch: WeightWatch | None = None
+
+    def _settle(self) -> WeightWatch:
+        """Refresh where a weight has changed in the open. Raises: PlanError for modules that are no longer the same."""
+        if not self._tree.modules_intact() or self._tree.tensors() is None:
+            raise PlanError(
+                "a module of the plain model was replaced or parametrized after the model had been restructured",
+                known="the fused weights of the modules that it was made from",
+                fix="merge adapters and parametrizations into the weights, then restructure the plain model again",
+            )
+        if self._watch is not None and not self._watch.tensors_intact():
+            self.refresh()
+        if self._watch is None:
+            # Nothing has watched since the last time.
+            self.refresh()
+            sources = (*self._constants.sources, *self._prompts.sources)
+            self._watch = WeightWatch(self._plain[0], sources)
+        return self._watch
 
     def cast_stage(self, name: str, dtype: torch.dtype) -> None:
         """Cast the weights of one stage in place; of several where the stage is made of several.
@@ -137,14 +159,19 @@ class FastGr00tN1d5(StagedModel):
         Args:
             inputs: As `Gr00tN1d5.prepare` takes them. Ids, mask and embodiments in host memory are looked up;
                 on a GPU they are taken as padded, and worked out on the device in every call.
-        Raises: ObservationError naming key, value and fix.
+        Raises: ObservationError naming key, value and fix; PlanError as `get_action`.
         """
+        self._settle()
+        return self._prepare(inputs)
+
+    def _prepare(self, inputs: Inputs) -> Prepared:
         checked = check_inputs(inputs, self.config)
         return Prepared(
             pixel_values=checked[PIXELS].to(self.device, torch.float32, non_blocking=True),
             prompt=self._prompts.get(checked[IDS], checked[MASK]),
             state=checked[STATE].to(self.device, torch.float32, non_blocking=True),
             embodiments=self._embodiments_of(checked[EMBODIMENT]),
+            kept_by=self._constants,
         )
 
     def _embodiments_of(self, ids: Tensor) -> Embodiments:
@@ -162,11 +189,32 @@ class FastGr00tN1d5(StagedModel):
             inputs: As `prepare` takes them, or what it returned; that must not be older than the weights.
             noise: [B, T, 32] where the flow starts; standard normal from torch's default generator when None.
         Returns: ``action_pred`` float32 [B, T, 32], normalised.
-        Raises: ObservationError naming key, value and fix.
+        Raises: ObservationError naming key, value and fix; PlanError when weights changed under a compiled stage, a
+            module was replaced, or a prepared request is older than the weights.
         """
-        x = inputs if isinstance(inputs, Prepared) else self.prepare(inputs)
+        self._compiled.before(self, self.stages, self._own)
+        x, watch = self._request(inputs)
+        noise = self.start(x.state.shape[0], noise)
         answer = self.run if self.graphs is None else self.graphs
-        return {"action_pred": answer(x, self.start(x.state.shape[0], noise))}
+        watch.mark()
+        actions = answer(x, noise)
+        self._compiled.after(self.stages, self._own)
+        if not watch.values_intact():
+            self.refresh()
+            actions = answer(self._request(inputs)[0], noise)
+        return {"action_pred": actions}
+
+    def _request(self, inputs: Inputs | Prepared) -> tuple[Prepared, WeightWatch]:
+        """The request, prepared from the weights as they are, and what watches them."""
+        watch = self._settle()
+        x = inputs if isinstance(inputs, Prepared) else self._prepare(inputs)
+        self.check_prepared(x)
+        return x, watch
+
+    def check_prepared(self, x: Prepared) -> None:
+        """Raises: PlanError for a request that was prepared before the weights were changed."""
+        if x.kept_by is not self._constants:
+            raise PlanError("a prepared request is older than the model's weights", fix="prepare it again")
 
     @torch.no_grad()
     def run(self, x: Prepared, noise: Tensor) -> Tensor:
@@ -197,7 +245,7 @@ class FastGr00tN1d5(StagedModel):
         """
         original, loop = dict(self.stages), self.loop
         try:
-            with self.uncaptured(), recording_calls(self.stages) as calls:
+            with self.uncaptured(), self._compiled.paused(), recording_calls(self.stages) as calls:
                 actions = self.get_action(inputs, noise)["action_pred"]
                 # What comes before the loop is the same at every granularity and is recorded once.
                 self.stages.update({name: stage for name, stage in original.items() if calls[name]})
@@ -224,13 +272,8 @@ class FastGr00tN1d5(StagedModel):
         )
 
     def dependencies(self) -> tuple[object, ...]:
-        """Equal to an earlier result as long as no stage was swapped, no weight written, cast or moved since.
-
-        As `WeightCache`, it does not see what is written through ``weight.data``, nor weights made in inference mode.
-        """
-        addresses = tuple(map(Tensor.data_ptr, self._weights))
-        versions = tuple(map(_VERSION, self._weights))
-        return (tuple(self.stages.items()), self._constants, addresses, versions)
+        """Equal to an earlier result as long as no stage was swapped and `refresh` found nothing to do."""
+        return (tuple(self.stages.items()), self._constants)
 
     @torch.no_grad()
     def encode(self, x: Prepared) -> Tensor:
@@ -285,6 +328,7 @@ class FastGr00tN1d5(StagedModel):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As `nn.Module.load_state_dict`, with the checkpoint's names."""
         result = super().load_state_dict(*args, **kwargs)
+        self._plain[0].read_dtypes()
         self.refresh()
         return result
 
@@ -300,8 +344,8 @@ def restructure(model: Gr00tN1d5, *, optimizations: Collection[str] = tuple(N1_5
     """A restructured model that shares the parameters of `model`, which stays usable.
 
     Args:
-        model: In any dtype and on any device; cast or move the result from now on, not this one.
+        model: In any dtype and on any device, with the modules that `Gr00tN1d5` was made with.
         optimizations: Names from `N1_5.optimizations`; all by default.
-    Raises: PlanError for an unknown name.
+    Raises: PlanError for an unknown name, and for a model with adapters or parametrizations.
     """
     return FastGr00tN1d5(model, optimizations).train(model.training)

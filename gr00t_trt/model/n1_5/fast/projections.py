@@ -40,9 +40,11 @@ class Projections(nn.Module):
         """Make the layers share one weight again; nothing happens where they still do."""
         if not self.fused:
             return
-        self.product.weight = _shared([linear.weight for linear in self._sources])  # type: ignore[misc]
-        if self.product.bias is not None:
-            self.product.bias = _shared([linear.bias for linear in self._sources])
+        weights, biases = ([getattr(linear, name) for linear in self._sources] for name in ("weight", "bias"))
+        if not _is_shared(self.product.weight, weights):
+            self.product.weight = _shared(weights)
+        if self.product.bias is not None and not _is_shared(self.product.bias, biases):
+            self.product.bias = _shared(biases)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[..., D] -> one [..., width] per layer."""
@@ -79,6 +81,13 @@ def _shared(parts: Sequence[nn.Parameter]) -> nn.Parameter:
         for part, block in zip(parts, joined.split([part.shape[0] for part in parts]), strict=True):
             part.data = block
     return nn.Parameter(joined, requires_grad=False)
+
+
+def _is_shared(joined: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether `joined` is the memory of all parts already; one on the meta device has none."""
+    first = parts[0]
+    same = joined.dtype == first.dtype and joined.device == first.device and first.device.type != "meta"
+    return same and joined.data_ptr() == first.data_ptr() and _adjacent(parts)
 
 
 def _adjacent(parts: Sequence[Tensor]) -> bool:

@@ -37,7 +37,8 @@ class Prompt:
 class Prompts:
     """Makes prompts and keeps the ones used last, by their token ids and masks.
 
-    Only ids in host memory are looked up; reading them from a GPU would stall it.
+    Only ids in host memory are looked up; reading them from a GPU would stall it. What is kept is not made again: start
+    with a new object when one of `sources` has changed.
 
     Args:
         dtype: Of the language model.
@@ -47,7 +48,12 @@ class Prompts:
         self._backbone = backbone
         self._keep = "prompt_cache" in optimizations
         self._dtype = dtype
-        self._kept: WeightCache[Prompt] = WeightCache(KEPT_PROMPTS, [self._table.weight])
+        self._kept: WeightCache[Prompt] = WeightCache(KEPT_PROMPTS)
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The weights that what is kept was computed from."""
+        return (self._table.weight,) if self._keep else ()
 
     @property
     def _table(self) -> torch.nn.Embedding:

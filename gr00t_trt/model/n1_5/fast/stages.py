@@ -37,7 +37,8 @@ _AXES: Mapping[str, Mapping[int, str]] = {
 
 
 def make_stages(plain: Gr00tN1d5, optimizations: frozenset[str]) -> dict[str, nn.Module]:
-    """The stages in the order of a request, made from the plain model's modules."""
+    """The stages in the order of a request, made from the plain model's modules. Raises: PlanError for foreign ones."""
+    _check_modules(plain)
     head, eagle = plain.action_head, plain.backbone.eagle_model
     fused, cached = "fused_projections" in optimizations, "kv_cache" in optimizations
     language = FastLanguageModel(eagle.language_model.model, fused=fused)
@@ -69,6 +70,21 @@ def make_stages(plain: Gr00tN1d5, optimizations: frozenset[str]) -> dict[str, nn
     for stage in stages.values():
         stage.train(plain.training)
     return stages
+
+
+def _check_modules(plain: Gr00tN1d5) -> None:
+    """Raises: PlanError for a module whose weight is not all that it computes with: fused, the rest would be lost."""
+    for name, module in plain.named_modules():
+        home = type(module).__module__
+        known = home.startswith("torch.nn.modules.") or home.startswith(f"{__package__.rpartition('.')[0]}.")
+        weightless = isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)) and "weight" not in module._parameters
+        if not known or weightless:
+            raise PlanError(
+                f"{name} is a {home}.{type(module).__qualname__}"
+                + (" whose weight is computed from other parameters" if weightless else ""),
+                known="the modules that the plain model was made with",
+                fix="merge adapters and parametrizations into the weights before the model is restructured",
+            )
 
 
 def registry(optimizations: Collection[str] = tuple(N1_5.optimizations)) -> dict[str, Submodule]:

@@ -1,0 +1,33 @@
+"""How to install what is missing, as a command that works from where the user stands. Never imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from pathlib import Path
+
+PACKAGE = "gr00t_trt"
+
+
+def install_extra(*extras: str) -> str:
+    """The command that installs extras of this package: into a checkout where this is one, else into the installation.
+
+    Args:
+        extras: Of pyproject.toml, such as ``serve``.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    named = f"[{','.join(extras)}]"
+    if not (checkout / "pyproject.toml").is_file():
+        return f"{_pip()} {shlex.quote(PACKAGE + named)}"
+    here = checkout == Path.cwd()
+    return f"{_pip()} -e {shlex.quote(('.' if here else str(checkout)) + named)}"
+
+
+def install(*distributions: str) -> str:
+    """The command that installs other distributions, such as ``triton``."""
+    return f"{_pip()} {shlex.join(distributions)}"
+
+
+def _pip() -> str:
+    """An environment that uv made has no pip in it."""
+    return "pip install" if importlib.util.find_spec("pip") else "uv pip install"

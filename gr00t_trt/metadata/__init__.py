@@ -1,0 +1,1 @@
+"""The metadata program: statistics of a dataset, in the form that a checkpoint carries them."""
