@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import service_table
+import time_budget
 
 from gr00t_trt.record.schema import Record
 from gr00t_trt.report import markdown, png
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     longest = sorted(services, key=lambda name: -services[name]["load"]["seconds"])[:1]
     written = {
         ROOT / "README.md": tables(front(records), {name: services[name] for name in longest}, "bench/", plots=False),
-        BENCH / "README.md": tables(records, services, "", plots=True),
+        BENCH / "README.md": f"{time_budget.section(records.values())}\n\n{tables(records, services, '', plots=True)}",
         BENCH / "LOG.md": markdown.log(measured, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]

@@ -12,11 +12,14 @@ Four parts, against `gr00t-trt serve` in a process of its own, over the loopback
     hostile    messages of `hostile.py` over ZeroMQ and HTTP, and half-open connections, while a good client goes on
     restart    kill -9 while the clients run, and the same command again: do they recover by themselves?
 
+With --attacks S also each attack of `attacks.py` for S seconds: how much slower is a good client beside it, and is
+/health answered?
+
 A reply is told from another by a mark: the server's policy hands the first state value back beside its actions.
 
 The server starts twice. Both starts share an engine cache that is empty before, unless --server names one: where
 engines are compiled, the first start builds them and the second finds them.
-Exit status: 0 done, 1 a reply was lost or mixed up, or a hostile message did harm; 2 bad input.
+Exit status: 0 done, 1 a reply was lost or mixed up, or a hostile message or an attack did harm; 2 bad input.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -35,6 +39,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import attacks
 import hostile
 import httpx
 import numpy as np
@@ -58,6 +63,8 @@ WARMUP = 5
 """Requests before those that are timed."""
 ENEMIES = 4
 HALF_OPEN = 100
+SLOWER, HEALTH_MS = 3.0, 100.0
+"""What an attack may cost: so many times a good client's p99, and the longest wait for /health."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=float, default=60.0, help="of load, and at least of the restart [%(default)g]")
     p.add_argument("--clients", type=int, default=8, metavar="N", help="at once [%(default)s]")
     p.add_argument("--hostile", type=int, default=10_000, metavar="N", help="hostile messages [%(default)s]")
+    p.add_argument("--attacks", type=float, metavar="S", help="seconds of each attack [none]")
     p.add_argument("--samples", type=int, default=200, metavar="N", help="requests for the overhead [%(default)s]")
     p.add_argument("--server", default="--model_path synthetic", help="flags of the server [%(default)s]")
     p.add_argument("--record", metavar="PATH", help="where the record goes [stdout]")
@@ -106,11 +114,14 @@ def _main(argv: Sequence[str], console: Console) -> int:
                 lambda: load(subject, server, args.clients, args.seconds),
             ),
             "hostile": (f"{args.hostile} messages", lambda: under_fire(subject, server, args.hostile)),
+            "attacks": ("one after the other", lambda: attacked(subject, server, args.attacks)),
             "restart": (
                 "kill -9 and restart while clients run",
                 lambda: restart(subject, server, flags, args.clients, args.seconds, stack),
             ),
         }
+        if not args.attacks:
+            del parts["attacks"]
         for name, (what, part) in parts.items():
             steps.step(f"{name}: {what}")
             record[name] = part()
@@ -273,6 +284,32 @@ def _fire_http(subject: Subject, port: int, count: int, answered: Counter[str], 
             answered[kind] += 1
 
 
+def attacked(subject: Subject, server: Server, seconds: float) -> dict[str, Any]:
+    """Attack -> a good client's p99 beside it and what became of its requests, the slowest /health, the memory."""
+    _, _, alone = _beside(subject, server, seconds)
+    out: dict[str, Any] = {"alone": alone}
+    for name in attacks.ATTACKS:
+        line = [sys.executable, attacks.__file__, name, str(server.port), str(server.http_port), str(seconds + 2)]
+        enemy = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            enemy.stdout.readline()  # type: ignore[union-attr]
+            good, health_ms, latency = _beside(subject, server, seconds)
+        finally:
+            enemy.kill()
+            enemy.communicate()
+        times_alone = latency["p99_ms"] / alone["p99_ms"]
+        out[name] = {**good, **latency, "times_alone": times_alone, "slowest_health_ms": health_ms}
+    return out
+
+
+def _beside(subject: Subject, server: Server, seconds: float) -> tuple[dict[str, Any], float, dict[str, Any]]:
+    with driving(subject, 1) as drivers:
+        health_ms = attacks.slowest_health_ms(server.http_port, seconds)
+    took = [ms for _, ms in drivers[0].right] or [float("inf")]
+    latency = {"p50_ms": float(np.quantile(took, 0.5)), "p99_ms": float(np.quantile(took, 0.99))}
+    return tally(drivers), health_ms, {**latency, "rss_bytes": server.usage.memory_info().rss}
+
+
 def restart(
     subject: Subject, server: Server, flags: Sequence[str], clients: int, seconds: float, stack: ExitStack
 ) -> dict[str, Any]:
@@ -302,9 +339,15 @@ def found_wrong(record: dict[str, Any]) -> bool:
         or good["mixed_up"]
         or record["hostile"]["unanswered_or_wrong"]
         or not record["hostile"]["alive"]
+        or any(_did_harm(each) for name, each in record.get("attacks", {}).items() if name != "alone")
         or record["restart"]["mixed_up"]
         or record["restart"]["recovered"] < record["restart"]["clients"]
     )
+
+
+def _did_harm(attack: dict[str, Any]) -> bool:
+    wrong = attack["lost"] or attack["mixed_up"]
+    return bool(wrong or attack["times_alone"] > SLOWER or attack["slowest_health_ms"] > HEALTH_MS)
 
 
 def show(record: dict[str, Any], console: Console) -> None:

@@ -22,6 +22,7 @@ from gr00t_trt.record.result import (
     Candidate,
     Result,
     Roofline,
+    StageReplay,
     Status,
     Work,
     Workload,
@@ -162,6 +163,46 @@ def test_uncaptured_steps_are_judged_by_their_kernels(checkout: Path) -> None:
     assert "| embodiment_weights | ms in kernels | 9.00 | 8.90 | 1.01× | [measured-h200]" in log
     assert "| timestep_tables | ms in kernels | 8.90" not in log  # though the call was hardly faster
     assert "| kernels | ms in them | of roofline |" in (checkout / "bench" / "README.md").read_text()
+
+
+def test_the_time_budget_is_filled_by_the_newest_record_of_a_gpu_with_a_split(checkout: Path) -> None:
+    assert render(checkout).returncode == 0
+    text = (checkout / "bench" / "README.md").read_text()
+    assert "| of one call, ms | launches | so far | measured | floor H200 |" in text
+    assert "| vision tower, 27 layers | 192 | 1.25 | – |" in text
+
+    made = Candidate("inductor", "bf16", ("all",), graph=True)
+
+    def timed(ms: float) -> Samples:
+        return Samples((ms,) * 5, timer="cuda_event", device="cuda:0")
+
+    def measured(created: str, ms: float) -> Record:
+        record = empty("cuda:0", "bf16", 400.0, "cuda allocator")
+        record.created_utc = created
+        stages = {"vision_model": 1.0, "language_model": 0.9, "vl_components": 0.4, "state_encoder": 0.01,
+                  "denoise_step": ms}  # fmt: skip
+        split = tuple(StageReplay(name, 1, timed(each)) for name, each in stages.items())
+        whole = Result(
+            "split", "split", "replay", made, Workload(), Status.MEASURED, latency_ms=timed(5.5), split=split
+        )
+        call = Result("waterfall", "+ one CUDA graph", "model", made, Workload(), Status.MEASURED,
+                      latency_ms=timed(5.9), work=Work(gaps_ms=0.3))  # fmt: skip
+        record.results = [call, whole]
+        return record
+
+    write_record(measured("2026-01-01T00:00:00Z", 3.5), checkout / "bench" / "records" / "older.json")
+    write_record(measured("2026-01-02T00:00:00Z", 3.0), checkout / "bench" / "records" / "newer.json")
+    assert render(checkout).returncode == 0
+    text = (checkout / "bench" / "README.md").read_text()
+    assert "[record](records/newer.json); every stage" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    told = {row[0]: row[3] for row in rows if len(row) == 8}
+    assert told["of one call, ms"] == "measured, NVIDIA H200"
+    assert told["host, before the first kernel"] == "0.400"
+    assert told["gaps between kernels"] == "(0.300)"
+    assert told["diffusion transformer, 16 blocks, 4 steps"] == "3"
+    assert told["connector, state, assembly"] == "0.200"  # the state encoder, and what lies between the stages
+    assert told["**sum**"] == "5.90"
 
 
 def test_a_service_under_load_is_rendered(checkout: Path) -> None:

@@ -14,7 +14,7 @@ that is not timed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..backends.base import Backend, BuildContext
 from ..common.progress import Steps
+from ..compile import capture
 from ..compile.build import dimension_ranges, set_precision
-from ..compile.capture import request_graphs
 from ..engines.cache import EngineCache
 from ..errors import BackendError
 from ..model.n1_5.fast import RequestGraphs
@@ -38,10 +38,11 @@ from ..plans.resolve import Resolved
 from ..plans.schema import BenchmarkOptions, Plan, Ranges
 from ..plans.submodules import ResolvedSubmodule, graph_tolerance, resolve_action_gate
 from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status, Workload
-from ..record.samples import Samples
+from ..record.samples import Samples, percentile
 from .accuracy import compare, judge
 from .memory import MemoryMeter
 from .reference import Reference, reference_actions, reference_recording
+from .replays import WatchedCapturer, launching
 from .results import Checked, Part, Timed, Variant, agreement_with, build_of, total
 from .stages import StageRow, StageTimer
 from .timers import Calls, drain, measure_alternating
@@ -153,8 +154,11 @@ class Harness:
     def graphed(self, variant: Variant) -> Variant:
         """The same, every request replayed as one CUDA graph. Raises: BackendError where that is impossible."""
         backends = {name: part.resolved.backend for name, part in variant.parts.items()}
-        graphs = request_graphs(variant.model, backends, tolerance=graph_tolerance(self.plan))
-        return replace(variant, candidate=replace(variant.candidate, graph=True), graphs=graphs)
+        found = capture.capturer_for(self.device)
+        watched = WatchedCapturer(found, self.device) if found is not None else None
+        tolerance = graph_tolerance(self.plan)
+        graphs = capture.request_graphs(variant.model, backends, tolerance=tolerance, capturer=watched)
+        return replace(variant, candidate=replace(variant.candidate, graph=True), graphs=graphs, watched=watched)
 
     def captured(self, variant: Variant) -> Variant:
         """The same with the graphs that its model was given."""
@@ -232,6 +236,7 @@ class Harness:
         of: str = REQUEST,
         split: bool = True,
         split_calls: int | None = None,
+        from_idle: bool = False,
     ) -> Timed:
         """Time whole calls of several variants, interleaved, and where asked for their stages.
 
@@ -240,26 +245,36 @@ class Harness:
 
         Args:
             split_calls: Calls whose stages are timed on a GPU; as many as are timed where None.
+            from_idle: See `timers.measure_alternating`.
         """
         on_cpu = self.device.type == "cpu"
-        latencies, stages = self._interleaved(variants, request, options, of, split and on_cpu)
-        if split and not on_cpu:
+        timed = self._interleaved(variants, request, options, of, split and on_cpu, from_idle=from_idle)
+        passing = {name: variant for name, variant in variants.items() if variant.graphs is None}
+        if split and passing and not on_cpu:
             fewer = replace(options, iterations=split_calls, warmup=1) if split_calls else options
-            stages = self.split(variants, request, fewer, of=of)
-        return Timed(latencies, stages)
+            timed = replace(timed, stages=self.split(passing, request, fewer, of=of))
+        return timed
 
     @torch.no_grad()
     def split(
         self, variants: Mapping[str, Variant], request: Request, options: BenchmarkOptions, *, of: str = REQUEST
-    ) -> dict[str, list[StageRow]]:
+    ) -> Mapping[str, Sequence[StageRow]]:
         """The stages of whole calls, in calls of their own: their totals are no latencies on a GPU."""
-        return self._interleaved(variants, request, options, of, True)[1]
+        return self._interleaved(variants, request, options, of, True).stages
 
     def _interleaved(
-        self, variants: Mapping[str, Variant], request: Request, options: BenchmarkOptions, of: str, split: bool
-    ) -> tuple[dict[str, Samples], dict[str, list[StageRow]]]:
+        self,
+        variants: Mapping[str, Variant],
+        request: Request,
+        options: BenchmarkOptions,
+        of: str,
+        split: bool,
+        *,
+        from_idle: bool = False,
+    ) -> Timed:
         calls: dict[str, Callable[[], object]] = {}
         timers: dict[str, StageTimer] = {}
+        launched: dict[str, list[float]] = {name: [] for name in variants}
         try:
             with ExitStack() as stack:
                 for name, variant in variants.items():
@@ -267,16 +282,19 @@ class Harness:
                     if split and variant.graphs is None:
                         tables = (self.policy.stages, table) if of == REQUEST else (table,)
                         timers[name] = stack.enter_context(StageTimer(tables, self.device))
-                    calls[name] = _marked(self.call(replace(variant, table=table), request, of), timers.get(name))
-                latencies = self.interleaved(calls, options)
+                    call = _marked(self.call(replace(variant, table=table), request, of), timers.get(name))
+                    calls[name] = launching(call, variant.watched, launched[name])
+                latencies = self.interleaved(calls, options, from_idle=from_idle)
         finally:
             self.restore()
-        return latencies, {name: timer.rows(warmup=latencies[name].warmup) for name, timer in timers.items()}
+        stages = {name: timer.rows(warmup=latencies[name].warmup) for name, timer in timers.items()}
+        host_us = {name: percentile(tuple(us[latencies[name].warmup :]), 50) for name, us in launched.items()}
+        return Timed(latencies, stages, host_us)
 
     @torch.no_grad()
-    def interleaved(self, calls: Calls, options: BenchmarkOptions) -> dict[str, Samples]:
+    def interleaved(self, calls: Calls, options: BenchmarkOptions, *, from_idle: bool = False) -> dict[str, Samples]:
         """Latencies by name, taken in turn as the options say."""
-        return measure_alternating(calls, **vars(options), device=self.device)
+        return measure_alternating(calls, **vars(options), device=self.device, from_idle=from_idle)
 
     def part_result(self, part: Part, group: str = "run", latencies: Mapping[str, Samples] | None = None) -> Result:
         """What became of one submodule.

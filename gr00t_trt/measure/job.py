@@ -23,12 +23,14 @@ from ..record.files import prepare_record, write_record
 from ..record.result import Workload
 from ..record.schema import Inputs, ModelInfo, Record, new_record
 from .budget import Budget, OutOfTime
+from .compile_cache import CompileCache
 from .harness import Harness
 from .memory import GpuMeter, MemoryMeter
 from .reference import take_reference
 from .rows import ALL, COMPILED, Row, planned
-from .sweep import Sweep, to_count
-from .work import Counter
+from .sweep import Sweep
+from .timers import host_adds_us
+from .work import Counter, to_count
 from .workloads import Requests
 
 NOT_REACHED = "not reached: the run ended before"
@@ -46,6 +48,7 @@ class Wanted:
     precision: str | None = None
     seed: int = 0
     command: str = ""
+    cache: Path | None = None
 
 
 def rows_for(kind: str) -> list[Row]:
@@ -68,9 +71,15 @@ def run(wanted: Wanted, console: Console) -> tuple[Record, Path]:
     path = wanted.folder / _file_name(wanted.source.model_path, precision, device)
     prepare_record(path)
     record = _new_record(wanted, device, precision, rows)
+    cache = CompileCache(wanted.cache, device) if wanted.cache is not None else None
     memory, gpu = MemoryMeter(device), GpuMeter(device)
 
+    def save() -> str | None:
+        return cache.save() if cache is not None else None
+
     def close(why: str) -> None:
+        if (said := save()) is not None:
+            record.skip("compile cache", said)
         record.peak_memory, record.telemetry, record.wall_s = memory.result(), gpu.result(), budget.spent
         record.exit_reason = why
         write_record(record, path)
@@ -78,7 +87,12 @@ def run(wanted: Wanted, console: Console) -> tuple[Record, Path]:
     try:
         with memory, gpu, progress(console) as steps, side_stream(device):
             with budget.enforced():
-                sweep = _prepare(wanted, device, precision, rows, record, budget, steps)
+                if cache is not None:
+                    record.skip("compile cache", cache.load())
+                harness, requests, counter = _prepare(wanted, device, precision, rows, record, steps)
+                record.host_adds_us = host_adds_us(device)
+                steps.step("timing one call of eager PyTorch")
+                sweep = Sweep(harness, requests, counter, budget, meter=gpu, built=save)
             failed = sweep.take_all(rows, record, path)
         ended = "a row failed" if failed else "done"
     except OutOfTime:
@@ -101,7 +115,8 @@ def _new_record(wanted: Wanted, device: torch.device, precision: str, rows: Sequ
     inputs = Inputs(work.views, work.batch, None, work.steps, wanted.seed, about)
     plan, model = plan_to_mapping(Plan(precision=precision)), ModelInfo(wanted.source.model_path)
     record = new_record(wanted.command, root=ROOT, device=str(device), plan=plan, model=model, inputs=inputs)
-    record.results = [replace(row.result(precision), why=NOT_REACHED) for row in rows]
+    empty = (row.result(precision) for row in rows)
+    record.results = [result if result.why else replace(result, why=NOT_REACHED) for result in empty]
     if device.type == "cpu":
         record.skip(
             "GPU rows",
@@ -117,9 +132,8 @@ def _prepare(
     precision: str,
     rows: Sequence[Row],
     record: Record,
-    budget: Budget,
     steps: Steps,
-) -> Sweep:
+) -> tuple[Harness, Requests, Counter]:
     source = wanted.source
     steps.step(f"reading observations: {source.dataset_path}")
     dataset = source.dataset()
@@ -144,5 +158,4 @@ def _prepare(
         reference = take_reference(policy, base, sets, steps, further=further)
         harness = Harness(reference, Plan(precision=precision), steps)
         steps.step("counting operators and FLOPs")
-    steps.step("timing one call of eager PyTorch")
-    return Sweep(harness, requests, counter, budget)
+    return harness, requests, counter

@@ -158,6 +158,15 @@ class GpuMeter:
                 mask = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
                 self._reasons = (self._reasons or set()) | {name for bit, name in names.items() if mask & bit}
 
+    def mark(self) -> dict[str, int]:
+        """Now, for `since`."""
+        return {name: len(values) for name, values in self._seen.items()}
+
+    def since(self, mark: dict[str, int]) -> dict[str, float | None]:
+        """Mean clock and power since a mark, as `Card` has them; None for what the driver did not tell."""
+        means = {name: _mean(self._seen[name][start:]) for name, start in mark.items()}
+        return {"sm_clock_mhz": means["clock"], "power_w": means["power"]}
+
     def result(self) -> Telemetry | None:
         """For the record, once the block has ended."""
         if self._nvml is None:
@@ -173,3 +182,7 @@ class GpuMeter:
             energy_j=self._energy[-1] - self._energy[0] if len(self._energy) == 2 else None,
             throttle_reasons=None if self._reasons is None else tuple(sorted(self._reasons)),
         )
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None

@@ -19,6 +19,7 @@ from ..record.result import Agreement, Argument, Build, Candidate
 from ..record.samples import Samples
 from ..record.schema import StageTime
 from .accuracy import compare
+from .replays import WatchedCapturer
 from .stages import REST, TOTAL, StageRow
 
 Stages = Mapping[str, Callable[..., Tensor]]
@@ -63,6 +64,7 @@ class Variant:
         table: What the model's stages are during a call.
         parts: Compile target -> what was built.
         graphs: What replays requests as CUDA graphs; None for a variant without.
+        watched: What captured them, where replays are to be timed by themselves.
     """
 
     candidate: Candidate
@@ -70,6 +72,7 @@ class Variant:
     table: Stages
     parts: Mapping[str, Part] = field(default_factory=dict)
     graphs: RequestGraphs | None = None
+    watched: WatchedCapturer | None = None
 
     @property
     def runs(self) -> bool:
@@ -95,10 +98,15 @@ class Checked:
 
 @dataclass(frozen=True)
 class Timed:
-    """Interleaved latencies by name, and where the time went."""
+    """Interleaved latencies by name, and where the time went.
+
+    Attributes:
+        host_us: Name -> median microseconds until the host had launched a call.
+    """
 
     latencies: Mapping[str, Samples]
     stages: Mapping[str, Sequence[StageRow]]
+    host_us: Mapping[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..record.samples import Samples
+from .timers import Marks
 
 TOTAL = "request"
 REST = "between stages"
@@ -62,6 +62,7 @@ class StageTimer:
     def __init__(self, tables: Sequence[MutableMapping[str, Callable[..., Any]]], device: str | torch.device):
         self._tables = tables
         self._device = torch.device(device)
+        self._marks = Marks(device)
         self._replaced: list[tuple[dict[str, Callable[..., Any]], dict[str, Callable[..., Any]]]] = []
         self._running: list[str] = []
         self._current: _Request | None = None
@@ -88,21 +89,14 @@ class StageTimer:
         """Everything called inside belongs to one request. Raises: RuntimeError when requests are nested."""
         if self._current is not None:
             raise RuntimeError("StageTimer: a request is already running")
-        self._current = request = _Request(self._mark())
+        self._current = request = _Request(self._marks.mark())
         try:
             yield
-            request.end = self._mark()
+            request.end = self._marks.mark()
             self._requests.append(request)
         finally:
             self._current = None
             self._running.clear()
-
-    def _mark(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -111,12 +105,12 @@ class StageTimer:
                 return call(*args, **kwargs)
             within = self._running[-1] if self._running else None
             self._running.append(name)
-            start = self._mark()
+            start = self._marks.mark()
             try:
                 result = call(*args, **kwargs)
             finally:
                 self._running.pop()
-            request.calls.append((name, within, start, self._mark()))
+            request.calls.append((name, within, start, self._marks.mark()))
             return result
 
         return timed
@@ -134,13 +128,13 @@ class StageTimer:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         order = dict.fromkeys((name, within) for request in requests for name, within, _, _ in request.calls)
-        totals = [self._elapsed(request.start, request.end) for request in requests]
+        totals = [self._marks.ms(request.start, request.end) for request in requests]
         rest = list(totals)
         rows = []
         for key in order:
             sums, count = [], 0
             for i, request in enumerate(requests):
-                own = [self._elapsed(a, b) for name, within, a, b in request.calls if (name, within) == key]
+                own = [self._marks.ms(a, b) for name, within, a, b in request.calls if (name, within) == key]
                 sums.append(sum(own))
                 count += len(own)
                 if key[1] is None:
@@ -165,20 +159,16 @@ class StageTimer:
         if self._device.type == "cuda":
             last.end.synchronize()
         out: dict[str, float] = {}
-        rest = self._elapsed(last.start, last.end)
+        rest = self._marks.ms(last.start, last.end)
         for name, within, start, end in last.calls:
-            took = self._elapsed(start, end)
+            took = self._marks.ms(start, end)
             out[name] = out.get(name, 0.0) + took
             rest -= took if within is None else 0.0
         return {**out, REST: rest}
 
     def _row(self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int) -> StageRow:
-        timer = "cuda_event" if self._device.type == "cuda" else "python_timer"
-        samples = Samples(tuple(values), timer=timer, warmup=warmup, device=str(self._device))
+        samples = Samples(tuple(values), timer=self._marks.timer, warmup=warmup, device=str(self._device))
         return StageRow(stage, within, calls, samples)
-
-    def _elapsed(self, start: Any, end: Any) -> float:
-        return float(start.elapsed_time(end) if self._device.type == "cuda" else (end - start) * 1e3)
 
 
 def medians(rows: Sequence[StageRow]) -> dict[str, float]:

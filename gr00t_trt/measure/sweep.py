@@ -1,8 +1,7 @@
-"""Measuring rows: candidates are built once, kept while later rows need them, and timed against the original."""
+"""Measuring rows: what is left of the budget decides which, and each is timed, checked and written by itself."""
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,114 +10,153 @@ from pathlib import Path
 
 import torch
 
-from ..backends.base import Backend
 from ..backends.guarded import first_line
-from ..backends.inductor.backend import InductorBackend
 from ..errors import BackendError
-from ..plans.backends import get_backend
-from ..plans.schema import ARCHITECTURE, BenchmarkOptions, Plan, Ranges
-from ..plans.submodules import resolve_submodule, select
+from ..plans.schema import ARCHITECTURE, BenchmarkOptions
 from ..record.files import write_record
-from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Roofline, Status, Work, Workload
+from ..record.numbers import digits
+from ..record.result import REQUEST, Against, Baseline, Card, Launch, Result, Roofline, Status, Work, Workload
 from ..record.samples import Samples
 from ..record.schema import Record, drift_of
 from .accuracy import judge
 from .budget import Budget, OutOfTime
+from .estimates import Estimates
 from .harness import SPLIT_CALLS, Harness
-from .kernels import kernels
+from .kernels import timeline
+from .launches import host_us, replays, stage_replays
+from .memory import GpuMeter
+from .replays import joined
 from .results import Part, Timed, Variant
 from .roofline import ceilings
-from .rows import CALLS_OF_PERCENTILES, PLAIN, Row
-from .stages import loop_samples, medians
-from .timers import drain
-from .work import Counted, Counter
+from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row
+from .settings import unknown_setting
+from .stages import REST, loop_samples, medians
+from .timers import drain, typical_seconds
+from .variants import Variants
+from .work import COUNTED_PER_STEP, Counted, Counter
 from .workloads import Requests
-
-SECONDS_PER_ROW = 30.0
-"""How long the calls of one row may take, unless the fewest take longer."""
-
-FEWEST = 5
-"""Calls of each candidate below which no verdict is given."""
-
-CALLS_TO_ESTIMATE = 5
-"""Calls after which it is known how long one takes, and so how many of them a row can have."""
 
 BUSIEST = 12
 """Kernels that a result names."""
 
-COUNTED_PER_STEP = ("waterfall", "loop")
-"""Groups of rows that tell how many operators a denoising step has."""
+HOST_CALLS = 20
+"""Calls that tell the host's part where replays alone are timed."""
 
-BUILD_S_PER_LAYER = {"default": 1.5, "reduce-overhead": 1.5, "max-autotune-no-cudagraphs": 4.0, "max-autotune": 4.0}
-"""Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
+ORIGINAL = "original"
 
 
 class Sweep:
-    """Takes rows, one at a time, on variants of one model; those that later rows need are kept."""
+    """Takes rows, one at a time, on variants of one model; those that later rows need are kept.
 
-    def __init__(self, harness: Harness, requests: Requests, counter: Counter, budget: Budget):
+    Args:
+        meter: Running already; gives each row the clock and the power that the GPU had meanwhile.
+        built: Called when something was built.
+    """
+
+    def __init__(
+        self,
+        harness: Harness,
+        requests: Requests,
+        counter: Counter,
+        budget: Budget,
+        *,
+        meter: GpuMeter | None = None,
+        built: Callable[[], object] = lambda: None,
+    ):
         self._harness, self._requests, self._counter, self._budget = harness, requests, counter, budget
+        self._meter, self._built = meter, built
         gpu = torch.cuda.get_device_name(harness.device) if harness.device.type == "cuda" else None
         self._gpu, self._ceilings = gpu, ceilings(gpu)
-        self._made: dict[Candidate, Variant] = {PLAIN: harness.original}
-        self._failed: dict[Candidate, str] = {}
-        self._timed: dict[tuple[str, Candidate, Workload], Timed] = {}
-        self._correction = 1.0
-        self._call_s = self._seconds_of_a_call()
+        self._variants = Variants(harness)
+        self._timed: dict[Row, Timed] = {}
+        config = harness.plain.config
+        layers = {
+            "vision_model": int(config.eagle.vision.num_hidden_layers),
+            "language_model": int(config.backbone.select_layer),
+            "vl_components": int(config.action_head.vl_self_attention.num_layers),
+            "denoise_step": int(config.action_head.diffusion.num_layers),
+        }
+        self._estimates = Estimates(harness.device.type, layers, self._seconds_of_a_call())
 
     def _seconds_of_a_call(self) -> float:
         call = self._harness.call(self._harness.original, self._requests.get(Workload()))
-        return typical_seconds(call, lambda: drain(self._harness.device))
+        return typical_seconds(call, self._drain)
+
+    def _drain(self) -> None:
+        drain(self._harness.device)
 
     def take_all(self, rows: Sequence[Row], record: Record, path: Path) -> bool:
         """Fill in the results of all rows, by priority; returns whether one of them failed."""
         order = sorted(range(len(rows)), key=lambda i: rows[i].priority)
         failed = False
         for done, i in enumerate(order):
-            row, empty = rows[i], rows[i].result(str(self._harness.plan.precision))
-            why = self._budget.why_not(self._estimate_s(row))
-            if why is not None:
-                record.results[i] = replace(empty, status=Status.NO_TIME, why=why)
-            else:
-                left = f"{done + 1} of {len(rows)}, {self._budget.left:.0f} s left"
-                self._harness.steps.step(f"{row.group}: {row.name} ({left})")
-                record.results[i] = result = self._take(row, empty)
-                failed = failed or result.status is Status.FAILED or bool(result.failures)
-            self.keep_only({rows[j].candidate for j in order[done + 1 :]})
+            row = rows[i]
+            left = f"{done + 1} of {len(rows)}, {self._budget.left:.0f} s left"
+            record.results[i] = result = self._result(row, left)
+            failed = failed or result.status is Status.FAILED or bool(result.failures)
+            if row in self._timed and row.beside is not None:
+                self._hold_against_original(row, rows, record)
+            needed = [rows[j] for j in order[done + 1 :]]
+            self._variants.keep_only({one for row in needed for one in (row.candidate, row.beside) if one is not None})
             record.drift = drift_of(record.results)
             write_record(record, path)
         return failed
 
-    def _take(self, row: Row, empty: Result) -> Result:
+    def _result(self, row: Row, left: str) -> Result:
+        """What became of a row; it may be nothing."""
+        empty = row.result(str(self._harness.plan.precision))
+        absent = row.absent or unknown_setting(row.candidate.settings)
+        if absent is not None:
+            return replace(empty, status=Status.UNAVAILABLE, why=absent)
+        why = self._budget.why_not(self._estimate_s(row))
+        if why is not None:
+            return replace(empty, status=Status.NO_TIME, why=why)
+        self._harness.steps.step(f"{row.group}: {row.name} ({left})")
+        began = self._meter.mark() if self._meter else None
         try:
             with self._budget.enforced():
-                return self.take(row)
+                taken = self.take(row)
         except OutOfTime:
             why = f"no time: it was begun, and the budget of {self._budget.seconds:.0f} s ended"
             return replace(empty, status=Status.NO_TIME, why=why)
         except Exception as error:  # whatever one row does must not cost the others
             return replace(empty, status=Status.FAILED, why=f"failed: {first_line(error)}")
+        seen = self._meter.since(began) if self._meter and began else {}
+        return replace(taken, card=Card(self._gpu, **seen)) if self._gpu else taken
 
     def take(self, row: Row) -> Result:
         """Measure one row. Raises: whatever building or calling the candidate raises."""
-        expected, start = self._build_s(row.candidate), time.perf_counter()
-        variant = self.variant(row.candidate)
-        if expected:
-            self._correction *= (time.perf_counter() - start) / expected
+        variant = self._build(row)
         if row.of == "loop":
             return self._loop(row, variant)
+        if row.of == "split":
+            return self._split(row, variant)
+        if row.of == "replay":
+            return self._compare(row, variant)
         if row.of not in ("model", REQUEST):
             return self._submodule(row, variant.parts[row.of])
+        return self._whole(row, variant)
+
+    def _build(self, row: Row) -> Variant:
+        expected, start = self._estimates.build_s(row.candidate, self._variants.made), time.perf_counter()
+        variant = self._variants.get(row.candidate)
+        if expected:
+            self._estimates.learn_build(expected, time.perf_counter() - start)
+            self._built()
+        return variant
+
+    def _whole(self, row: Row, variant: Variant) -> Result:
+        """Whole calls: their latency, accuracy and work."""
         request = self._requests.get(row.workload)
         self._harness.capture(variant, request)
         checked = self._harness.check(variant, request)
         timed = self._run(row, variant)
-        name = "original" if row.candidate == PLAIN else row.name
-        original, own = timed.latencies.get("original"), timed.latencies[name]
+        name = ORIGINAL if row.candidate == PLAIN else row.name
+        original, own = timed.latencies.get(ORIGINAL), timed.latencies[name]
         build_s = sum(part.built.build_s for part in variant.parts.values())
         built = [f"{len(variant.parts)} submodules built in {build_s:.1f} s"] if variant.parts else []
         return replace(
-            self._measured(row, own, original if name != "original" else None),
+            self._measured(row, own, original if name != ORIGINAL else None),
             stages_ms=medians(timed.stages.get(name, ())),
             accuracy=checked.agreement,
             gate=self._harness.action_gate,
@@ -126,6 +164,7 @@ class Sweep:
             failures=judge(row.name, checked.agreement, self._harness.action_gate),
             work=self._work(row, variant),
             roofline=self._roofline(row, own),
+            launch=self._launch(row, variant, timed.host_us.get(name)),
             notes=tuple(built),
         )
 
@@ -138,38 +177,46 @@ class Sweep:
         beside = self._beside(row) if row.candidate == PLAIN else None
         if beside is not None:
             return beside
-        variants = {} if row.alone else {"original": self._harness.original}
+        variants = {} if row.alone and row.candidate != PLAIN else {ORIGINAL: self._harness.original}
         if row.candidate != PLAIN:
             variants[row.name] = variant
-        options, request = self._options(row), self._requests.get(row.workload)
+        elif row.beside is not None:
+            variants["in turn"] = self._variants.get(row.beside)
+        request = self._requests.get(row.workload)
+        if variant.graphs is not None:
+            # A graph is many times as fast as anything that was timed before it.
+            self._estimates.learn(row, typical_seconds(self._harness.call(variant, request, row.of), self._drain))
+        options = self._options(row)
         split_calls = min(options.iterations or SPLIT_CALLS, SPLIT_CALLS)
-        timed = self._harness.time(variants, request, options, of=row.of, split_calls=split_calls)
-        self._timed[row.of, row.candidate, row.workload] = timed
+        timed = self._harness.time(variants, request, options, of=row.of, split_calls=split_calls, from_idle=True)
+        self._timed[row] = timed
+        if row.candidate != PLAIN:
+            self._estimates.learn(row, timed.latencies[row.name].p50 / 1e3)
         return timed
 
     def _options(self, row: Row) -> BenchmarkOptions:
         timer = "cuda_event" if self._harness.device.type == "cuda" and row.of != REQUEST else "python_timer"
-        return BenchmarkOptions(timer, *self._rounds(row), math.inf)
+        return BenchmarkOptions(timer, *self._estimates.rounds(row, self._budget.left), math.inf)
 
     def _beside(self, row: Row) -> Timed | None:
         """The first run of the same calls, of whatever candidate: the original was timed interleaved with it."""
-        same = (t for (of, _, work), t in self._timed.items() if (of, work) == (row.of, row.workload))
-        return next((timed for timed in same if "original" in timed.latencies), None)
+        same = (t for other, t in self._timed.items() if (other.of, other.workload) == (row.of, row.workload))
+        return next((timed for timed in same if ORIGINAL in timed.latencies), None)
 
-    def _request_of(self, row: Row) -> tuple[Timed, str] | None:
-        """A run of whole calls of the row's candidate whose stages were timed, and the candidate's name in it."""
-        for (_, candidate, work), timed in self._timed.items():
-            if (candidate, work) == (row.candidate, row.workload):
-                name = next((name for name in timed.stages if name != "original"), None)
-                if name is not None and "original" in timed.stages:
-                    return timed, name
-        return None
+    def _hold_against_original(self, row: Row, rows: Sequence[Row], record: Record) -> None:
+        """Give the row that the original was timed in turn with its verdict: the one ratio to the original."""
+        taken = self._timed[row].latencies
+        for i, other in enumerate(rows):
+            same = (other.of, other.candidate, other.workload) == (row.of, row.beside, row.workload)
+            if same and record.results[i].latency_ms is not None:
+                against = Against.of(Baseline.ORIGINAL, taken[ORIGINAL], taken["in turn"], other.name)
+                record.results[i] = replace(record.results[i], against=against)
 
     def _loop(self, row: Row, variant: Variant) -> Result:
         found = self._request_of(row)
         timed, name = found or (self._run(replace(row, of="model"), variant), row.name)
         parts = (*ARCHITECTURE.step, *ARCHITECTURE.loops[1:])
-        original = loop_samples(timed.stages.get("original", ()), parts)
+        original = loop_samples(timed.stages.get(ORIGINAL, ()), parts)
         own = loop_samples(timed.stages.get(name, ()), parts)
         if own is None:
             raise BackendError(f"{row.name}: no stage of a denoising step was timed")
@@ -179,6 +226,15 @@ class Sweep:
             notes=("the stages that run once per denoising step, within the whole calls timed for another row",),
         )
 
+    def _request_of(self, row: Row) -> tuple[Timed, str] | None:
+        """A run of whole calls of the row's candidate whose stages were timed, and the candidate's name in it."""
+        for other, timed in self._timed.items():
+            if (other.candidate, other.workload) == (row.candidate, row.workload):
+                name = next((name for name in timed.stages if name != ORIGINAL), None)
+                if name is not None and ORIGINAL in timed.stages:
+                    return timed, name
+        return None
+
     def _submodule(self, row: Row, part: Part) -> Result:
         taken = self._harness.interleaved({"eager": part.eager, row.name: part.call}, self._options(row))
         return replace(
@@ -187,17 +243,74 @@ class Sweep:
             notes=("eager is the same submodule of the same model in PyTorch",),
         )
 
+    def _split(self, row: Row, variant: Variant) -> Result:
+        """The whole graph, and every stage as one of its own."""
+        harness, request = self._harness, self._requests.get(row.workload)
+        harness.capture(variant, request)
+        whole = replays(harness, variant, request, CALLS_OF_PERCENTILES)
+        parts = stage_replays(harness, variant, request, row.calls)
+        stages = {part.stage: part.latency_ms.p50 for part in parts}
+        added = sum(stages.values())
+        told = f"the stages add up to {digits(added)} ms, and the whole graph takes {digits(whole.p50)} ms"
+        return replace(
+            self._measured(row, whole, None),
+            split=parts,
+            stages_ms={**stages, REST: max(whole.p50 - added, 0.0)},
+            launch=Launch(host_us(harness, variant, request, HOST_CALLS)),
+            notes=(told,),
+        )
+
+    def _compare(self, row: Row, variant: Variant) -> Result:
+        """A B A: the graph of `beside`, the row's, and the first again."""
+        assert row.beside is not None
+        harness, request, base = self._harness, self._requests.get(row.workload), self._variants.get(row.beside)
+        for one in (base, variant):
+            harness.capture(one, request)
+        checked = harness.check(variant, request)
+        before, own, after = (replays(harness, one, request, row.calls) for one in (base, variant, base))
+        result = self._measured(row, own, joined(before, after), Baseline.FORM)
+        won = result.against is not None and result.against.winner == row.name
+        told = (
+            f"A B A: {digits(before.p50)}, {digits(own.p50)}, {digits(after.p50)} ms: {'kept' if won else 'not kept'}"
+        )
+        return replace(
+            result,
+            accuracy=checked.agreement,
+            gate=harness.action_gate,
+            passed=not checked.failures,
+            failures=judge(row.name, checked.agreement, harness.action_gate),
+            launch=Launch(host_us(harness, variant, request, HOST_CALLS)),
+            notes=(told,),
+        )
+
+    def _launch(self, row: Row, variant: Variant, launched_us: float | None) -> Launch | None:
+        """The host's part of whole calls, and the graph's."""
+        if variant.graphs is None:
+            return Launch(launched_us) if self._gpu else None
+        if row.of == REQUEST:
+            return Launch(launched_us)
+        request = self._requests.get(row.workload)
+        replay, event = (replays(self._harness, variant, request, REPLAYS, in_calls=own) for own in (False, True))
+        return Launch(launched_us, replay, event)
+
     def _work(self, row: Row, variant: Variant) -> Work:
         counted = self._counter.trace(Counted.of(row.candidate, row.workload))
         per_step = row.group in COUNTED_PER_STEP
         steps = self._counter.operators_per_step(row.candidate.optimizations) if per_step else None
-        found = kernels(self._harness.call(variant, self._requests.get(row.workload)))
+        found = timeline(self._harness.call(variant, self._requests.get(row.workload)))
         self._harness.restore()
         work = Work(counted.flops / 1e9, counted.bytes, counted.weight_bytes, counted.operators, steps)
         if found is None:
             return work
-        launches, spent_ms = sum(kernel.launches for kernel in found), sum(kernel.ms for kernel in found)
-        return replace(work, kernels=launches, kernel_ms=spent_ms, busiest_kernels=tuple(found[:BUSIEST]))
+        return replace(
+            work,
+            kernels=found.launches,
+            kernel_ms=found.kernel_ms,
+            busiest_kernels=found.kernels[:BUSIEST],
+            first_kernel_ms=found.first_ms,
+            last_kernel_ms=found.last_ms,
+            gaps_ms=found.gaps_ms,
+        )
 
     def _roofline(self, row: Row, own: Samples) -> Roofline | None:
         if self._ceilings is None:
@@ -206,115 +319,10 @@ class Sweep:
         percent = None if floor is None or row.of != "model" else 100 * floor / own.p50
         return Roofline(self._gpu, self._ceilings.source, floor, percent)
 
-    def variant(self, candidate: Candidate) -> Variant:
-        """The candidate, built on first use. Raises: BackendError when it cannot be, or could not before."""
-        if candidate in self._failed:
-            raise BackendError(f"could not be built: {self._failed[candidate]}")
-        if candidate not in self._made:
-            try:
-                self._made[candidate] = self._make(candidate)
-            except Exception as error:
-                self._failed[candidate] = first_line(error)
-                raise
-        return self._made[candidate]
-
-    def _make(self, candidate: Candidate) -> Variant:
-        harness, precision = self._harness, str(self._harness.plan.precision)
-        if candidate.graph:
-            return harness.graphed(self.variant(replace(candidate, graph=False)))
-        made = replace(candidate, precision=precision)
-        if candidate.backend == "eager":
-            return harness.variant(made)
-        inductor = candidate.backend == "inductor"
-        backend: Backend = InductorBackend(candidate.mode or "default") if inductor else get_backend(candidate.backend)
-        found = backend.availability()
-        if not found.installed:
-            raise BackendError(f"{candidate.backend}: {found.reason}")
-        plan = Plan(candidate.backend, precision, optimizations=candidate.optimizations, loop=candidate.loop)
-        length = harness.reference.base.length
-        ranges = Ranges() if candidate.dynamic else Ranges((1, 1), (1, 1), (length, length))
-        parts = {}
-        for name in select("all", plan):
-            own, label = resolve_submodule(plan, name), f"{candidate.backend} {candidate.mode or ''}: building {name}"
-            parts[name] = part = harness.build(
-                name, own, candidate.optimizations, ranges=ranges, backend=backend, label=label
-            )
-            if not part.built.runs:
-                raise BackendError(f"{name}: {candidate.backend} engines cannot run on this machine")
-        return harness.variant(made, parts)
-
-    def keep_only(self, candidates: set[Candidate]) -> None:
-        """Let go of every variant that no row needs any more, and of the GPU memory that failed builds hold."""
-        kept = {PLAIN, *candidates, *(replace(candidate, graph=False) for candidate in candidates)}
-        self._made = {candidate: variant for candidate, variant in self._made.items() if candidate in kept}
-        self._harness.keep_only(candidate.optimizations for candidate in kept)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
     def _estimate_s(self, row: Row) -> float:
-        calls, warmup = self._rounds(row)
         if row.of == "loop" and self._request_of(row) is not None:
             return 0.0
         if row.candidate == PLAIN and self._beside(row) is not None:
-            return self._pair_s(row) / 2  # only its accuracy is left to look at
-        return self._build_s(row.candidate) + self._pair_s(row) * (calls + warmup + 1)
-
-    def _pair_s(self, row: Row) -> float:
-        """Seconds of one call of each; one that was not timed yet is taken to be as slow as the original."""
-        if row.of not in ("model", REQUEST, "loop"):
-            return self._call_s / 2
-        work = row.workload
-        original = self._call_s * work.batch * (1 + 0.75 * (work.views - 1)) * (0.65 + 0.35 * work.steps / 4)
-        timed = self._timed.get(("model", row.candidate, work))
-        latencies = timed.latencies if timed else {}
-        own = next((latency.p50 / 1e3 for name, latency in latencies.items() if name != "original"), original)
-        return own if row.alone else original + own
-
-    def _rounds(self, row: Row) -> tuple[int, int]:
-        pair_s = self._pair_s(row)
-        if row.calls == CALLS_OF_PERCENTILES:
-            return row.calls, 5
-        calls = max(FEWEST, int(SECONDS_PER_ROW / max(pair_s, 1e-9)))
-        if row.priority == 0:
-            # The first row is worth having with fewer calls: it says so itself, and gives no verdict.
-            calls = max(1, min(calls, int(self._budget.left / 2 / pair_s)))
-        return min(row.calls, calls), 1 if pair_s > 2 else 5
-
-    def _build_s(self, candidate: Candidate) -> float:
-        made = candidate in self._made or replace(candidate, graph=False) in self._made
-        if made or candidate.backend == "eager":
-            return 0.0
-        per_layer = BUILD_S_PER_LAYER.get(candidate.mode or "default", 1.5) * (2 if candidate.dynamic else 1)
-        return self._correction * per_layer * self._layers()
-
-    def _layers(self) -> int:
-        config = self._harness.plain.config
-        head = config.action_head
-        depths = (head.diffusion.num_layers, head.vl_self_attention.num_layers, config.backbone.select_layer)
-        return int(config.eagle.vision.num_hidden_layers + sum(depths))
-
-
-def typical_seconds(call: Callable[[], object], wait: Callable[[], None], *, slow_s: float = 1.0) -> float:
-    """How long a call takes once what it needs is there: the first ones on a GPU load libraries, for seconds.
-
-    Args:
-        wait: Returns when the device has nothing left to do.
-        slow_s: Two calls that take longer are enough; one that is slow by itself is hardly slower for being the first.
-    """
-    fastest = math.inf
-    for number in range(CALLS_TO_ESTIMATE):
-        start = time.perf_counter()
-        call()
-        wait()
-        fastest = min(fastest, time.perf_counter() - start)
-        if number and fastest > slow_s:
-            break
-    return fastest
-
-
-def to_count(rows: Sequence[Row]) -> tuple[list[Counted], list[tuple[str, ...]]]:
-    """What taking these rows will ask of a `Counter`, each question once."""
-    whole = [Counted.of(row.candidate, row.workload) for row in rows if row.of in ("model", REQUEST)]
-    steps = [row.candidate.optimizations for row in rows if row.group in COUNTED_PER_STEP]
-    return list(dict.fromkeys(whole)), list(dict.fromkeys(steps))
+            return self._estimates.round_s(row) / 2  # only its accuracy is left to look at
+        build_s = self._estimates.build_s(row.candidate, self._variants.made)
+        return build_s + self._estimates.row_s(row, self._budget.left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +17,15 @@ from ..model import Gr00tConfig, Gr00tN1d5
 from ..model.n1_5.inputs import EMBODIMENT
 from ..model.protocol import Model
 from ..record.environment import usable_cores
-from ..record.result import Candidate, Workload
+from ..record.result import REQUEST, Candidate, Workload
 from .roofline import Trace, trace
+from .rows import Row
 
 MOST_WORKERS = 8
 """Processes that count, at most; half the cores at most, since weights are loaded meanwhile."""
+
+COUNTED_PER_STEP = ("waterfall", "loop")
+"""Groups of rows that tell how many operators a denoising step has."""
 
 
 @dataclass(frozen=True)
@@ -139,3 +143,10 @@ def _nodes(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         program = torch.export.export(module, inputs, strict=False)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     return sum(called is not operator.getitem for called in calls)
+
+
+def to_count(rows: Sequence[Row]) -> tuple[list[Counted], list[tuple[str, ...]]]:
+    """What taking these rows will ask of a `Counter`, each question once."""
+    whole = [Counted.of(row.candidate, row.workload) for row in rows if row.of in ("model", REQUEST)]
+    steps = [row.candidate.optimizations for row in rows if row.group in COUNTED_PER_STEP]
+    return list(dict.fromkeys(whole)), list(dict.fromkeys(steps))

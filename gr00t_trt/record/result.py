@@ -37,6 +37,16 @@ class Baseline(str, Enum):
     """The model as it was published, in eager PyTorch, in the same precision."""
     STAGE = "stage"
     """The same stage of the same model in eager PyTorch."""
+    FORM = "form"
+    """The same form of the model without what is compared, timed before and after it: A B A."""
+
+
+_LABELS = {
+    Baseline.ORIGINAL: "the original",
+    Baseline.STAGE: "eager",
+    Baseline.FORM: "the same without it",
+}
+"""What a verdict calls a baseline."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Candidate:
         optimizations: Of the restructured model; none means the plain one.
         loop: How the denoising loop is cut.
         mode: torch.compile's, for the inductor backend.
+        settings: Options of torch.compile that are switched on besides the mode's.
         dynamic: Compiled for a range of batches, views and lengths instead of one request's.
         graph: Whole requests are replayed as one CUDA graph.
     """
@@ -60,6 +71,7 @@ class Candidate:
     mode: str | None = None
     dynamic: bool = False
     graph: bool = False
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Against:
-    """A baseline that was timed interleaved with a candidate, and the outcome.
+    """A baseline that was timed interleaved with a candidate, or before and after it, and the outcome.
 
     Attributes:
         latency_ms: The baseline's.
@@ -170,8 +182,7 @@ class Against:
         """Hold a latency against a baseline's; a candidate without one leaves the outcome open."""
         if latency is None:
             return cls(baseline, reference)
-        label = "eager" if baseline is Baseline.STAGE else "the original"
-        found = verdict(reference, latency, names=(label, name))
+        found = verdict(reference, latency, names=(_LABELS[baseline], name))
         return cls(baseline, reference, found.ratio, found.winner, found.text)
 
 
@@ -192,6 +203,9 @@ class Work:
         weight_bytes: A part of `bytes`.
         operators_per_step: ATen operators in the exported graph of one denoising step.
         kernels: Launched on the GPU. kernel_ms: How long they ran, gaps left out.
+        first_kernel_ms, last_kernel_ms: When the first one started and the last one ended, from the call's first use of
+            the GPU, by the profiler's clock.
+        gaps_ms: Between the first start and the last end, the time in which no kernel ran.
     """
 
     gflop: float | None = None
@@ -202,6 +216,48 @@ class Work:
     kernels: int | None = None
     kernel_ms: float | None = None
     busiest_kernels: tuple[Kernel, ...] | None = None
+    first_kernel_ms: float | None = None
+    last_kernel_ms: float | None = None
+    gaps_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What lies between a call and its answer, apart: the host's part, and the graph's.
+
+    Attributes:
+        host_us: Median microseconds from the call to the launch of its last kernel: of a graph, to the return of
+            `replay()`.
+        replay_ms: Replays back to back, without a host between them.
+        event_ms: Events right round `replay()` within calls, each on an idle GPU.
+    """
+
+    host_us: float | None = None
+    replay_ms: Samples | None = None
+    event_ms: Samples | None = None
+
+
+@dataclass(frozen=True)
+class StageReplay:
+    """All calls of one stage in one request, captured as a graph of its own.
+
+    Attributes:
+        calls: How many these are.
+        latency_ms: Of all of them together, replayed back to back.
+    """
+
+    stage: str
+    calls: int
+    latency_ms: Samples
+
+
+@dataclass(frozen=True)
+class Card:
+    """The GPU while one result was taken; means of what the driver told meanwhile, None where it told nothing."""
+
+    name: str | None = None
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
 
 
 @dataclass(frozen=True)
@@ -221,13 +277,15 @@ class Result:
     Attributes:
         group: What it is part of: ``run``, ``comparison``, or a group of a measuring run.
         name: What sets it apart within its group and subject.
-        subject: A submodule, ``request`` (observation to actions), ``model`` (inputs on the device to actions), or
-            ``loop`` (the denoising steps within such calls).
+        subject: A submodule, ``request`` (observation to actions), ``model`` (inputs on the device to actions),
+            ``loop`` (the denoising steps within such calls), or ``replay`` (the graph of such calls, back to back).
         why: Why it has no latency, or no figures at all.
         first_call_ms: What the first call took, which loads libraries.
         best: It passes its gate and is faster than every other of its subject that does, beyond doubt; None without
             a latency, or where nothing was compared.
         stages_ms: Stage -> p50 in ms, all its calls in one call added up.
+        launch: Of whole calls on a GPU.
+        split: The stages as graphs of their own; what `latency_ms` has beyond their sum lies between them.
     """
 
     group: str
@@ -250,7 +308,15 @@ class Result:
     work: Work | None = None
     roofline: Roofline | None = None
     peak_bytes: int | None = None
+    launch: Launch | None = None
+    split: tuple[StageReplay, ...] | None = None
+    card: Card | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def split_ms(self) -> float | None:
+        """The sum of the stages' medians; None without a split."""
+        return sum(part.latency_ms.p50 for part in self.split) if self.split else None
 
     @property
     def ratio(self) -> float | None:

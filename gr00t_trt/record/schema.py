@@ -138,6 +138,7 @@ class Record:
         reference: What accuracies are held against.
         per_key: Action key -> agreement in physical units.
         evaluation, simulation, rollout: What those programs found.
+        host_adds_us: Microseconds in which the host launched 1,000 additions of one number: its speed.
         wall_s: Seconds for the whole command.
         exit_reason: None while running; then done, gate failed, interrupted, or the error's first line.
     """
@@ -162,6 +163,7 @@ class Record:
     rollout: Any = None
     drift: Drift | None = None
     telemetry: Telemetry | None = None
+    host_adds_us: float | None = None
     peak_memory: PeakMemory | None = None
     wall_s: float | None = None
     skipped: list[Skipped] = field(default_factory=list)

@@ -149,6 +149,22 @@ def _work(what: str, scale: float = 1.0) -> Callable[[View], Cell]:
     return lambda view: number(getattr(view.result.work, what, None), scale)
 
 
+def _launch(what: str) -> Callable[[View], Cell]:
+    def get(view: View) -> Cell:
+        latency = getattr(view.result.launch, what, None)
+        return number(None if latency is None else latency.p50)
+
+    return get
+
+
+def _host(view: View) -> Cell:
+    return number(view.result.launch.host_us if view.result.launch else None)
+
+
+def _card(what: str) -> Callable[[View], Cell]:
+    return lambda view: number(getattr(view.result.card, what, None))
+
+
 def remarks(result: Result) -> tuple[str, ...]:
     """What a table says of a result in sentences."""
     build = result.build
@@ -200,11 +216,21 @@ COLUMNS: Mapping[str, Column] = {
     "per_step": Column("in a step", _work("operators_per_step")),
     "kernels": Column("kernels", _work("kernels")),
     "kernel_ms": Column("ms in them", _work("kernel_ms")),
+    "first_kernel": Column("first kernel ms", _work("first_kernel_ms")),
+    "last_kernel": Column("last kernel ms", _work("last_kernel_ms")),
+    "gaps": Column("gaps ms", _work("gaps_ms")),
+    "host": Column("host µs", _host),
+    "event": Column("its graph ms", _launch("event_ms")),
+    "replay": Column("back to back ms", _launch("replay_ms")),
+    "card": Column("GPU", lambda v: Cell((v.result.card.name if v.result.card else None) or DASH)),
+    "clock": Column("MHz", _card("sm_clock_mhz")),
+    "watts": Column("W", _card("power_w")),
     "notes": Column("notes", _notes),
 }
 """Key -> figure."""
 
-WORK = ("gflop", "moved", "operators", "per_step", "kernels", "kernel_ms")
+WORK = ("gflop", "moved", "operators", "per_step", "kernels", "kernel_ms", "gaps")
+LAUNCH = ("host", "event", "replay")
 
 
 def table(title: str, views: Iterable[View], keys: Sequence[str], *, texts: int = 1, **heads: str) -> Table:

@@ -105,6 +105,7 @@ FACTS: Mapping[str, Callable[[Record], Any]] = {
     "Python": lambda record: record.environment.python,
     "versions": versions_of,
     "commit": _commit,
+    "1,000 additions": lambda record: _unit(record.host_adds_us, "µs to launch"),
     "taken": lambda record: record.created_utc,
     "took": lambda record: _unit(record.wall_s, "s"),
     "peak memory": _peak,

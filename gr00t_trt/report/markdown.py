@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..plans.backends import BACKENDS
-from ..record.result import Result, Status
+from ..record.result import Baseline, Result, Status
 from ..record.schema import Record
-from .columns import COLUMNS, WORK, Cell, Table, table
+from .columns import COLUMNS, LAUNCH, WORK, Cell, Table, table
 from .facts import versions_of
-from .tables import idle_backends, kernel_table, measured_tables, pivot, request_of
+from .tables import BASELINES, idle_backends, kernel_table, measured_tables, pivot, request_of, split_table
 from .terminal import drift_text
 from .views import SAME_WORK, Loaded, View, rows_of
 
@@ -21,7 +21,8 @@ LONGEST_NAME = 60
 HELPED = 1.02
 """A step that makes a call less than this factor faster did not help: two runs of the same thing differ as much."""
 
-ROWS = ("step", "calls", "baseline", "p50", "p99", "tail", "speed_up", "cosine", "max_abs")
+ROWS = ("step", "calls", "baseline", "p50", "p99", "tail", "speed_up", *LAUNCH, "cosine", "max_abs")
+BASELINE_HEADS = {BASELINES["submodules"]: "eager p50 ms", BASELINES["settings"]: "without it p50 ms"}
 RUN = ("what", "backend", "operators_in", "engines", "mb", "build", "baseline", "p50", "p99", "cosine")
 COMPARED = {"build": "build s", "mb": "MB", "layers": "layers", "p50": "p50 ms", "cosine": "cosine to fp32"}
 
@@ -48,7 +49,7 @@ def _text(cell: Cell) -> str:
 
 
 def title(one: Loaded, links: str, remark: str = "") -> str:
-    """Bold: model, precision, device. Then the record, the versions and the workload.
+    """Bold: model, precision, device, and whether the baseline drifted. Then the record, the versions and the workload.
 
     Args:
         links: Where the records lie, seen from the file that this goes into.
@@ -56,8 +57,9 @@ def title(one: Loaded, links: str, remark: str = "") -> str:
     record, given = one.record, one.record.inputs
     where = (record.environment.gpu if record.on_gpu else None) or f"no GPU, {record.environment.cpu_cores} CPU cores"
     used = versions_of(record, "torch", "torch-tensorrt", "torch-tensorrt-rtx")
+    drifted = ", baseline drifted" if record.drift and record.drift.drifted else ""
     return (
-        f"**{record.model.path}{remark}, {record.setting('precision')}, {where}** "
+        f"**{record.model.path}{remark}, {record.setting('precision')}, {where}{drifted}** "
         f"([record]({links}{one.name}.json): {used}; {given.views} view, {given.sequence_length} tokens, "
         f"{given.denoising_steps} steps, batch {given.batch_size})"
     )
@@ -137,16 +139,17 @@ def _measured(one: Loaded, links: str) -> str:
     lines = [
         title(one, links, ", measured in many forms"),
         "",
-        f"A call of the waterfall is one action chunk {what}. The original model in eager PyTorch and each row were "
-        "interleaved, A B A B; speed-ups of one table are against one baseline, and bracketed where the spreads of the "
-        "two overlapped.",
+        f"A call of the waterfall is one action chunk {what}. {_method(one)}",
     ]
-    extra = {group: (*(WORK if group == "waterfall" else ()), "roofline") for group in ("waterfall", "compile")}
+    card = ("roofline", "clock", "watts")
+    extra = {group: (*(WORK if group == "waterfall" else ()), *card) for group in SAME_WORK}
     for made in measured_tables(one, ROWS, extra):
-        heading = made.title.split(";")[0]
-        baseline = "eager p50 ms" if "the same in eager" in made.title else "original p50 ms"
+        heading, _, against = made.title.partition("; against ")
+        baseline = BASELINE_HEADS.get(against, "original p50 ms")
         heads = (baseline if head == COLUMNS["baseline"].head else head for head in made.heads[1:])
         lines += ["", written(replace(made, heads=(heading, *heads)))]
+    if (split := split_table(one)) is not None:
+        lines += ["", written(replace(split, heads=(split.title[0].lower() + split.title[1:], *split.heads[1:])))]
     for view in reversed(rows_of([one], "waterfall")):
         kernels = kernel_table(view, _short)
         if kernels is not None:
@@ -158,6 +161,20 @@ def _measured(one: Loaded, links: str) -> str:
     if left_out:
         lines.append("Not measured: " + "; ".join(f"{r.name} ({r.why})" for r in left_out) + ".")
     return "\n".join([*lines, *(f"Note: {note.what}: {note.why}." for note in one.record.skipped)])
+
+
+def _method(one: Loaded) -> str:
+    """How the rows of a measuring run were timed."""
+    turns = [r for r in one.record.measured if r.against and r.against.baseline is Baseline.ORIGINAL]
+    if len(turns) == 1:
+        return (
+            f"The original model in eager PyTorch was timed in turn with one row, {turns[0].name!r}; every other row "
+            "is alone on an idle GPU, and held against that one baseline; bracketed where spreads overlap."
+        )
+    return (
+        "The original model in eager PyTorch and each row were interleaved, A B A B; speed-ups of one table are "
+        "against one baseline, and bracketed where the spreads of the two overlapped."
+    )
 
 
 def _short(name: str) -> str:
@@ -185,24 +202,34 @@ def _unhelpful(one: Loaded, links: str) -> Iterator[str]:
     def slower(what: str, old: float, new: float) -> str:
         return _line((what, "speed-up", f"{old:.2f}×", f"{new:.2f}×", f"{new / old:.2f}×", link))
 
-    steps = [v.result for v in rows_of([one], SAME_WORK[0]) if v.result.status is Status.MEASURED]
-    best = max((_ratio(row) for row in steps), default=1.0)
-    for before, row in pairwise(steps):
-        what = row.name.removeprefix("+ ")
-        old, new = _kernel_ms(before), _kernel_ms(row)
+    steps = [view for view in rows_of([one], SAME_WORK[0]) if view.result.status is Status.MEASURED]
+    best = max((_ratio(view) for view in steps), default=1.0)
+    for before, view in pairwise(steps):
+        what = view.result.name.removeprefix("+ ")
+        old, new = _kernel_ms(before.result), _kernel_ms(view.result)
         if old and new:
             if old < HELPED * new:
                 yield _line((what, "ms in kernels", f"{old:.2f}", f"{new:.2f}", f"{old / new:.2f}×", link))
-        elif _ratio(row) < HELPED * _ratio(before):
-            yield slower(what, _ratio(before), _ratio(row))
-    for view in rows_of([one], "compile"):
-        row = view.result
-        if row.ratio is not None and _ratio(row) < best:
-            yield slower(f"{row.name}, against the best of the waterfall", best, _ratio(row))
+        elif _ratio(view) < HELPED * _ratio(before):
+            yield slower(what, _ratio(before), _ratio(view))
+    for view in rows_of([one], *SAME_WORK[1:]):
+        if view.ratio is not None and _ratio(view) < best:
+            yield slower(f"{view.result.name}, against the best of the waterfall", best, _ratio(view))
+    for view in rows_of([one], "settings"):
+        if view.ratio is not None and not _kept(view.result):
+            times = (f"{latency.p50:.2f}" for latency in (view.baseline, view.latency) if latency)
+            yield _line((view.result.name, "ms of a replay", *times, f"{view.ratio:.2f}×", link))
 
 
-def _ratio(row: Result) -> float:
-    return 1.0 if row.ratio is None else row.ratio
+def _kept(row: Result) -> bool:
+    """Whether a setting won its A B A."""
+    return row.against is not None and row.against.winner == row.name
+
+
+def _ratio(view: View) -> float:
+    """Against the original as it was interleaved with the row, where it was."""
+    ratio = view.result.ratio if view.result.against else view.ratio
+    return 1.0 if ratio is None else ratio
 
 
 def _kernel_ms(row: Result) -> float | None:

@@ -15,7 +15,7 @@ from .columns import Cell, Table, table
 from .facts import facts_table
 from .markup import Child, Html, element, join, sorted_table
 from .svg import MOST_ROWS, draw, legend, more, palette
-from .tables import action_table, kernel_table
+from .tables import BASELINES, action_table, kernel_table, split_table
 from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, in_short, listed, rivals, rows_of, several
 
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -24,17 +24,19 @@ _STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 METHOD = (
     "Latencies are medians (p50) of timed calls after untimed ones. Candidates of one run are interleaved on the same "
     "recorded inputs, so that clocks and heat treat them alike. cuda_event reads the GPU's clock around each call; "
-    "python_timer reads the host's, with the GPU drained before and after. Whiskers span p10 to p90, by linear "
-    "interpolation. A winner is named only where those spreads do not touch. Accuracy compares with eager fp32 of the "
-    "plain model on the same observation and the same noise; cosines are cut off, not rounded. The share of the "
-    "roofline is the time that bandwidth and arithmetic allow, over the measured p50. A dash is a figure that was not "
-    "measured; nothing is filled in."
+    "python_timer reads the host's, with the GPU drained before and after. In a measuring run on a GPU the original "
+    "is timed in turn with one row, every other row is alone on an idle GPU, and two settings are compared A B A. "
+    "Whiskers span p10 to p90, by linear interpolation. A winner is named only where those spreads do not touch. "
+    "Accuracy compares with eager fp32 of the plain model on the same observation and the same noise; cosines are cut "
+    "off, not rounded. The share of the roofline is the time that bandwidth and arithmetic allow, over the measured "
+    "p50. A dash is a figure that was not measured; nothing is filled in."
 )
 
 RESULTS = ("what", "on", "record", "p50", "p90", "p99", "speed_up", "build", "mb", "layers", "coverage", "peak",
            "cosine", "max_abs", "gate", "notes")  # fmt: skip
 MEASURED = ("group", "step", "record", "p50", "p90", "p99", "baseline", "speed_up", "cosine", "max_abs", "roofline",
-            "roofline_ms", "gflop", "per_step", "kernels", "kernel_ms", "notes")  # fmt: skip
+            "roofline_ms", "gflop", "per_step", "kernels", "kernel_ms", "first_kernel", "last_kernel", "gaps", "host",
+            "event", "replay", "card", "clock", "watts", "notes")  # fmt: skip
 
 
 def style() -> str:
@@ -206,7 +208,7 @@ def _waterfall(loaded: Sequence[Loaded]) -> Html | None:
 
 def _variations(loaded: Sequence[Loaded]) -> Html | None:
     measured = rows_of(loaded)
-    shown = ("waterfall", "request", "percentiles")  # further up
+    shown = ("waterfall", "split", "request", "percentiles")  # further up, or a table of its own
     timed = dict.fromkeys(view.what for view in measured if view.latency)
     groups = {group: GROUPS.get(group, group) for group in timed if group not in shown}
     lead = "Each with how many times as fast as its baseline it is. Every panel has its own axis, from zero."
@@ -215,7 +217,9 @@ def _variations(loaded: Sequence[Loaded]) -> Html | None:
 
 def _stages(loaded: Sequence[Loaded]) -> Html:
     drawn = [
-        (_named(one, loaded), draw(chart)) for one in loaded if (chart := charts.stage_chart(one, *SAME_WORK)).rows
+        (_named(one, loaded), draw(chart))
+        for one in loaded
+        if (chart := charts.stage_chart(one, *SAME_WORK, "split")).rows
     ]
     return section(
         "Where a request spends its time",
@@ -245,14 +249,16 @@ def _tables(loaded: Sequence[Loaded]) -> Html:
     run, measured, actions = listed(loaded), rows_of(loaded), action_table(loaded)
     many = len(loaded) > 1
     original, same = "against the original model in eager PyTorch", "against the same in eager PyTorch"
-    whole = [view for view in measured if view.result.group != "submodules"]
-    parts = [view for view in measured if view.result.group == "submodules"]
+    whole = [view for view in measured if view.result.group not in BASELINES]
     # Each has one baseline.
     shown = (
         (f"The whole request on every backend, {original}", [view for view in run if view.whole], RESULTS),
         (f"Every submodule on every backend, {same}", [view for view in run if not view.whole], RESULTS),
         (f"Every configuration of the measuring runs, {original}", whole, MEASURED),
-        (f"Every submodule of the measuring runs, {same}", parts, MEASURED),
+        *(
+            (f"Of the measuring runs: {GROUPS[group]}, against {base}", rows_of(loaded, group), MEASURED)
+            for group, base in BASELINES.items()
+        ),
     )
     return section(
         "All figures",
@@ -262,6 +268,7 @@ def _tables(loaded: Sequence[Loaded]) -> Html:
             for title, own, keys in shown
             if own
         ),
+        *(written(made) for one in loaded if (made := split_table(one))),
         *_busiest(loaded),
         written(actions) if actions else None,
         name="tables",

@@ -43,11 +43,12 @@ def charts_of(one: Loaded) -> dict[str, Chart]:
     """Name of a picture -> its chart, for everything that the record has figures for."""
     steps, scatter = rows_of([one], "waterfall"), charts.accuracy_chart([one])
     roofed = [view for view in rows_of([one], *SAME_WORK) if view.share]
+    split = rows_of([one], "waterfall", "split")
     wanted: dict[str, tuple[Chart, object]] = {
         "latency": (charts.latency_chart(one), len(one.record.measured) < len(one.record.results)),
         "speed-accuracy": (scatter, scatter.points),
         "waterfall": (charts.waterfall_chart(one), steps),
-        "stages": (charts.stage_chart(one, "waterfall"), any(view.result.stages_ms for view in steps)),
+        "stages": (charts.stage_chart(one, "waterfall", "split"), any(view.result.stages_ms for view in split)),
         "roofline": (charts.roofline_chart(roofed), roofed),
     }
     return {name: chart for name, (chart, has_figures) in wanted.items() if has_figures}

@@ -53,6 +53,9 @@ def _side_by_side(loaded: Sequence[Loaded]) -> Html:
         if view.p50 is not None:
             _, values = own.setdefault((view.one.place, label), (view.one, {}))
             values[subject] = view.p50
+    for view in rows_of(loaded, "split"):
+        _, values = own.setdefault((view.one.place, view.form or view.label), (view.one, {}))
+        values |= {part.stage: part.latency_ms.p50 / part.calls for part in view.result.split or ()}
     lines = [
         _line("measured", one.machine, label, values, values.get(WHOLE), one.tag)
         for (_, label), (one, values) in own.items()

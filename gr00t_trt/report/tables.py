@@ -18,6 +18,10 @@ SUBMODULE = ("submodule", "backend", "precision", "coverage", "mb", "build", "ba
 WHOLE_REQUEST = ("submodule", "mb", "build", "baseline", "p50", "speed_up", "cosine", "max_abs", "gate")
 
 
+BASELINES = {"submodules": "the same in eager PyTorch", "settings": "the same without it"}
+"""Group of a measuring run -> what its latencies are held against, where that is not the original."""
+
+
 def run_tables(one: Loaded) -> list[Table]:
     """The submodules of a run against the same in eager PyTorch, and the whole request against the original model."""
     record = one.record
@@ -158,19 +162,29 @@ def measured_tables(one: Loaded, keys: Sequence[str], extra: Mapping[str, Sequen
     for group, heading in GROUPS.items():
         views = [v for v in one.views if v.result.group == group and v.result.status is Status.MEASURED]
         if views:
-            against = "the same in eager PyTorch" if group == "submodules" else "the original model in eager PyTorch"
-            made = table(f"{heading}; against {against}", views, (*keys, *(extra or {}).get(group, ())), step=heading)
+            against = BASELINES.get(group, "the original model in eager PyTorch")
+            title = f"{heading}; against {against}" if any(view.ratio for view in views) else heading
+            made = table(title, views, (*keys, *(extra or {}).get(group, ())), step=heading)
             out.append(replace(made, heads=(group, *made.heads[1:])))
     return out
 
 
-def planned_table(rows: Iterable[tuple[str, str, int, str]]) -> Table:
-    """What a measuring run would measure: group, name, calls and what is called, in the order in which it would."""
-    shown = tuple(
-        (Cell(str(place)), Cell(group), Cell(name), Cell(str(calls)), Cell(of))
-        for place, (group, name, calls, of) in enumerate(rows, 1)
-    )
-    return Table("", ("taken", "group", "row", "calls", "what is called"), shown, texts=5)
+def planned_table(
+    rows: Sequence[tuple[str, str, int]], seconds: Sequence[tuple[float, float, float]] | None = None
+) -> Table:
+    """What a measuring run would measure, in the order in which it would.
+
+    Args:
+        rows: Group, name and calls.
+        seconds: When each should begin, and what its build and the rest of it should take; None where nobody knows.
+    """
+    heads = ("group", "row", "calls")
+    shown = [(Cell(group), Cell(name), number(calls)) for group, name, calls in rows]
+    if seconds is None:
+        return Table("", heads, tuple(shown), texts=2)
+    times = [tuple(number(value) for value in own) for own in seconds]
+    whole = tuple((*own, *taken) for own, taken in zip(shown, times, strict=True))
+    return Table("", (*heads, "at s", "build s", "row s"), whole, texts=2)
 
 
 def stage_table(stages: Sequence[StageTime], block: str, width: int = 20) -> Table | None:
@@ -203,6 +217,20 @@ def stage_table(stages: Sequence[StageTime], block: str, width: int = 20) -> Tab
     kind = "a compiled" if compiled else "an eager"
     title = f"Where {kind} request spends its time (p50, all calls of a stage added up)"
     return Table(title, heads, tuple(lines))
+
+
+def split_table(one: Loaded) -> Table | None:
+    """The stages of a request as graphs of their own, their sum, and the whole graph; None where none was split."""
+    view = next((view for view in one.views if view.result.split), None)
+    if view is None or not view.p50:
+        return None
+    whole, added = view.p50, view.result.split_ms or 0.0
+    parts = [(part.stage, part.calls, part.latency_ms.p50) for part in view.result.split or ()]
+    sums = (("all of them", added), ("between them", whole - added), ("the whole graph", whole))
+    rows = [*parts, *((name, None, ms) for name, ms in sums)]
+    shown = tuple((Cell(name), number(n), number(ms), Cell(f"{100 * ms / whole:.0f} %", ms)) for name, n, ms in rows)
+    title = "Every stage as a graph of its own, replayed back to back"
+    return Table(title, ("stage", "calls in it", "ms", "of the whole"), shown)
 
 
 def kernel_table(view: View, shorten: Callable[[str], str] = str) -> Table | None:

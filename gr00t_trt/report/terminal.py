@@ -21,13 +21,13 @@ from ..record.result import REQUEST, Status
 from ..record.schema import Record
 from .columns import Cell, Table
 from .facts import versions_of
-from .tables import comparison_tables, measured_tables, run_tables, stage_table
+from .tables import comparison_tables, measured_tables, run_tables, split_table, stage_table
 from .views import Loaded, counted, together, told
 
 ONE_LINE_WIDTH = 112
 """Columns from which a table that can be stacked has one line a row."""
 
-MEASURED = ("step", "p50", "p99", "speed_up", "cosine", "gflop", "roofline")
+MEASURED = ("step", "p50", "p99", "speed_up", "host", "replay", "cosine", "roofline")
 STYLES = {"pass": "green", "FAIL": "bold red", "best": "bold green", "strong": "bold"}
 
 
@@ -43,7 +43,9 @@ def render(record: Record, console: Console) -> None:
     record = one.record
     tables = comparison_tables(one) if record.of("comparison") else []
     split = stage_table(record.stages, "#" if console.options.ascii_only else "█")
-    tables += [*run_tables(one), *measured_tables(one, MEASURED), *([split] if split else [])]
+    measured = [made.filled() for made in measured_tables(one, MEASURED)]
+    graphs = split_table(one)
+    tables += [*run_tables(one), *measured, *(made for made in (graphs, split) if made)]
     parts: list[Any] = [] if record.measured else [_header(record, console.width)]
     parts += [shown(made, console.width) for made in tables]
     lines = open_points(one)

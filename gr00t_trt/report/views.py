@@ -17,9 +17,12 @@ WHOLE = "whole request"
 
 GROUPS = {
     "waterfall": "step by step, each with all before it",
+    "split": "the graph of a request, back to back",
     "loop": "the denoising steps alone",
     "request": "`get_action`, from numpy to numpy",
     "percentiles": "a thousand calls",
+    "forms": "new forms",
+    "settings": "settings of torch.compile, A B A",
     "compile": "ways to compile",
     "submodules": "submodule by submodule, against the same one in PyTorch",
     "steps": "denoising steps",
@@ -28,7 +31,7 @@ GROUPS = {
 }
 """Group of a measuring run -> its heading, in the order of the tables."""
 
-SAME_WORK = ("waterfall", "compile")
+SAME_WORK = ("waterfall", "forms", "compile")
 """Groups whose results all do the same work, so that their latencies may be held against each other."""
 
 ALL = "all optimizations"
@@ -185,15 +188,23 @@ class View:
         timed for the result that is it; else what was timed interleaved with the result.
         """
         against = self.result.against
-        if against is None or against.baseline is not Baseline.ORIGINAL:
-            return against.latency_ms if against else None
+        if against is not None and against.baseline is not Baseline.ORIGINAL:
+            return against.latency_ms
+        original = self._original if against is not None or self.measured else None
+        return original or (against.latency_ms if against else None)
+
+    @property
+    def _original(self) -> Samples | None:
+        """The original model on the same work, as another result of the record."""
         for other in self.one.record.results:
             made = other.candidate
             plain = made.backend == "eager" and not made.optimizations and not made.graph and other.against is None
             same = (other.subject, other.workload) == (self.result.subject, self.result.workload)
-            if plain and same and (self.measured or other.group == self.result.group) and other.latency_ms is not None:
+            if other is self.result or not plain or not same or other.latency_ms is None:
+                continue
+            if self.measured or other.group == self.result.group:
                 return other.latency_ms
-        return against.latency_ms
+        return None
 
     @property
     def ratio(self) -> float | None:
@@ -203,8 +214,11 @@ class View:
 
     @property
     def doubtful(self) -> bool:
-        """Whether interleaved timing named no winner."""
-        return self.ratio is not None and not self.result.won
+        """Whether interleaved timing named no winner; of what was timed alone, whether the spreads overlap."""
+        if self.ratio is None or self.result.won:
+            return False
+        base, own = self.baseline, self.latency
+        return self.result.against is not None or base is None or own is None or own.meets(base)
 
 
 def title(backend: str) -> str:

@@ -8,10 +8,9 @@ from fake_graphs import FakeCapturer
 
 from gr00t_trt.compile import capture
 from gr00t_trt.errors import BackendError
-from gr00t_trt.measure.budget import Budget
 from gr00t_trt.measure.harness import Harness
 from gr00t_trt.measure.rows import OURS
-from gr00t_trt.measure.sweep import Sweep
+from gr00t_trt.measure.variants import Variants
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.record.result import REQUEST, Candidate, Workload
 
@@ -82,8 +81,8 @@ def test_what_cannot_be_captured_is_an_error_and_not_a_slower_row(fake, harness:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
-def test_without_a_gpu_there_is_no_such_candidate(harness: Harness, requests_: Requests) -> None:
-    sweep = Sweep(harness, requests_, None, Budget(1e9))
+def test_without_a_gpu_there_is_no_such_candidate(harness: Harness) -> None:
+    variants = Variants(harness)
     for _ in range(2):  # and it is not tried again
         with pytest.raises(BackendError, match="the model is not on a GPU"):
-            sweep.variant(Candidate(optimizations=OURS.optimizations, graph=True))
+            variants.get(Candidate(optimizations=OURS.optimizations, graph=True))

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from gr00t_trt.errors import BackendError
-from gr00t_trt.measure.budget import Budget
 from gr00t_trt.measure.harness import Harness
 from gr00t_trt.measure.rows import ALL, OURS, PLAIN
-from gr00t_trt.measure.sweep import Sweep
+from gr00t_trt.measure.variants import Variants
 from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.policy.policy import load_policy
 from gr00t_trt.record.result import Candidate, Workload
@@ -28,8 +27,8 @@ def half(make_harness, requests_half: Requests) -> Harness:
 
 
 @pytest.fixture
-def sweep(half: Harness, requests_half: Requests) -> Sweep:
-    return Sweep(half, requests_half, None, Budget(1e9))
+def variants(half: Harness) -> Variants:
+    return Variants(half)
 
 
 @pytest.mark.parametrize("candidate", [PLAIN, OURS])
@@ -58,19 +57,19 @@ def test_the_restructured_model_finds_its_lookups_on_the_host(half: Harness, req
     assert model.prepare(inputs).embodiments.key is not None
 
 
-def test_variants_that_no_row_needs_are_let_go(sweep: Sweep) -> None:
-    made = sweep.variant(OURS)
-    sweep.keep_only({PLAIN, Candidate(optimizations=OURS.optimizations, graph=True)})
-    assert sweep.variant(OURS) is made  # its graph is still to be made
-    sweep.keep_only({PLAIN})
-    assert sweep.variant(OURS) is not made
+def test_variants_that_no_row_needs_are_let_go(variants: Variants) -> None:
+    made = variants.get(OURS)
+    variants.keep_only({PLAIN, Candidate(optimizations=OURS.optimizations, graph=True)})
+    assert variants.get(OURS) is made  # its graph is still to be made
+    variants.keep_only({PLAIN})
+    assert variants.get(OURS) is not made
 
 
-def test_a_candidate_that_cannot_be_built_is_not_built_twice(sweep: Sweep) -> None:
+def test_a_candidate_that_cannot_be_built_is_not_built_twice(variants: Variants) -> None:
     graphed = Candidate("inductor", optimizations=OURS.optimizations, loop="denoise_step", mode="reduce-overhead")
     if torch.cuda.is_available():
         pytest.skip("about machines without a GPU")
     with pytest.raises(BackendError, match="there is no GPU"):
-        sweep.variant(graphed)
+        variants.get(graphed)
     with pytest.raises(BackendError, match="could not be built: BackendError: vision_model"):
-        sweep.variant(graphed)
+        variants.get(graphed)

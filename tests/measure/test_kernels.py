@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gr00t_trt.measure import sweep
-from gr00t_trt.measure.kernels import kernels
+from gr00t_trt.measure.kernels import Timeline, kernels, timeline
 from gr00t_trt.measure.roofline import Trace
 from gr00t_trt.measure.rows import PLAIN, Row
 from gr00t_trt.record.result import Kernel, Work
@@ -18,13 +18,14 @@ from gr00t_trt.record.result import Kernel, Work
 CUDA, CPU = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
 
 
-def event(name: str, us: float, device: Any = CUDA) -> SimpleNamespace:
-    return SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(elapsed_us=lambda: us))
+def event(name: str, start: float, us: float, device: Any = CUDA) -> SimpleNamespace:
+    span = SimpleNamespace(start=start, end=start + us, elapsed_us=lambda: us)
+    return SimpleNamespace(name=name, device_type=device, time_range=span)
 
 
-def summary(found: list[Kernel] | None, monkeypatch: pytest.MonkeyPatch) -> Work:
+def summary(found: Timeline | None, monkeypatch: pytest.MonkeyPatch) -> Work:
     """What a row of a measuring run says of these kernels."""
-    monkeypatch.setattr(sweep, "kernels", lambda call: found)
+    monkeypatch.setattr(sweep, "timeline", lambda call: found)
     monkeypatch.setattr(sweep.Sweep, "_seconds_of_a_call", lambda self: 1.0)
     harness: Any = MagicMock(device=torch.device("cpu"))
     counter: Any = SimpleNamespace(trace=lambda question: Trace())
@@ -35,13 +36,14 @@ def summary(found: list[Kernel] | None, monkeypatch: pytest.MonkeyPatch) -> Work
 def test_without_a_gpu_no_kernels_are_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels(lambda: torch.ones(3) + 1) is None
     told = summary(None, monkeypatch)
-    assert (told.kernels, told.kernel_ms, told.busiest_kernels) == (None, None, None)
+    assert (told.kernels, told.kernel_ms, told.busiest_kernels, told.gaps_ms) == (None, None, None, None)
 
 
 def test_launches_of_one_name_are_added_up_and_copies_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     events = [
-        event("gemm", 40.0), event("norm", 5.0), event("gemm", 20.0), event("Memcpy HtoD", 9.0),
-        event("Memset (Device)", 1.0), event("cudaLaunchKernel", 3.0, CPU),
+        event("gemm", 100.0, 40.0), event("norm", 150.0, 5.0), event("gemm", 152.0, 20.0),
+        event("Memcpy HtoD", 30.0, 9.0), event("Memset (Device)", 141.0, 1.0),
+        event("cudaLaunchKernel", 20.0, 3.0, CPU),
     ]  # fmt: skip
 
     class Profile:
@@ -61,11 +63,15 @@ def test_launches_of_one_name_are_added_up_and_copies_left_out(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     calls: list[None] = []
-    found = kernels(lambda: calls.append(None))
+    found = timeline(lambda: calls.append(None))
     assert len(calls) == 2  # one to warm up
-    assert found == [Kernel("gemm", 2, 0.06), Kernel("norm", 1, 0.005)]
+    assert found.kernels == (Kernel("gemm", 2, 0.06), Kernel("norm", 1, 0.005))
+    # The norm begins before the second product and ends within it.
+    assert (found.first_ms, found.last_ms, found.gaps_ms) == pytest.approx((0.08, 0.152, 0.01))
+    assert kernels(lambda: None) == list(found.kernels)
     told = summary(found, monkeypatch)
+    assert (told.first_kernel_ms, told.last_kernel_ms, told.gaps_ms) == pytest.approx((0.08, 0.152, 0.01))
     assert (told.kernels, told.kernel_ms) == (3, pytest.approx(0.065))
     assert told.busiest_kernels[0] == Kernel("gemm", launches=2, ms=0.06)
-    many = summary([Kernel(str(i), 1, 1.0) for i in range(30)], monkeypatch)
+    many = summary(Timeline(tuple(Kernel(str(i), 1, 1.0) for i in range(30)), 0.0, 1.0, 0.0), monkeypatch)
     assert len(many.busiest_kernels) == sweep.BUSIEST

@@ -17,18 +17,16 @@ import torch
 from rich.console import Console
 
 from gr00t_trt.errors import RecordError
-from gr00t_trt.measure import job, sweep
+from gr00t_trt.measure import job, timers
 from gr00t_trt.measure.budget import Budget
 from gr00t_trt.measure.job import Wanted
 from gr00t_trt.measure.program import main
-from gr00t_trt.measure.results import Timed
 from gr00t_trt.measure.rows import ALL, COMPILED, OURS, PLAIN, Row
 from gr00t_trt.measure.sweep import Sweep
 from gr00t_trt.model import load_config
 from gr00t_trt.policy.source import Source
 from gr00t_trt.record.files import read_record
 from gr00t_trt.record.result import Baseline, Candidate, Result, Status, Workload
-from gr00t_trt.record.samples import Samples
 from gr00t_trt.record.schema import Record
 from gr00t_trt.report.terminal import render
 
@@ -164,18 +162,16 @@ def test_estimates_grow_with_the_work(idle: Sweep) -> None:
 
 def test_a_first_call_that_loads_libraries_does_not_count_as_a_typical_one() -> None:
     waits = iter((0.3, 0.3, *[0.01] * 9))
-    assert sweep.typical_seconds(lambda: time.sleep(next(waits)), lambda: None) < 0.1
+    assert timers.typical_seconds(lambda: time.sleep(next(waits)), lambda: None) < 0.1
     slow: list[float] = []
-    assert sweep.typical_seconds(lambda: slow.append(time.sleep(0.02) or 0.0), lambda: None, slow_s=0.01) > 0.01
+    assert timers.typical_seconds(lambda: slow.append(time.sleep(0.02) or 0.0), lambda: None, slow_s=0.01) > 0.01
     assert len(slow) == 2
 
 
 def test_a_candidate_that_was_timed_is_estimated_by_its_own_time(idle: Sweep) -> None:
     row = Row("percentiles", "1,000 calls", OURS, 3, calls=1000, alone=True)
     before = idle._estimate_s(row)
-    idle._timed["model", OURS, row.workload] = Timed(
-        {"original": Samples((50.0,)), "restructured": Samples((5.0,))}, {}
-    )
+    idle._estimates.learn(row, 0.005)
     assert before == pytest.approx(10 * idle._estimate_s(row))
 
 
@@ -190,13 +186,14 @@ def test_a_budget_that_ends_before_the_first_row(tmp_path: Path, capsys) -> None
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "no FOLDER"),
+        ([], "missing: FOLDER"),
         (["x", "--precision", "fp17"], "fp16"),
         (["x", "--budget_s", "0"], "no time at all"),
         (["x", "--budget_s", "nan"], "no time at all"),
         (["x", "--seed", "-1"], "out of range"),
         (["--list", "gpu"], "cuda"),
         (["x", "--budgets", "3"], "--budget_s"),
+        (["x", "--model_path", "synthetic", "--device", "cpu", "--cache", "/"], "a folder, not a file"),
     ],
 )
 def test_bad_flags(flags: list[str], message: str, capsys) -> None:
@@ -213,8 +210,17 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_p
 def test_the_list_is_what_a_gpu_would_be_asked(capsys) -> None:
     assert main(["--list", "cuda"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("+ one CUDA graph", "1,000 calls", "max-autotune", "batch 8", "get_action, numpy to numpy"):
+    for name in ("+ one CUDA graph", "max-autotune", "batch 8", "get_action, numpy to numpy", "at s", "build s"):
         assert name in text
+    assert "on an H200 that has compiled nothing yet, of 555 s" in text
+
+
+def test_the_list_fits_a_narrow_terminal(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--list", "cuda"]) == 0
+    table, _, _ = capsys.readouterr().out.partition("All of it")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
 
 
 def test_a_killed_run_leaves_a_whole_record(tmp_path: Path) -> None:

@@ -178,6 +178,22 @@ def test_what_the_gpu_did_ends_up_in_the_record(observed):
     )
 
 
+def test_a_part_of_the_run_has_the_means_of_its_own(observed, monkeypatch):
+    driver = Driver(*READINGS)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    with GpuMeter(GPU) as meter:
+        end = time.monotonic() + 10
+        while driver.taken < len(READINGS) and time.monotonic() < end:
+            time.sleep(0.001)
+    clocks, watts = [one[0] for one in READINGS], [one[1] / 1e3 for one in READINGS]
+    whole = meter.since({"clock": 0, "power": 0, "temperature": 0})
+    assert whole == {"sm_clock_mhz": pytest.approx(sum(clocks) / 3), "power_w": pytest.approx(sum(watts) / 3)}
+    assert meter.since({"clock": 2, "power": 1, "temperature": 0}) == {
+        "sm_clock_mhz": clocks[2], "power_w": pytest.approx(sum(watts[1:]) / 2),
+    }  # fmt: skip
+    assert meter.since(meter.mark()) == {"sm_clock_mhz": None, "power_w": None}
+
+
 @pytest.mark.parametrize(
     ("sensor", "fields"),
     {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from gr00t_trt.measure.rows import ALL, PLAIN, Row, planned
+from gr00t_trt.measure.estimates import Estimates, expected
+from gr00t_trt.measure.program import BUDGET_S
+from gr00t_trt.measure.rows import ALL, BEST, PLAIN, SETTINGS, Row, planned
 from gr00t_trt.record.files import dumps, record_from
-from gr00t_trt.record.result import Workload
+from gr00t_trt.record.result import Status, Workload
 from gr00t_trt.record.schema import Record
 
 NAMES = ("vision_model", "language_model", "denoise_step")
@@ -28,7 +31,8 @@ def first(rows: list[Row], count: int) -> list[str]:
 @both
 def test_every_row_is_one_of_its_kind(rows: list[Row]) -> None:
     assert len({(row.group, row.name) for row in rows}) == len(rows)
-    assert len({(row.candidate, row.workload, row.of, row.calls) for row in rows}) == len(rows)
+    there = [row for row in rows if row.absent is None]
+    assert len({(row.candidate, row.workload, row.of, row.calls) for row in there}) == len(there)
     groups = list(dict.fromkeys(row.group for row in rows))
     assert [row.group for row in rows] == sorted((row.group for row in rows), key=groups.index)
 
@@ -46,7 +50,61 @@ def test_the_waterfall_adds_one_optimization_at_a_time(rows: list[Row]) -> None:
 
 def test_the_headline_comes_first() -> None:
     assert first(KINDS["cpu"], 3) == ["+ prompt_cache", "eager PyTorch", "denoising loop, restructured"]
-    assert first(KINDS["cuda"], 4) == ["+ prompt_cache", "eager PyTorch", "+ torch.compile", "+ one CUDA graph"]
+    assert first(KINDS["cuda"], 4) == [
+        "+ one CUDA graph",
+        "every stage a graph of its own",
+        "get_action, numpy to numpy",
+        "eager PyTorch",
+    ]
+
+
+def test_a_lent_gpu_is_asked_what_costs_most_last() -> None:
+    order = [row.group for row in sorted(KINDS["cuda"], key=lambda row: row.priority)]
+    assert list(dict.fromkeys(order)) == [
+        "waterfall", "split", "request", "steps", "forms", "views", "batch", "settings", "compile",
+    ]  # fmt: skip
+    assert order[-len(ALL) - 1 :] == ["waterfall"] * (len(ALL) + 1)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cuda with TensorRT"])
+def test_on_a_gpu_eager_pytorch_is_timed_in_turn_with_one_row(kind: str) -> None:
+    rows = KINDS[kind]
+    (eager,) = (row for row in rows if row.candidate == PLAIN)
+    assert (eager.beside, eager.calls) == (BEST, 20)
+    assert all(row.alone for row in rows)
+    assert {row.beside for row in rows if row.of == "replay"} == {BEST}
+
+
+def test_all_rows_of_a_gpu_fit_into_its_budget() -> None:
+    budget = expected(KINDS["cuda"])
+    assert budget[-1].at_s + budget[-1].build_s + budget[-1].row_s < BUDGET_S < 570
+    assert max(one.row_s for one in budget) <= 12
+    assert [one.row.priority for one in budget] == list(range(len(budget)))
+    for before, one in pairwise(budget):
+        assert one.at_s == pytest.approx(before.at_s + before.build_s + before.row_s)
+    built = [one.row.name for one in budget if one.build_s]
+    assert built == ["+ one CUDA graph", "1 view", *SETTINGS, "max-autotune, one CUDA graph"]
+
+
+def test_a_graph_gets_all_its_calls_once_it_is_known_how_fast_it_is() -> None:
+    row = next(row for row in KINDS["cuda"] if row.name == "+ one CUDA graph")
+    known = Estimates("cuda", {"vision_model": 27, "denoise_step": 16}, original_s=0.055)
+    assert known.rounds(row, 500.0)[0] < 200
+    known.learn(row, 0.0072)
+    assert known.rounds(row, 500.0) == (1000, 5)
+    larger = replace(row, workload=Workload(batch=8), candidate=replace(row.candidate, dynamic=True))
+    assert known.round_s(larger) == pytest.approx(0.0072 * 3.1)
+    assert known.build_s(row.candidate) == pytest.approx(0.6 * 43)
+    assert known.build_s(row.candidate, {replace(row.candidate, graph=False)}) == 0.0
+    known.learn_build(25.8, 51.6)
+    assert known.build_s(row.candidate) == pytest.approx(1.2 * 43)
+    known.learn_build(51.6, 0.1)  # all of it came from a cache
+    assert known.build_s(row.candidate) == pytest.approx(0.25 * 0.6 * 43)
+
+
+def test_forms_that_are_not_built_yet_say_so() -> None:
+    (new, fp8) = (row.result("bf16") for row in KINDS["cuda"] if row.group == "forms")
+    assert {(form.status, form.why) for form in (new, fp8)} == {(Status.UNAVAILABLE, "not built yet")}
 
 
 def test_a_cpu_is_asked_for_no_cuda_graph() -> None:
@@ -58,14 +116,17 @@ def test_a_cpu_is_asked_for_no_cuda_graph() -> None:
 def test_a_gpu_gets_all_that_is_asked_for() -> None:
     rows = KINDS["cuda with TensorRT"]
     modes = {row.candidate.mode for row in rows}
-    assert modes >= {"default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"}
+    assert modes == {None, "default", "max-autotune-no-cudagraphs"}
     work = {row.workload for row in rows}
     assert {w.views for w in work} == {1, 2, 3}
-    assert {w.batch for w in work} == {1, 8}
+    assert {w.batch for w in work} == {1, 2, 4, 8}
     assert {w.steps for w in work} == {1, 2, 4, 8}
     assert any(row.calls == 1000 for row in rows)
     assert any(row.of == "request" for row in rows)
-    assert {row.of for row in rows if row.group == "submodules"} == set(NAMES)
+    assert any(row.of == "split" for row in rows)
+    assert {name for row in rows for name in row.candidate.settings} == {
+        "triton.enable_pdl", "coordinate_descent_tuning",
+    }  # fmt: skip
     engines = [row for row in rows if row.candidate.backend == "torch_tensorrt"]
     assert {row.candidate.graph for row in engines} == {False, True}
     assert not [row for row in KINDS["cuda"] if row.candidate.backend == "torch_tensorrt"]
@@ -84,8 +145,9 @@ def test_settings_fit_a_record(rows: list[Row]) -> None:
     record = Record(created_utc="now", results=results)
     assert record_from(json.loads(dumps(record)), "x").results == results
     for row, result in zip(rows, results, strict=True):
+        subject = "replay" if row.of == "split" else row.of
         assert (result.group, result.name, result.subject, result.workload) == (
-            row.group, row.name, row.of, row.workload,
+            row.group, row.name, subject, row.workload,
         )  # fmt: skip
         assert result.candidate == replace(row.candidate, precision="bf16")
     assert Workload() == Workload(views=1, batch=1, steps=4)

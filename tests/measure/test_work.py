@@ -7,8 +7,7 @@ import torch
 
 from gr00t_trt.measure import work as module
 from gr00t_trt.measure.rows import ALL, OURS, PLAIN, planned
-from gr00t_trt.measure.sweep import to_count
-from gr00t_trt.measure.work import Counted, Counter
+from gr00t_trt.measure.work import Counted, Counter, to_count
 from gr00t_trt.measure.workloads import with_views
 from gr00t_trt.model import load_config
 from gr00t_trt.model.n1_5.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE

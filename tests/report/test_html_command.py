@@ -110,7 +110,7 @@ def test_two_records_of_one_name_keep_apart(files) -> None:
 @pytest.mark.parametrize(
     ("argv", "what", "fix"),
     [
-        ([], "arguments are required: RECORD", "--help"),
+        ([], "missing: RECORD", "--help"),
         (["missing.json"], "missing.json: no such record", "known: built.json, compared.json"),
         (["."], "cannot be read: Is a directory", "name a record"),
         (["text.txt"], "text.txt: not a record", "name a record"),
