@@ -1,6 +1,7 @@
 # make run    the main job on a generated model and dataset
 # make test   the test suite
 # make check  ruff and mypy
+# make wheels the package and the robot's client, in build/wheels
 # make bench  timings of every submodule and of a whole request on this machine
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,6 +21,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+wheels: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheels . ./client
+
 bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark-columns=min,median,max,rounds
 
@@ -35,4 +39,4 @@ $(STAMP): pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-.PHONY: run test check bench clean
+.PHONY: run test check wheels bench clean

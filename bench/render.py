@@ -10,21 +10,25 @@ No figure in these files is typed by hand.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import service_table
 import time_budget
 
-from gr00t_trt.record.schema import Record
 from gr00t_trt.report import markdown, png
-from gr00t_trt.report.views import Loaded, load
+from gr00t_trt.report.columns import table
+from gr00t_trt.report.views import Loaded, View, load, rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 BEGIN, END = "<!-- from bench/records, by bench/render.py -->", "<!-- end -->"
+FRONT = "front"
+"""The picture of README.md."""
 PICTURES = ("waterfall", "stages", "roofline")
 
 Records = Mapping[str, Loaded]
@@ -36,11 +40,9 @@ def main(argv: list[str]) -> int:
     records = {one.name: one for one in load([str(path) for path in paths])}
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
     measured = {name: one for name, one in records.items() if one.record.measured}
-    # Of the service, the longest load comes first.
-    longest = sorted(services, key=lambda name: -services[name]["load"]["seconds"])[:1]
     written = {
-        ROOT / "README.md": tables(front(records), {name: services[name] for name in longest}, "bench/", plots=False),
-        BENCH / "README.md": f"{time_budget.section(records.values())}\n\n{tables(records, services, '', plots=True)}",
+        ROOT / "README.md": front(records),
+        BENCH / "README.md": f"{time_budget.section(records.values())}\n\n{tables(records, services)}",
         BENCH / "LOG.md": markdown.log(measured, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]
@@ -50,33 +52,42 @@ def main(argv: list[str]) -> int:
     return 1 if stale and check else 0
 
 
-def front(records: Records) -> Records:
-    """What somebody who has never seen the project should see first; bench/README.md has all.
-
-    Measuring runs of GPUs, or of CPUs where there are none; comparisons; single runs that have a latency to tell.
-    """
-    of_gpus = any(one.record.on_gpu for one in records.values() if one.record.measured)
-
-    def shown(record: Record) -> bool:
-        if record.measured:
-            return record.on_gpu or not of_gpus
-        return bool(record.of("comparison")) or bool(record.request and record.request.latency_ms)
-
-    return {name: one for name, one in records.items() if shown(one.record)}
+def front(records: Records) -> str:
+    """What somebody who has never seen the project should see first: the way to the fastest form, in four rows."""
+    one = newest_of_gpus(records)
+    rows = table("", front_views(one), ("step", "p50", "speed_up", "cosine"), step="", cosine="cosine to eager fp32")
+    drift = one.record.drift
+    drifted = f" Its baseline drifted by {drift.percent:.0f} % within the run." if drift and drift.drifted else ""
+    note = f"One action chunk, inputs on the GPU: {markdown.title(one, 'bench/records/')}.{drifted}"
+    written = "\n".join(short(line) for line in markdown.written(rows).splitlines())
+    return f"![One action chunk, step by step](bench/plots/{FRONT}.png)\n\n{written}\n\n{note}"
 
 
-def tables(records: Records, services: Mapping[str, Any], bench: str, *, plots: bool) -> str:
-    """One section per record and per service.
+def short(step: str) -> str:
+    """Without the name of the last optimization, which tells a newcomer nothing."""
+    return re.sub(r"\+ \w+ \((all optimizations)\)", r"+ \1", step)
 
-    Args:
-        bench: Where this folder lies, seen from the file.
-        plots: Whether to show the pictures; else the outcome alone.
-    """
+
+def newest_of_gpus(records: Records) -> Loaded:
+    """The measuring run on a GPU that was taken last."""
+    of_gpus = (one for one in records.values() if one.record.measured and one.record.on_gpu)
+    return max(of_gpus, key=lambda one: one.record.created_utc)
+
+
+def front_views(one: Loaded) -> list[View]:
+    """Eager PyTorch, all optimizations, and what was put on top of them."""
+    rows = rows_of([one], "waterfall")
+    compiled = next(i for i, view in enumerate(rows) if view.result.candidate.backend == "inductor")
+    return [rows[0], *rows[compiled - 1 :]]
+
+
+def tables(records: Records, services: Mapping[str, Any]) -> str:
+    """One section per record, with its pictures, and per service."""
     out = []
     for name, one in records.items():
-        out.append(markdown.section(one, f"{bench}records/", short=not plots))
-        out += [f"![{kind} of {name}]({bench}plots/{name}-{kind}.png)" for kind in drawable(one) if plots]
-    out += [service_table.section(name, record, f"{bench}service/") for name, record in services.items()]
+        out.append(markdown.section(one, "records/"))
+        out += [f"![{kind} of {name}](plots/{name}-{kind}.png)" for kind in drawable(one)]
+    out += [service_table.section(name, record, "service/") for name, record in services.items()]
     return "\n\n".join(out)
 
 
@@ -103,12 +114,19 @@ def draw(records: Records, check: bool) -> list[Path]:
     wanted = {
         BENCH / "plots" / f"{name}-{kind}.png": (one, kind) for name, one in records.items() for kind in drawable(one)
     }
+    best = newest_of_gpus(records)
+    wanted[BENCH / "plots" / f"{FRONT}.png"] = (best, "waterfall")
     stale = [path for path, (one, _) in wanted.items() if png.drawn_from(path) != png.digest(one.record)]
     strangers = [path for path in sorted((BENCH / "plots").glob("*.png")) if path not in wanted]
     if not check:
         for path in stale:
             one, kind = wanted[path]
-            png.draw(png.charts_of(one)[kind], one.record, path)
+            chart = png.charts_of(one)[kind]
+            if path.stem == FRONT:
+                steps = {view.step for view in front_views(one)}
+                bars = [replace(bar, label=short(bar.label)) for bar in chart.bars if bar.label in steps]
+                chart = replace(chart, bars=tuple(bars))
+            png.draw(chart, one.record, path)
         for path in strangers:
             path.unlink()
     return stale + strangers

@@ -67,8 +67,12 @@ def signature(thing: Any) -> str:
         found = inspect.signature(thing)
     except (TypeError, ValueError):
         return "()"
-    plain = [p.replace(annotation=_Bare(p.annotation)) for p in found.parameters.values()]
+    plain = [p.replace(annotation=_Bare(p.annotation), default=_stable(p.default)) for p in found.parameters.values()]
     return str(found.replace(parameters=plain, return_annotation=_Bare(found.return_annotation)))
+
+
+def _stable(default: Any) -> Any:
+    return _Bare("...") if callable(default) and default is not inspect.Parameter.empty else default
 
 
 class _Bare:

@@ -103,7 +103,8 @@ def test_a_measuring_run_is_rendered_and_checked(checkout: Path) -> None:
         assert f"](plots/measured-h200-{kind}.png)" in full
     assert "measured-h200-stages.png" not in full  # no row has its stages timed
     short = (checkout / "README.md").read_text()
-    assert "| + torch.compile | 120 |" in short
+    assert "| + torch.compile | 12.2 | 4.00× | 0.999999 |" in short, "of the GPU's run that was taken last"
+    assert "![One action chunk, step by step](bench/plots/front.png)" in short
     assert "plain, torch.compile default" not in short
 
     log = (checkout / "bench" / "LOG.md").read_text()
@@ -138,7 +139,7 @@ def test_backends_side_by_side_are_one_line_a_submodule(checkout: Path) -> None:
     ]
     write_record(record, checkout / "bench" / "records" / "compared.json")
     assert render(checkout).returncode == 0
-    full = (checkout / "README.md").read_text()
+    full = (checkout / "bench" / "README.md").read_text()
     assert (
         "| submodule | eager: p50 ms | eager: cosine to fp32 | tensorrt: build s | tensorrt: MB | tensorrt: layers"
         in full

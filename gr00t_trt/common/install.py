@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import shlex
 from pathlib import Path
@@ -10,17 +11,22 @@ PACKAGE = "gr00t_trt"
 
 
 def install_extra(*extras: str) -> str:
-    """The command that installs extras of this package: into a checkout where this is one, else into the installation.
+    """The command that installs extras of this package.
+
+    In its checkout that is an editable install; where it is installed, pip adds to that, whatever index it asks.
 
     Args:
         extras: Of pyproject.toml, such as ``serve``.
     """
     checkout = Path(__file__).resolve().parents[2]
     named = f"[{','.join(extras)}]"
-    if not (checkout / "pyproject.toml").is_file():
-        return f"{_pip()} {shlex.quote(PACKAGE + named)}"
-    here = checkout == Path.cwd()
-    return f"{_pip()} -e {shlex.quote(('.' if here else str(checkout)) + named)}"
+    if checkout == Path.cwd() and (checkout / "pyproject.toml").is_file():
+        return f"{_pip()} -e {shlex.quote('.' + named)}"
+    try:
+        importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{_pip()} -e {shlex.quote(str(checkout) + named)}"
+    return f"{_pip()} {shlex.quote(PACKAGE + named)}"
 
 
 def install(*distributions: str) -> str:

@@ -69,4 +69,4 @@ class LocalPolicy:
             inputs, batched = self.policy.preprocess(observation)
             shape = (inputs["embodiment_id"].shape[0], model.action_horizon, model.config.action_head.action_dim)
             noise = torch.randn(shape, generator=self._noise).to(model.device)
-            return self.policy.postprocess(model.get_action(inputs, noise=noise)["action_pred"], batched=batched)
+            return self.policy.postprocess(self.policy.predict(inputs, noise), batched=batched)

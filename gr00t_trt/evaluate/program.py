@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 EAGER = "eager fp32"
 FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest", "index": "index"}
-"""Published video backend, or ours for frame i of row i -> the rule by which it picks the frame of a row. Frames are always decoded with PyAV."""
+"""Published video backend, or ours for frame i of row i -> the rule by which it picks the frame of a row.
+
+Frames are always decoded with PyAV."""
 
 EPILOG = """\
 examples:

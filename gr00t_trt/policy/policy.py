@@ -88,7 +88,12 @@ class ModelPolicy:
         if noise is not None and noise.device.type == "cpu" and not torch.isfinite(noise).all():
             raise ObservationError("noise holds a NaN or an infinity", known="standard normal numbers")
         inputs, batched = self.preprocess(observation)
-        return self.postprocess(self.model.get_action(inputs, noise=noise)["action_pred"], batched=batched)
+        return self.postprocess(self.predict(inputs, noise), batched=batched)
+
+    def predict(self, inputs: Inputs, noise: torch.Tensor | None) -> torch.Tensor:
+        """The model's normalised actions [B, T, action_dim], whatever autocast region the caller is in."""
+        with torch.autocast(self.model.device.type, enabled=False):
+            return self.model.get_action(inputs, noise=noise)["action_pred"]
 
     def _preprocess(self, observation: Observation) -> tuple[dict[str, torch.Tensor], bool]:
         raise NotImplementedError
@@ -135,6 +140,7 @@ class Gr00tPolicy(ModelPolicy):
             original's policy does; its training data and its batched requests carry the plain text, as we do.
 
     Attributes:
+        config_name: What the data config is called.
         state_ranges: How many observations lay far outside what the model was trained on.
 
     Raises: CheckpointError, PlanError as `fit.fitted`.
@@ -151,6 +157,7 @@ class Gr00tPolicy(ModelPolicy):
     ):
         super().__init__(model)
         self.metadata = metadata
+        self.config_name = getattr(config, "name", "") or type(config).__name__
         self.modality_config, self.modality_transform = fitted(config, metadata, model.config)
         self.modality_transform.set_prompter(prompter)
         self.prompter = prompter

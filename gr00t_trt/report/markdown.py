@@ -73,15 +73,11 @@ def _cost(record: Record) -> list[str]:
     return ["", f"Whole run {record.wall_s or 0:.0f} s{memory}.", *([f"{text[0].upper()}{text[1:]}."] if text else [])]
 
 
-def section(one: Loaded, links: str, *, short: bool = False) -> str:
-    """Title, tables and remarks of one record.
-
-    Args:
-        short: Of a measuring run what sums it up, in one table.
-    """
+def section(one: Loaded, links: str) -> str:
+    """Title, tables and remarks of one record."""
     if one.record.of("comparison"):
         return _comparison(one, links)
-    return _run(one, links) if not one.record.measured else _summary(one, links) if short else _measured(one, links)
+    return _measured(one, links) if one.record.measured else _run(one, links)
 
 
 def _run(one: Loaded, links: str) -> str:
@@ -121,15 +117,6 @@ def _comparison(one: Loaded, links: str) -> str:
         lines.append(f"{' and '.join(idle)}: built and not run, so without a latency.")
     refused = dict.fromkeys(f"{v.result.name}, {v.what}: {v.result.why}" for v in views if v.result.why)
     return "\n".join([*lines, *(f"Not tried: {text}" for text in refused)])
-
-
-def _summary(one: Loaded, links: str) -> str:
-    """The ends of the waterfall, and the rows of the small groups that sum a run up."""
-    views = [v for v in rows_of([one], "waterfall") if not v.between]
-    views += rows_of([one], "loop", "request", "percentiles")
-    timed = [view for view in views if view.result.status is Status.MEASURED]
-    made = table("", timed, (*ROWS, "kernels", "kernel_ms", "roofline"), step="", baseline="original p50 ms")
-    return "\n".join([title(one, links, ", measured in many forms"), "", written(made), *_cost(one.record)])
 
 
 def _measured(one: Loaded, links: str) -> str:

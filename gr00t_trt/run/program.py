@@ -29,6 +29,7 @@ from ..plans.submodules import select
 from ..policy.flags import check_range, source_flags
 from ..record.schema import Record
 
+SCRIPT = "run_groot_torchtrt.py"
 PLAN_FILE = ("plan", "--write_plan")
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
@@ -38,20 +39,20 @@ ONNX_FLAGS = {"use_onnx_vit": "vision_model", "use_onnx_llm": "language_model"}
 EPILOG = """\
 examples:
   try it, nothing needed (a generated model and dataset):
-    run_groot_torchtrt.py --model_path synthetic --dataset_path synthetic
+    %(prog)s --model_path synthetic --dataset_path synthetic
   the published command, on a machine with a GPU:
-    run_groot_torchtrt.py --precision FP16 --use_fp32_acc --use_explicit_typing --fn_name all --benchmark cuda_event
+    %(prog)s --precision FP16 --use_fp32_acc --use_explicit_typing --fn_name all --benchmark cuda_event
   one submodule, against torch.compile instead of TensorRT:
-    run_groot_torchtrt.py --fn_name dit_model --backend inductor
+    %(prog)s --fn_name dit_model --backend inductor
   every backend that this machine has, side by side:
-    run_groot_torchtrt.py --compare all
+    %(prog)s --compare all
   the fastest of them for each submodule, measured, and kept as a plan:
-    run_groot_torchtrt.py --backend auto --write_plan plans/robot.yaml
-    run_groot_torchtrt.py --config plans/robot.yaml
+    %(prog)s --backend auto --write_plan plans/robot.yaml
+    %(prog)s --config plans/robot.yaml
   a plan that comes with the package, engines kept for another machine:
-    run_groot_torchtrt.py --config rtx_4090_5090 --engine_dir engines
+    %(prog)s --config rtx_4090_5090 --engine_dir engines
   what flags come to, as a plan of your own:
-    run_groot_torchtrt.py --config bf16 --loop denoise_step --print_plan > robot.yaml
+    %(prog)s --config bf16 --loop denoise_step --print_plan > robot.yaml
 
 exit status: 0 done, 1 an accuracy gate failed, 2 bad input, 130 interrupted, 141 nobody reads the output
 """
@@ -68,10 +69,15 @@ SWITCHES = {
 """Build option that is a flag of its own -> what it does."""
 
 
+def called() -> str:
+    """What this program is called by: a checkout has the published script, an installation only the command."""
+    return SCRIPT if Path(sys.argv[0]).name == SCRIPT else "gr00t-trt run"
+
+
 def parser() -> argparse.ArgumentParser:
     """All flags; one that was not given stays None, so that a plan file can be told from the command line."""
     p = Parser(
-        prog="run_groot_torchtrt.py",
+        prog=called(),
         description="Compile GR00T N1.5 submodule by submodule, check each against eager fp32, time it, and show it.",
         epilog=EPILOG,
         argument_default=None,
@@ -266,7 +272,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
 
     if compare and args.config:
         notes.append(("--compare", f"the backends that {args.config} names count for nothing here"))
-    command = shlex.join(["run_groot_torchtrt.py", *argv])
+    command = f"{called()} {shlex.join(argv)}".rstrip()
     device = choose_device(args.device)
     engine_dir = Path(args.engine_dir) if args.engine_dir else None
     chosen, machine = args.backend is not None or args.config is not None, Machine(str(device))

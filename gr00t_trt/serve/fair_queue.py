@@ -1,6 +1,8 @@
 """Waiting requests, served in turn by client and counted in samples: a batch of eight has to wait for eight turns.
 
-This is deficit round robin with a quantum of one sample.
+This is deficit round robin with a quantum of one sample, and the next turn is that of the client whose last one is the
+longest ago. One that comes again after its answer is not behind a flood for that; one that has never been seen is as
+if it had just had a turn, so that new names gain nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_REMEMBERED = 4096
+"""Clients whose last turn is known while they have nothing waiting."""
 
 
 @dataclass
@@ -38,7 +43,9 @@ class FairQueue(Generic[T]):
     def __init__(self, limit: int):
         self.limit = limit
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[Hashable, _Line[T]] = OrderedDict()
+        self._waiting: dict[Hashable, _Line[T]] = {}
+        self._turns: OrderedDict[Hashable, int] = OrderedDict()
+        self._turn = 0
         self._samples = self._count = 0
         self._closed = False
 
@@ -56,6 +63,8 @@ class FairQueue(Generic[T]):
             if self._closed:
                 return [entry]
             line = self._waiting.setdefault(client, _Line())
+            if client not in self._turns:
+                self._had_turn(client)
             line.entries.append((samples, entry))
             self._add(line, samples)
             self._changed.notify_all()
@@ -71,11 +80,12 @@ class FairQueue(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._count or self._closed, timeout_s)
             while self._count:
-                client, line = next(iter(self._waiting.items()))
+                client = min(self._waiting, key=self._turns.__getitem__)
+                line = self._waiting[client]
                 line.credit += 1
                 if line.credit >= line.entries[0][0]:
                     return self._remove(client)
-                self._waiting.move_to_end(client)
+                self._had_turn(client)
             return None
 
     def take_like(self, fits: Callable[[T], bool], most: int, timeout_s: float) -> list[T]:
@@ -88,7 +98,8 @@ class FairQueue(Generic[T]):
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while len(taken) < most and not self._closed:
-                client = next((name for name, line in self._waiting.items() if fits(line.entries[0][1])), None)
+                turns = sorted(self._waiting, key=self._turns.__getitem__)
+                client = next((name for name in turns if fits(self._waiting[name].entries[0][1])), None)
                 if client is not None:
                     taken.append(self._remove(client))
                 elif not self._changed.wait(deadline - time.monotonic()) or time.monotonic() >= deadline:
@@ -116,6 +127,14 @@ class FairQueue(Generic[T]):
             self._changed.notify_all()
             return [self._remove(next(iter(self._waiting))) for _ in range(self._count)]
 
+    def _had_turn(self, client: Hashable) -> None:
+        self._turn += 1
+        self._turns[client] = self._turn
+        self._turns.move_to_end(client)
+        while len(self._turns) > _REMEMBERED + len(self._waiting):
+            oldest = next(name for name in self._turns if name not in self._waiting)
+            del self._turns[oldest]
+
     def _add(self, line: _Line[T], samples: int) -> None:
         line.samples += samples
         self._samples += samples
@@ -127,8 +146,7 @@ class FairQueue(Generic[T]):
         self._add(line, -samples)
         if not last:
             line.credit -= samples
+            self._had_turn(client)
         if not line.entries:
             del self._waiting[client]
-        elif not last:
-            self._waiting.move_to_end(client)
         return entry

@@ -154,7 +154,9 @@ def _log_to_stderr() -> None:
 def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> tuple[Gr00tPolicy, Deployment]:
     device = choose_device(args.device)
     folder = Path(args.engine_dir) if args.engine_dir else None
-    resolved = decided(resolve(plan_of(args), Machine(str(device)), engine_dir=folder, timed=False))
+    named = (args.config, args.precision, args.vit_dtype, args.llm_dtype, args.dit_dtype)
+    machine, chosen = Machine(str(device)), any(value is not None for value in named)
+    resolved = decided(resolve(plan_of(args), machine, precision_chosen=chosen, engine_dir=folder, timed=False))
     if resolved.engine_dir is not None:
         prepare_engine_dir(resolved.engine_dir)
     with progress(console) as steps:
@@ -235,8 +237,8 @@ def _description(
     }
     return {
         "model": args.model_path,
-        "data_config": args.data_config,
-        "embodiment_tag": args.embodiment_tag,
+        "data_config": policy.config_name,
+        "embodiment_tag": policy.metadata.embodiment_tag,
         "denoising_steps": policy.denoising_steps,
         "device": record.device,
         "gpu": found.gpu,

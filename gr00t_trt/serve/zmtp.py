@@ -31,8 +31,8 @@ _STAGE_BYTES = 2**16
 _WORTH_KEEPING = (2**15, 2**23)
 """Bytes of frames whose memory is kept."""
 _COMMAND_BYTES = 2**12
-_FRAMES = 64
-"""Most frames of a message. A request has two: an empty one and its body."""
+_FRAMES = 8
+"""Most frames of a message. A request has two, an empty one and its body, and one more for each proxy on its way."""
 _KINDS = (b"REQ", b"DEALER", b"ROUTER")
 """Sockets that may talk to a ROUTER."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 
@@ -9,7 +10,7 @@ import pytest
 
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset, write_synthetic_dataset
 from gr00t_trt.data.parquet import column_statistics
-from gr00t_trt.errors import PlanError
+from gr00t_trt.errors import DatasetError, PlanError
 
 SMALL = {"episodes": 1, "length": 6, "resolution": (32, 32)}
 
@@ -91,3 +92,16 @@ def test_sizes_that_cannot_be_written(tmp_path):
         write_synthetic_dataset(tmp_path, resolution=(33, 32))
     with pytest.raises(PlanError, match="unknown value 'so10'"):
         write_synthetic_dataset(tmp_path, data_config="so10")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no user ids here")
+def test_it_is_made_for_this_user_alone_and_nobody_elses_is_taken(tmp_path):
+    cache = tmp_path / "cache"
+    folder = synthetic_dataset(cache, data_config="so100", **SMALL)
+    assert [path.stat().st_mode & 0o777 for path in (cache, folder)] == [0o700, 0o700]
+    for path in (folder, cache):
+        path.chmod(0o777)
+        with pytest.raises(DatasetError, match="others may write to it"):
+            synthetic_dataset(cache, data_config="so100", **SMALL)
+        path.chmod(0o755)
+    assert synthetic_dataset(cache, data_config="so100", **SMALL) == folder

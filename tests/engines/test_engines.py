@@ -182,10 +182,10 @@ class TestPrune:
         (["prune", "--max_gb", "-1"], "--max_gb: -1.0 is out of range"),
         (["prune", "--older_than", "nan"], "--older_than: nan is out of range"),
         (["prune", "--older_then", "3"], "did you mean --older_than?"),
-        (["prune", "--max_gb", "ten"], "invalid float value"),
+        (["prune", "--max_gb", "ten"], "--max_gb: 'ten' is not a number"),
         (["list", "--engine_cache", "off"], "the engine cache is off"),
         (["list", "--engine_cache", __file__], "not a readable folder"),
-        ([], "required: list|prune"),
+        ([], "missing: list|prune"),
     ],
 )
 def test_bad_input(argv: list[str], message: str, cache: EngineCache, capsys: Any) -> None:

@@ -41,17 +41,7 @@ class Image:
         root = str(self.root)
         inside = ["chroot", f"--userspec={self.user}:{self.user}", root, "/bin/sh", "-ec"]
         mounted = f'mount -t proc proc {root}/proc; exec {" ".join(inside)} "$0"'
-        return [
-            "unshare",
-            "--mount",
-            "--fork",
-            "--pid",
-            "--kill-child",
-            "sh",
-            "-ec",
-            mounted,
-            f"cd {self.workdir}\n{script}",
-        ]
+        return ["unshare", "--mount", "sh", "-ec", mounted, f"cd {self.workdir}\n{script}"]
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -76,6 +66,7 @@ def build(
     given, stages, image = {**_outside(), **(args or {})}, {}, None
     for name, rest in instructions(dockerfile):
         if name == "FROM":
+            at.mkdir(parents=True, exist_ok=True)
             image = Image(at / f"stage{len(stages)}")
             subprocess.run(["cp", "-a", "--reflink=auto", str(base), str(image.root)], check=True)
             image.env |= _outside()

@@ -87,7 +87,10 @@ def test_the_composed_service_and_its_client_fit_together(monkeypatch: pytest.Mo
 def test_the_workflow_for_engines_runs_commands_that_parse() -> None:
     workflow = yaml.safe_load((CONTAINERS / "engines_ci.yaml").read_text())
     steps = {step["name"]: step["run"] for step in workflow["jobs"]["build"]["steps"] if "run" in step}
-    words = [string.Template(word).substitute(workflow["env"]) for word in shlex.split(steps["Build and check"])]
+    words = [
+        string.Template(word).substitute(workflow["env"])
+        for word in shlex.split(steps["Build and check"].replace("\\\n", ""))
+    ]
     assert words[:2] == ["gr00t-trt", "run"]
     args, _ = parse_run(words[2:])
     assert args.config in shipped_plans()
@@ -122,7 +125,7 @@ def serving(image: Image) -> Iterator[int]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
-    script = f"gr00t-trt serve --server --model_path synthetic --port {ports[0]} --http_port {ports[1]}"
+    script = f"exec gr00t-trt serve --server --model_path synthetic --port {ports[0]} --http_port {ports[1]}"
     server = subprocess.Popen(image.argv(script), env=image.env)
     check = " ".join(map(shlex.quote, json.loads(image.healthcheck.partition("CMD ")[2])))
     try:
@@ -136,7 +139,7 @@ def serving(image: Image) -> Iterator[int]:
         yield ports[0]
     finally:
         server.terminate()
-        server.wait(timeout=60)
+        assert server.wait(timeout=60) == 0
 
 
 def _client(base: Path, at: Path) -> Image:

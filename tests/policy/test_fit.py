@@ -158,3 +158,13 @@ def test_a_policy_never_gives_nor_takes_what_is_not_finite(policy):
     broken.model.action_head.action_decoder.layer2.b.data[24, 0] = float("inf")
     with pytest.raises(AccuracyError, match=r"the policy's answer: action\.left_arm holds (inf|nan) at \[0, 0\]"):
         broken.get_action(broken.example())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_callers_autocast_does_not_change_an_action(policy, dtype):
+    noise = torch.randn(1, 16, 32, generator=torch.Generator().manual_seed(3))
+    wanted = policy.get_action(policy.example(), noise=noise)
+    with torch.autocast("cpu", dtype=dtype):
+        found = policy.get_action(policy.example(), noise=noise)
+    for key, value in wanted.items():
+        np.testing.assert_array_equal(found[key], value)

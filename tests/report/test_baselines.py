@@ -27,10 +27,6 @@ def terminal(one: Loaded) -> str:
     return out.getvalue()
 
 
-def short(one: Loaded) -> str:
-    return markdown.section(one, "records/", short=True)
-
-
 def full(one: Loaded) -> str:
     return markdown.section(one, "records/")
 
@@ -39,7 +35,7 @@ def page(one: Loaded) -> str:
     return html.page([one], "A title")
 
 
-WRITERS = (terminal, short, full, page)
+WRITERS = (terminal, full, page)
 Writer = Callable[[Loaded], str]
 
 
@@ -118,5 +114,5 @@ def test_no_table_has_two_baselines(writer: Writer, compared, built, measured, m
     for record in (compared, built, measured, chosen()):
         writer(alone(record))
     assert {Baseline.ORIGINAL} in seen
-    assert writer is short or {Baseline.STAGE} in seen or {Baseline.FORM} in seen
+    assert {Baseline.STAGE} in seen or {Baseline.FORM} in seen
     assert all(len(baselines) <= 1 for baselines in seen)

@@ -86,3 +86,21 @@ def test_what_nobody_waits_for_is_taken_out() -> None:
     assert queue.sweep(lambda entry: entry.startswith("y")) == ["y1", "y2"]
     assert len(queue) == 4
     assert [queue.take(0) for _ in range(3)] == ["x1", "x2", None]
+
+
+def test_who_comes_again_is_not_behind_a_flood_and_new_names_gain_nothing() -> None:
+    queue: FairQueue[str] = FairQueue(100)
+    queue.put("good", "g1")
+    for number in range(4):
+        queue.put("flood", f"f{number}")
+    assert [queue.take(0) for _ in range(2)] == ["g1", "f0"]
+    queue.put("good", "g2")  # while f0 is being answered
+    assert queue.take(0) == "g2"
+    for number in range(4):
+        queue.put(f"new {number}", f"n{number}")
+    queue.put("good", "g3")
+    assert [queue.take(0) for _ in range(3)] == ["f1", "g3", "n0"]
+    for number in range(10_000):
+        queue.put(f"name {number}", "x")
+        queue.take(0)
+    assert len(queue._turns) < 5000

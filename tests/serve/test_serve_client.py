@@ -181,11 +181,18 @@ def test_a_client_that_gave_up_costs_no_work(kind: str) -> None:
             for _ in range(2):
                 with pytest.raises(ServiceError, match="no answer from"):
                     client.get_action(observation(2.0))
+            wait_until(
+                lambda: all(map(served.worker._useless, waiting(served)))
+            )  # it arrived a little after it was sent
             served.puppet.go.set()
             asking.join(10)
             wait_until(lambda: not len(served.worker._queue))
             assert (other.get_action(observation(3.0))["action.arm"] == 3.0).all()
         assert [float(call["state.arm"][0, 0]) for call in served.puppet.calls] == [1.0, 3.0]
+
+
+def waiting(served: Served) -> list[Any]:
+    return [request for line in served.worker._queue._waiting.values() for _, request in line.entries]
 
 
 def test_a_token_that_can_stand_in_no_header_is_refused() -> None:
