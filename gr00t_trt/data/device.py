@@ -57,24 +57,14 @@ class DeviceTransfer:
             out[key] = sent[start : start + array.nbytes].view(dtype).view(array.shape)
         return out
 
-    def fetch(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Tensors on the device as numpy arrays of the same shapes and dtypes; waits once."""
-        values = [value.contiguous().flatten().view(torch.uint8) for value in tensors.values()]
-        if not values:
-            return {}
-        packed = torch.cat(values)
-        host = self._back.copy(packed, self._back.take(packed.numel()))
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """A tensor on the device in host memory, same shape and dtype; waits once."""
+        size = tensor.numel() * tensor.element_size()
+        host = self._back.take(size).view(tensor.dtype).view(tensor.shape)
+        self._back.copy(tensor, host)
         self._back.wait()
-        received, start, out = host.numpy(), 0, {}
-        for key, tensor in tensors.items():
-            end = start + tensor.numel() * tensor.element_size()
-            dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
-            # An array of its own, so the next request cannot change it.
-            array = np.empty(tuple(tensor.shape), dtype)
-            array.reshape(-1).view(np.uint8)[...] = received[start:end]
-            out[key] = array
-            start = end
-        return out
+        # Memory of its own, so that the next request cannot change it.
+        return host.clone()
 
 
 class _Staging:

@@ -229,12 +229,20 @@ def statistics_from(entry: Any, where: str, error: type[Gr00tError]) -> Statisti
     if missing:
         raise error(f"{where}: statistic {missing[0]!r} is missing", known=sorted(entry), fix=fix)
     try:
-        values = {name: np.atleast_1d(np.asarray(entry[name], dtype=np.float64)) for name in STATISTICS}
-    except (TypeError, ValueError) as cause:
+        values = {name: _numbers(entry[name]) for name in STATISTICS}
+    except (TypeError, ValueError, OverflowError) as cause:
         raise error(f"{where}: statistics are not lists of numbers", fix=fix) from cause
     if len({v.shape for v in values.values()}) != 1 or values["min"].ndim != 1:
         raise error(f"{where}: statistics differ in length: {[v.shape for v in values.values()]}", fix=fix)
     return Statistics(**values)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """float64 [D]. Raises: ValueError, TypeError for text and booleans, which numpy would take for numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"not numbers: {str(value)[:40]}")
+    return np.atleast_1d(array.astype(np.float64))
 
 
 def impossible(statistics: Statistics) -> str | None:

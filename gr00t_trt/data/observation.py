@@ -125,7 +125,7 @@ def _check_unread(
     observation: Observation, modality_config: Mapping[str, ModalityConfig], metadata: DatasetMetadata
 ) -> None:
     """Refuse keys that mean nothing to this robot; say which of its own are not read."""
-    read = {key for config in modality_config.values() for key in config.modality_keys}
+    read = {key for name, own in modality_config.items() if name != "action" for key in own.modality_keys}
     for key in observation:
         if key in read or (isinstance(key, str) and ("annotation" in key or key.startswith("action."))):
             continue

@@ -14,14 +14,15 @@ class EpisodeRows:
 
     Args:
         table: The file that holds them, perhaps with those of other episodes.
-    Raises: DatasetError where ``frame_index`` does not count 0, 1, 2, ... or ``episode_index`` is another's; a table
-        without these columns is taken as it is.
+    Raises: DatasetError where ``frame_index`` does not count 0, 1, 2, ..., ``index`` does not increase, or
+        ``episode_index`` is another's. Timestamps are asked for the order of the rows where neither index is there.
     """
 
     def __init__(self, table: Table, start: int, episode: Episode):
         self.table, self.episode, self._start = table, episode, start
         self._timestamps: np.ndarray | None = None
         self._refuse_others("frame_index", np.arange(episode.length), "write the rows in order of frame_index")
+        self._refuse_disorder("index" if {"index", "frame_index"} & set(table.names) else "timestamp")
         self._refuse_others("episode_index", np.full(episode.length, episode.index), "the file is another episode's")
 
     def __len__(self) -> int:
@@ -86,6 +87,20 @@ class EpisodeRows:
             return self.timestamps()
         except DatasetError:
             return None
+
+    def _refuse_disorder(self, name: str) -> None:
+        """Rows in another order than a column that says it; one that holds no numbers says nothing."""
+        if name not in self.table.names:
+            return
+        try:
+            falls = np.flatnonzero(np.diff(self.scalars(name).astype(np.float64)) < (0 if name == "timestamp" else 1))
+        except DatasetError:
+            return
+        if len(falls):
+            row = int(falls[0]) + 1
+            what = f"{self.where}: {name} is {self.scalars(name)[row]} in row {row}"
+            known = f"more than {self.scalars(name)[row - 1]}, that of the row before"
+            raise DatasetError(what, known=known, fix=f"write the rows in order of {name}")
 
     def _refuse_others(self, name: str, expected: np.ndarray, fix: str) -> None:
         if name not in self.table.names:

@@ -73,9 +73,9 @@ def parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("what is exported")
     source_flags(
         g,
-        *("model_path", "dataset_path", "data_config", "embodiment_tag", "tokenizer"),
+        *("model_path", "dataset_path", "data_config", "embodiment_tag", "metadata", "tokenizer"),
         helps={
-            "dataset_path": "LeRobot v2 dataset whose observation is used, or `synthetic` [made-up inputs, for which a "
+            "dataset_path": "LeRobot dataset whose observation is used, or `synthetic` [made-up inputs, for which a "
             "checkpoint needs neither statistics nor a tokenizer]",
             "data_config": "keys and transforms of that dataset [%(default)s]",
             "embodiment_tag": "projector and statistics [%(default)s]",

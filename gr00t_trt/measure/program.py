@@ -47,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("folder", nargs="?", metavar="FOLDER", help="where the record goes")
     source_flags(
         p,
-        *("model_path", "dataset_path", "data_config", "embodiment_tag", "device"),
+        *("model_path", "dataset_path", "data_config", "embodiment_tag", "metadata", "tokenizer", "device"),
         model_path="synthetic:full",
         dataset_path="synthetic",
-        helps={"dataset_path": "LeRobot v2 dataset whose observations are used, or `synthetic` [%(default)s]"},
+        helps={"dataset_path": "LeRobot dataset whose observations are used, or `synthetic` [%(default)s]"},
     )
     precision_flag(p, " [bf16 on a GPU, fp32 on a CPU]")
     p.add_argument(

@@ -14,6 +14,7 @@ from ..data import (
     ComposedModalityTransform,
     DatasetMetadata,
     LeRobotDataset,
+    PartInfo,
     example_observation,
     validate_observation,
 )
@@ -97,7 +98,7 @@ def check_same_robot(dataset: LeRobotDataset, metadata: DatasetMetadata) -> None
         for key in config.modality_keys if config else ():
             part = getattr(dataset.layout, section).get(key.partition(".")[2])
             if part is not None and part.info != metadata.part(key):
-                raise _another_robot(dataset, metadata, key, part.info, metadata.part(key))
+                raise _another_robot(dataset, metadata, key, _words(part.info), _words(metadata.part(key)))
     for key in _keys(dataset.modality_config, "video"):
         recorded = dataset.info.view(dataset.layout.video[key.partition(".")[2]]).resolution
         if recorded != metadata.view(key).resolution:
@@ -105,8 +106,14 @@ def check_same_robot(dataset: LeRobotDataset, metadata: DatasetMetadata) -> None
             raise _another_robot(dataset, metadata, key, *both)
 
 
+def _words(part: PartInfo) -> str:
+    kind = "absolute" if part.absolute else "relative"
+    steps = "" if part.continuous else ", not continuous"
+    return f"{part.width} wide, {kind}{steps}" + (f", {part.rotation_type}" if part.rotation_type else "")
+
+
 def _another_robot(
-    dataset: LeRobotDataset, metadata: DatasetMetadata, key: str, recorded: object, trained: object
+    dataset: LeRobotDataset, metadata: DatasetMetadata, key: str, recorded: str, trained: str
 ) -> DatasetError:
     return DatasetError(
         f"{dataset.path}: {key} is {recorded}",

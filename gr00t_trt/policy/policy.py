@@ -188,15 +188,19 @@ class Gr00tPolicy(ModelPolicy):
             check(checked)
         self.state_ranges.look(checked)
         transfer = self._device_transfer()
-        return self.modality_transform.apply(transfer.send(checked) if transfer else checked), batched
+        if transfer is not None:
+            # Frames alone: a few dozen numbers of state take less on the host than launching as much on a GPU.
+            checked |= transfer.send({key: value for key, value in checked.items() if key.startswith("video.")})
+        return self.modality_transform.apply(checked), batched
 
     def _postprocess(self, action_pred: torch.Tensor, batched: bool) -> Action:
         transfer = self._device_transfer()
-        normalised = action_pred.float().to(transfer.device if transfer else "cpu")
+        # A few hundred numbers: one copy and the host's arithmetic take less than launching as much on a GPU.
+        normalised = (transfer.fetch(action_pred) if transfer else action_pred.cpu()).float()
         parts = self.modality_transform.unapply({"action": normalised})
         action = {key: value if batched else value[0] for key, value in parts.items() if key.startswith("action.")}
         # Copies: a part that passes unchanged is a view of the model's output.
-        return transfer.fetch(action) if transfer else {key: np.array(value) for key, value in action.items()}
+        return {key: np.array(value) for key, value in action.items()}
 
     def _device_transfer(self) -> DeviceTransfer | None:
         """The way to the model's GPU and back; None where the transforms run on the host."""

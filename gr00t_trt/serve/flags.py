@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "then counts as one stage [none]",
     )
     flags.engine_flags(g, "start builds")
-    help = "LeRobot v2 dataset whose first observation accuracy is checked on [a made-up observation]"
+    help = "LeRobot dataset whose first observation accuracy is checked on [a made-up observation]"
     source_flags(g, "dataset_path", dataset_path=None, helps={"dataset_path": help})
 
     g = p.add_argument_group("limits")

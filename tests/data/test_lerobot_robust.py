@@ -120,7 +120,8 @@ def test_what_stats_json_lacks_is_computed_and_said(damaged, config, metadata, i
     [
         ({"min": [4.0] * 26}, r"column 'action', action\.left_arm: min 4 exceeds max 3"),
         ({"max": [float("nan")] * 26}, "action.left_arm: max is nan"),
-        ({"mean": [None] * 26}, "action.left_arm: mean is nan"),
+        ({"mean": [None] * 26}, "action: statistics are not lists of numbers"),
+        ({"mean": ["0"] * 26}, "action: statistics are not lists of numbers"),
         ({"std": [-1.0] * 26}, "action.left_arm: std -1 is negative"),
         ({"q01": [2.9] * 26}, "q01 2.9 exceeds q99 2.5"),
         ({"q01": [0.0]}, "action: statistics differ in length"),
@@ -296,3 +297,27 @@ def test_a_parquet_file_that_decodes_to_gigabytes(damaged, config, count):
     with pytest.raises(Gr00tError, match=r"6000000 rows[\s\S]*says 20|decodes to 1200000 values in 20 rows"):
         LeRobotDataset(damaged, {"state": ModalityConfig([0], ["state.left_arm"])}).step(0, 0)
     assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("kept", "swapped", "words"),
+    [
+        (("index",), "index", "index is 3 in row 4"),
+        (("timestamp",), "timestamp", r"timestamp is 0\.15.* in row 4"),
+        (("frame_index", "timestamp"), "timestamp", None),
+    ],
+)
+def test_rows_out_of_order_without_a_frame_index(damaged, config, kept, swapped, words):
+    """Whichever column says the order; a clock that jumps does not, beside one that counts."""
+    table = pq.read_table(damaged / PARQUET)
+    names = [n for n in table.column_names if n not in {"index", "frame_index", "timestamp"} - set(kept)]
+    table = table.select(names)
+    values = table.column(swapped).to_pylist()
+    values[3], values[4] = values[4], values[3]
+    pq.write_table(table.set_column(names.index(swapped), swapped, [values]), damaged / PARQUET)
+    dataset = LeRobotDataset(damaged, config.modality_config())
+    if words is None:
+        dataset.step(0, 0)
+        return
+    with pytest.raises(DatasetError, match=words):
+        dataset.step(0, 0)
