@@ -12,6 +12,7 @@ Four parts, against `gr00t-trt serve` in a process of its own, over the loopback
     hostile    messages of `hostile.py` over ZeroMQ and HTTP, and half-open connections, while a good client goes on
     restart    kill -9 while the clients run, and the same command again: do they recover by themselves?
 
+With --robots N,N also many robots: latency and throughput for each number of them, with --max_batch 1 and 8.
 With --attacks S also each attack of `attacks.py` for S seconds: how much slower is a good client beside it, and is
 /health answered?
 
@@ -43,6 +44,7 @@ import attacks
 import hostile
 import httpx
 import numpy as np
+import robots
 import service_table
 import zmq
 from loadtest import Server, Subject, driving, policy_ms, running, tally
@@ -55,8 +57,8 @@ from gr00t_trt.record.environment import environment, git_state
 from gr00t_trt.record.files import dumps, prepare_record, write_record
 from gr00t_trt.record.samples import Samples
 from gr00t_trt.serve.client import RobotInferenceClient
+from gr00t_trt.serve.waiting import QUEUE
 from gr00t_trt.serve.wire import decode, encode
-from gr00t_trt.serve.worker import QUEUE
 
 ROOT = Path(__file__).resolve().parents[1]
 WARMUP = 5
@@ -77,10 +79,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clients", type=int, default=8, metavar="N", help="at once [%(default)s]")
     p.add_argument("--hostile", type=int, default=10_000, metavar="N", help="hostile messages [%(default)s]")
     p.add_argument("--attacks", type=float, metavar="S", help="seconds of each attack [none]")
+    p.add_argument("--robots", type=_counts, metavar="N,N", help="numbers of robots, such as 1,2,4,8,16,32 [none]")
+    p.add_argument("--robots_s", type=float, default=5.0, metavar="S", help="seconds of each number [%(default)g]")
     p.add_argument("--samples", type=int, default=200, metavar="N", help="requests for the overhead [%(default)s]")
     p.add_argument("--server", default="--model_path synthetic", help="flags of the server [%(default)s]")
     p.add_argument("--record", metavar="PATH", help="where the record goes [stdout]")
     return p
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(each) for each in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError
+    return counts
 
 
 def _main(argv: Sequence[str], console: Console) -> int:
@@ -115,13 +126,15 @@ def _main(argv: Sequence[str], console: Console) -> int:
             ),
             "hostile": (f"{args.hostile} messages", lambda: under_fire(subject, server, args.hostile)),
             "attacks": ("one after the other", lambda: attacked(subject, server, args.attacks)),
+            "robots": ("together and one by one", lambda: robots.many(flags, args.robots, args.robots_s)),
             "restart": (
                 "kill -9 and restart while clients run",
                 lambda: restart(subject, server, flags, args.clients, args.seconds, stack),
             ),
         }
-        if not args.attacks:
-            del parts["attacks"]
+        for name in ("attacks", "robots"):
+            if not getattr(args, name):
+                del parts[name]
         for name, (what, part) in parts.items():
             steps.step(f"{name}: {what}")
             record[name] = part()
@@ -340,6 +353,7 @@ def found_wrong(record: dict[str, Any]) -> bool:
         or good["mixed_up"]
         or record["hostile"]["unanswered_or_wrong"]
         or not record["hostile"]["alive"]
+        or any(row["lost"] or row["mixed_up"] for row in record.get("robots", ()))
         or any(map(_did_harm, record.get("attacks", {}).values()))
         or record["restart"]["mixed_up"]
         or record["restart"]["recovered"] < record["restart"]["clients"]

@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, str] = {
     "simulate": "let a policy act in a simulated world: success rate, videos",
     "evaluate": "compare a policy's actions with recorded episodes: errors, plots, latencies",
     "metadata": "statistics of a dataset, as a checkpoint's metadata.json",
+    "calibrate": "how large every layer's input gets in recorded frames: for int8, fp8 and nvfp4",
+    "bisect": "where a submodule that misses its accuracy gate leaves eager fp32: the layer or operator",
     "plans": "the plans that come with the package, for --config",
     "engines": "list and prune the engines that earlier runs built",
 }

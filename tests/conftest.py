@@ -17,7 +17,18 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("engine_cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GR00T_TRT_ENGINE_CACHE", str(folder))
+        patch.setenv("GR00T_TRT_REFERENCES", "off")
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def products() -> Iterator[None]:
+    """A start may choose how products are computed, for the whole process."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def _shared(name: str) -> Path:

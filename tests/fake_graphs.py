@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 HOST_DATA = {"aten::lift_fresh", "aten::lift", "aten::lift_fresh_copy"}
 """What `torch.tensor` and its like pass through."""
@@ -46,7 +46,8 @@ class Recorder(TorchDispatchMode):
         devices = {x.device for x in (*given, *tree_iter(out)) if isinstance(x, Tensor) and x.dim()}
         if len(devices) > 1:
             raise NotCapturable(f"{name} between {devices}")
-        self.calls.append((func, args, kwargs, out))
+        # A graph has addresses: what becomes of a tensor that lies there, such as other memory, is nothing to it.
+        self.calls.append((func, *tree_map_only(Tensor, Tensor.detach, (args, kwargs, out))))
         return out
 
 
@@ -84,6 +85,8 @@ class FakeCapturer:
             yield
         finally:
             self.inside -= 1
+
+    turn = scope
 
     def capture(self, call: Callable[[], Tensor]) -> FakeGraph:
         assert self.inside == 1

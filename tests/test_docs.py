@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_HERE = {
     "GPU": ("--benchmark cuda_event", "--cuda_graph", "rtx_4090_5090", "torch_tensorrt --precision fp16"),
+    "a Jetson": ("--config jetson_",),
     "a robot": ("--robot.type so",),
     "a placeholder": ("CHECKPOINT", "DATASET", "OUT", "SECRET", "PLAN", "FILE", "HOST"),
     "much time": ("--compare all", "--backend auto"),
@@ -49,12 +50,14 @@ def why_not(command: str) -> str | None:
 def argv_of(command: str) -> list[str]:
     words = shlex.split(command.partition(" > ")[0])
     ours = [sys.executable, "-m", "gr00t_trt"]
-    return [sys.executable, str(ROOT / words[1]), *words[2:]] if words[0] == "python" else [*ours, *words[1:]]
+    expanded = [found for w in words[1:] for found in (sorted(map(str, ROOT.glob(w))) if "*" in w else [w])]
+    return [sys.executable, str(ROOT / words[1]), *words[2:]] if words[0] == "python" else [*ours, *expanded]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "compile_configs", tmp_path / "compile_configs")
+    shutil.copytree(ROOT / "bench" / "records", tmp_path / "bench" / "records")
     return tmp_path
 
 
@@ -63,7 +66,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-RUN = [(page, command) for page, command in commands() if why_not(command) is None and " serve " not in command]
+SLOW = ("--config fp16 --model_path", "--print_trtexec")
+RUN = [
+    pytest.param(page, command, marks=pytest.mark.documented if any(mark in command for mark in SLOW) else ())
+    for page, command in commands()
+    if why_not(command) is None and " serve " not in command
+]
 PARSED = [(page, command) for page, command in commands() if why_not(command) is not None]
 
 

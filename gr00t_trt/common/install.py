@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import shlex
 from pathlib import Path
 
@@ -36,4 +35,9 @@ def install(*distributions: str) -> str:
 
 def _pip() -> str:
     """An environment that uv made has no pip in it."""
-    return "pip install" if importlib.util.find_spec("pip") else "uv pip install"
+    try:
+        # Not find_spec: setuptools takes that for pip running, and torch.compile then fails on its distutils.
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return "uv pip install"
+    return "pip install"

@@ -28,6 +28,14 @@ def check_dataset(path: str, flag: str = "--dataset_path") -> None:
     raise UsageError(what, known="a LeRobot dataset, or synthetic", fix="check the path")
 
 
+def check_model(path: str, flag: str = "--model_path") -> None:
+    """Raises: UsageError for a file, and for a misspelt ``synthetic``; a hub id or a missing folder is seen later."""
+    if is_folder(path, flag) or "/" in path or path.startswith("synthetic"):
+        return
+    if close := nearest(path, ["synthetic", "synthetic:full"]):
+        raise UsageError(f"{flag} {path}: no such folder", fix=f"did you mean {close}?")
+
+
 def check_output_folder(path: str | None, flag: str) -> None:
     """Raises: UsageError for a folder to write into whose place a file has taken."""
     for place in [] if path is None else [Path(path), *Path(path).parents]:

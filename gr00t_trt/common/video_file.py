@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
+from .install import install
 
 _IMAGE_CODECS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8": "mjpeg"}
 """First bytes -> FFmpeg's decoder."""
@@ -19,7 +20,7 @@ def pyav() -> Any:
         import av
     except ImportError as error:
         raise DatasetError(
-            "videos are read and written with PyAV, which is not installed", fix="pip install av"
+            "videos are read and written with PyAV, which is not installed", fix=install("av")
         ) from error
     return av
 

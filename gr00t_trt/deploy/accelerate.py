@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..common.products import own_products
 from ..common.progress import Steps
+from ..compile.build import set_precision
 from ..errors import AccuracyError, PlanError
 from ..measure import accuracy
 from ..model import Gr00tConfig, Gr00tN1d5, example_inputs, model_from_tensors
@@ -26,6 +29,9 @@ from ..model.config_files import build_config
 from ..model.config_section import Section
 from ..model.n1_5.weight_watch import WeightWatch
 from ..model.protocol import Inputs
+from ..model.stored import as_stored
+from ..plans.flags import FAST
+from ..plans.load import load_plan
 from ..plans.precisions import least_exact, precision_of
 from ..plans.resolve import Machine, resolve
 from ..plans.schema import Plan
@@ -68,17 +74,19 @@ def accelerate(
 ) -> Accelerated:
     """Make the `get_action` of another package's GR00T N1.5 run on our compiled model, on the device it is on.
 
-    The weights are copied in fp32, our model is held against the original on the same inputs and noise, compiled as
-    the plan says, held against fp32 once more, and only then put in place. The original is called as its package calls
-    it: in an autocast region where its compute dtype is a half. Keys, shapes, dtypes and the type of what `get_action`
-    returns stay the same, inside and outside of autocast; the noise is drawn anew for each call, from torch's default
-    generator, in fp32. The original keeps its weights; after ``model.to("cpu")`` the next request frees the GPU's copy.
-    Once its weights are changed, requests are a PlanError; `WeightWatch` says what is seen when.
+    The weights are copied in the plan's precisions, what they make in fp32 is held against the original on the same
+    inputs and noise, our model is compiled as the plan says and held against fp32, and only then put in place. The
+    original is called as its package calls it: in an autocast region where its compute dtype is a half. Keys, shapes,
+    dtypes and the type of what `get_action` returns stay the same, inside and outside of autocast; the noise is drawn
+    anew for each call, from torch's default generator, in fp32. The original keeps its weights; after
+    ``model.to("cpu")`` the next request frees the GPU's copy. Once its weights are changed, requests are a PlanError;
+    `WeightWatch` says what is seen when.
 
     Args:
         policy_or_model: A model with `backbone`, `action_head`, `config` and `get_action`, or a policy that keeps one
             as `model` or `_groot_model`.
-        plan: What is compiled, and how; None for the default plan, which on a CPU is PyTorch in fp32.
+        plan: What is compiled, and how; None for the default plan, which on a CPU is PyTorch in its fastest
+            precision.
         inputs: Model inputs as its `get_action` takes them, to tune for and to check on; made up when None: one image,
             a prompt of 40 words.
         engine_dir, engine_cache: Where engines are written, and where finished ones are kept, as in `deploy`.
@@ -108,7 +116,13 @@ def _accelerate(
     steps.step(f"copying the weights of {kind}")
     state = original.state_dict()
     device = next(iter(state.values())).device
-    ours = model_from_tensors(state, config, device=device, where=kind)
+    # On a CPU, engines would be built for another machine and not run.
+    default = Plan(backend="eager") if device.type == "cpu" else load_plan(FAST)
+    given, machine = plan is not None, Machine(str(device))
+    options: dict[str, Any] = {"chosen": given, "precision_chosen": given, "engine_dir": engine_dir, "timed": False}
+    resolved = resolve(plan or default, machine, **options)
+    cast = partial(set_precision, plan=resolved.plan)
+    ours = model_from_tensors(state, config, dtype=cast, device=device, where=kind)
     if (horizon := _setting(original, "action_horizon")) is not None:
         ours.action_horizon = horizon
     if (count := _setting(original, "num_inference_timesteps")) is not None:
@@ -118,12 +132,7 @@ def _accelerate(
     steps.step("comparing with the original")
     original_is, agreement = _compare(original, ours, example, kind)
     policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from
-    # On a CPU, engines would be built for another machine and not run.
-    default = Plan(backend="eager") if device.type == "cpu" else Plan()
-    chosen = replace(plan or default, denoising_steps=ours.denoising_steps)
-    given = plan is not None
-    machine = Machine(str(device))
-    resolved = resolve(chosen, machine, chosen=given, precision_chosen=given, engine_dir=engine_dir, timed=False)
+    resolved = replace(resolved, plan=replace(resolved.plan, denoising_steps=ours.denoising_steps))
     done = deploy(policy, resolved, steps, engine_cache=engine_cache)
     original.get_action = _replacement(original, policy, original_is)
     return Accelerated(original, done, agreement)
@@ -253,7 +262,7 @@ def _agreement(
             f"accelerate: {kind}.get_action drew no normal noise of shape {shape}, so it cannot be compared",
             known="torch.randn of that shape, as GR00T N1.5 draws it",
         )
-    with torch.autocast(ours.device.type, enabled=False), accuracy.full_fp32():
+    with torch.autocast(ours.device.type, enabled=False), own_products(), accuracy.full_fp32(), as_stored(ours):
         pred = ours.get_action(inputs, noise=noise.float())[OUTPUT]
     agreement = accuracy.compare(pred, sample[OUTPUT])
     computed = [_precision(original), *([precision_of(compute)] if compute is not None else [])]

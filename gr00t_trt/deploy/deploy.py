@@ -4,30 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from ..common.devices import side_stream
 from ..common.interface import Observation
+from ..common.products import prefer_onednn, speed
 from ..common.progress import Steps
+from ..compile.build import torch_dtype
 from ..compile.capture import UNCAPTURED, capture_requests
 from ..engines.cache import open_cache
 from ..errors import AccuracyError
 from ..measure.harness import Harness, build_all
-from ..measure.reference import take_reference
-from ..measure.results import Variant, candidate_of
+from ..measure.kept_reference import KeptActions, kept_actions
+from ..measure.reference import take_reference, take_requests
+from ..measure.results import Variant
+from ..measure.timers import drain
 from ..measure.workloads import one_request
+from ..model.stored import forget
 from ..plans.load import plan_to_mapping
-from ..plans.precisions import precision_of
+from ..plans.precisions import Gate, precision_of
 from ..plans.resolve import Resolved, decided
-from ..plans.submodules import select
+from ..plans.schema import ARCHITECTURE, SUBMODULES, Plan
+from ..plans.submodules import resolve_submodule, select
 from ..policy.policy import ModelPolicy
 from ..record.environment import ROOT
-from ..record.result import Status
+from ..record.result import Candidate, Result, Status
 from ..record.schema import Inputs, Record, new_record
 
 WARM_CALLS = 2
+
+UNCHECKED = "not compared with eager fp32"
 
 
 @dataclass(frozen=True)
@@ -55,16 +64,21 @@ def deploy(
     engine_cache: str | None = None,
     seed: int = 0,
     command: str = "",
+    check: bool = True,
 ) -> Deployment:
-    """Carry out a plan on a policy in fp32, in place, and refuse it when it is not accurate enough.
+    """Carry out a plan on a policy, in place, and refuse it when it is not accurate enough.
 
-    What a start must know is looked at once, on one request; nothing is timed.
+    What a start must know is looked at once, on one request; nothing is timed. Stages that stay in eager PyTorch are
+    held against fp32 by themselves only where the plan gives them a gate; the actions always are.
 
     Args:
-        policy: In fp32, nothing compiled; its model is cast to the plan's precisions.
+        policy: In fp32, or loaded in the plan's precisions, which takes no more memory than they do; nothing compiled.
+            What is not in them yet is cast.
         resolved: For the policy's device; what it does not compile stays in eager PyTorch at its precision.
         observation: What shapes are tuned for and accuracy is checked on; the policy's `example` when None.
         engine_cache: Folder of finished engines, or ``off``; None for the default, see `open_cache`.
+        check: False leaves the comparison with fp32 out, for a quick start, and says so: accuracies are None, and no
+            gate is asked.
     Raises: AccuracyError when a gate is missed, naming it; PlanError for a plan that is not decided yet.
     """
     plan, device = decided(resolved).plan, policy.model.device
@@ -76,34 +90,118 @@ def deploy(
     record.skip_all(resolved.notes)
     with side_stream(device):
         request = one_request(policy, policy.example() if observation is None else observation, seed)
-        harness = Harness(take_reference(policy, request, [plan.optimizations], steps), plan, steps)
+        built = replace(resolved, names=_built(resolved))
+        # Kept actions are a reference only where new ones can still be taken: of weights that no plan has cast.
+        keeps = check and not built.names and _as_planned(policy, plan)
+        kept = kept_actions(policy.model, request) if keeps else None
+        take = take_reference if check and kept is None else take_requests
+        wanted = [plan.optimizations] if built.names else []
+        harness = Harness(take(policy, request, wanted, steps), plan, steps)
+        choose_products(harness, record)
         record.inputs = replace(request.described(seed), dataset=about)
-        parts = build_all(harness, resolved, open_cache(engine_cache))
-        variant = harness.variant(candidate_of(resolved, parts), parts)
-        steps.step("comparing the actions with eager fp32")
-        checked = harness.check(variant, request)
-        record.results = [harness.part_result(part) for part in parts.values()]
-        record.results.append(harness.request_result(variant.candidate.backend, variant, checked))
+        parts = build_all(harness, built, open_cache(engine_cache))
+        variant = harness.variant(_candidate(resolved), parts)
+        record.results = [_told(harness.part_result(part), check) for part in parts.values()]
+        record.results.append(_whole(harness, variant, check, kept, record))
         note_padding(variant, record)
         policy.model = variant.model
-        if record.failures:
-            raise AccuracyError(
-                "the compiled policy is not accurate enough to be used: " + "; ".join(record.failures),
-                known="the gates of the plan, per submodule and for the actions",
-                fix="choose a more exact precision for what is named, or set its `gate` in the plan",
-            )
+        _refuse_inaccurate(record)
         capture(harness, resolved, variant, record)
-        graphs: Any = variant.model.graphs
-        if plan.cuda_graph == "startup" and graphs is not None:
-            replayed = f"prompts of {', '.join(map(str, graphs.prompt_lengths))} tokens are replayed"
-            captures = "cuda_graph: on_demand captures each length when it first comes"
-            record.skip("cuda_graph", f"{replayed}, others run kernel by kernel; {captures}")
-        steps.step("warming up")
-        for _ in range(WARM_CALLS):
-            policy.get_action(request.observation)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _note_lengths(variant, plan, record)
+        # On a CPU, PyTorch as it is has nothing left to get ready once it has been called.
+        if parts or device.type == "cuda" or not check:
+            _warm_up(policy, request.observation, steps)
+    forget(cast(nn.Module, harness.plain))
     return Deployment(policy, _backends(record, policy, resolved), record)
+
+
+def _built(resolved: Resolved) -> tuple[str, ...]:
+    """What is built or has a gate of its own: a stage in eager PyTorch is only cast, and the actions tell of it."""
+    own = resolved.plan.submodules
+
+    def gated(name: str) -> bool:
+        parts = (name, *ARCHITECTURE.parts_of(name))
+        return resolved.plan.gate != Gate() or any(part in own and own[part].gate is not None for part in parts)
+
+    return tuple(name for name in resolved.names if resolved[name].backend != "eager" or gated(name))
+
+
+def choose_products(harness: Harness, record: Record) -> None:
+    """Give what is computed in fp32 on a CPU to the library that is faster on it, in this whole process."""
+    in_fp32 = torch.float32 in harness.plain.stage_dtypes.values()
+    if harness.device.type == "cpu" and in_fp32 and prefer_onednn():
+        record.skip(
+            "fp32 products", f"PyTorch's own choice is not used: oneDNN is faster here, in ms: {speed().said()}"
+        )
+
+
+def _refuse_inaccurate(record: Record) -> None:
+    if record.failures:
+        raise AccuracyError(
+            "the compiled policy is not accurate enough to be used: " + "; ".join(record.failures),
+            known="the gates of the plan, per submodule and for the actions",
+            fix="choose a more exact precision for what is named, or set its `gate` in the plan",
+        )
+
+
+def _candidate(resolved: Resolved) -> Candidate:
+    """What the plan comes to; its backend is ``mixed`` where it has several."""
+    plan, used = resolved.plan, {resolved[name].backend for name in resolved.names}
+    return Candidate(used.pop() if len(used) == 1 else "mixed", plan.precision, plan.optimizations, plan.loop)
+
+
+def _told(result: Result, check: bool) -> Result:
+    """The result, without an accuracy where it is not one with fp32."""
+    if check:
+        return result
+    return replace(result, accuracy=None, gate=None, passed=None, failures=(), why=UNCHECKED)
+
+
+def _whole(harness: Harness, variant: Variant, check: bool, kept: KeptActions | None, record: Record) -> Result:
+    """What became of the whole request, held against the reference unless the start is to be quick."""
+    name, base = variant.candidate.backend, harness.reference.base
+    if not check:
+        record.skip("accuracy", f"{UNCHECKED}: the start was told to leave that out")
+        return _told(harness.request_result(name, variant, None), check)
+    found = kept.read() if kept else None
+    if found is not None:
+        harness.give(base, found)
+    elif kept:
+        harness.steps.step("running eager fp32, the reference")
+        kept.write(harness.expected(base))
+    harness.steps.step("comparing the actions with eager fp32")
+    checked = harness.check(variant, base)
+    if kept and found is not None:
+        if checked.failures:
+            harness.give(base, None)
+            kept.write(harness.expected(base))
+            checked = harness.check(variant, base)
+        else:
+            record.skip("reference", f"eager fp32 was not run again: its actions were kept, {kept.path}")
+    return harness.request_result(name, variant, checked)
+
+
+def _as_planned(policy: ModelPolicy, plan: Plan) -> bool:
+    """Whether the model was loaded in the plan's precisions."""
+    wanted = {name: torch_dtype(resolve_submodule(plan, name).precision) for name in SUBMODULES}
+    model = policy.model
+    return model.dtype == torch_dtype(plan.precision) and wanted.items() <= model.stage_dtypes.items()
+
+
+def _warm_up(policy: ModelPolicy, observation: Any, steps: Steps) -> None:
+    steps.step("warming up")
+    for _ in range(WARM_CALLS):
+        policy.get_action(observation)
+    drain(policy.model.device)
+
+
+def _note_lengths(variant: Variant, plan: Plan, record: Record) -> None:
+    """Say which prompts are replayed where graphs are captured at the start alone."""
+    graphs: Any = variant.model.graphs
+    if plan.cuda_graph == "startup" and graphs is not None:
+        replayed = f"prompts of {', '.join(map(str, graphs.prompt_lengths))} tokens are replayed"
+        captures = "cuda_graph: on_demand captures each length when it first comes"
+        record.skip("cuda_graph", f"{replayed}, others run kernel by kernel; {captures}")
 
 
 def note_padding(variant: Variant, record: Record) -> None:

@@ -40,10 +40,17 @@ class LocalPolicy:
         # Drawn on the host: a GPU's generator would give other numbers for the same seed.
         self._noise = torch.Generator().manual_seed(self.seed)
 
-    def carry_out(self, plan: Plan, engine_dir: str | None, steps: Steps) -> None:
-        """Carry out a plan on the model, in place. Raises: Gr00tError as `deploy.deploy`."""
+    def carry_out(self, plan: Plan, engine_dir: str | None, steps: Steps, *, chosen: bool = True) -> None:
+        """Carry out a plan on the model, in place.
+
+        Args:
+            chosen: As for `resolve`.
+        Raises: Gr00tError as `deploy.deploy`.
+        """
         machine, folder = Machine(str(self.policy.model.device)), Path(engine_dir) if engine_dir else None
-        self.deployment = deploy(self.policy, resolve(plan, machine, engine_dir=folder, timed=False), steps)
+        self.deployment = deploy(
+            self.policy, resolve(plan, machine, chosen=chosen, engine_dir=folder, timed=False), steps
+        )
 
     def describe(self) -> About:
         """For a record: model, device, and what serves each submodule."""

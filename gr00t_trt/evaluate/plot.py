@@ -1,25 +1,42 @@
-"""A picture of one episode: every action dimension as recorded and as predicted. The file that imports matplotlib."""
+"""A picture of one episode: every action dimension as recorded and as predicted. The file that imports matplotlib.
+
+One column, 1280 pixels wide: on a phone a panel still is as wide as the screen, and its text can be read.
+"""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..common.install import install_extra
 from ..errors import PlanError, RecordError
 from .episodes import Prediction, Recording
 
-ROWS = 8
-"""Most subplots in a column; a wider part gets a further column."""
-INK, GROUND_TRUTH, STATE, QUERY = "#333333", "#9aa0a6", "#c9a400", "#d62728"
-ALONE = {"color": "#1f77b4", "linewidth": 1.2}
-OVER = {"color": "#d95f02", "linewidth": 0.8}
-UNDER = {"color": "#8fc1ef", "linewidth": 2.8}
-"""The first of two predictions: wide and light, so that the second shows on it even where they agree."""
+INK, SOFT, FAINT = "#1b1f24", "#57606a", "#d0d7de"
+# The dots are wider than a line, so that they show beside it where both agree.
+RECORDED = {"color": "#000000", "marker": ".", "linestyle": "", "markersize": 7.5, "markeredgewidth": 0}
+ALONE = {"color": "#d55e00", "linewidth": 1.6}
+UNDER = {"color": "#0072b2", "linewidth": 2.0}
+OVER = {"color": "#d55e00", "linewidth": 2.0, "linestyle": (0, (4, 4))}
+"""Of two predictions the second one is dashed, so that both show even where they agree and the picture is small. Both
+colours are told apart by people who are colour-blind, too.
+"""
+QUERY = {"color": SOFT, "linewidth": 0.6, "linestyle": (0, (2, 3)), "zorder": 0}
+STATE = {"color": "#7b3294", "linewidth": 1.4, "linestyle": ":"}
+
+WIDTH, DPI = 6.4, 200
+MOST_PIXELS = 60_000
+"""A PNG may be 65,535 pixels high; a picture of very many joints is drawn smaller."""
+LEFT, RIGHT, LINE = 0.8, 0.15, 0.25
+HEADING, PANEL, STRIP, GAP, ROWS = 0.28, 1.15, 0.42, 0.14, 0.42
+"""Inches: a panel's heading, recorded and predicted, their difference, what lies between panels, numbers of rows."""
+LEAST_RANGE = 0.02
+"""Of an axis, in the dataset's unit: else the noise of a joint that stands still would fill its panel."""
 
 
 def pyplot_figure() -> Any:
@@ -27,8 +44,7 @@ def pyplot_figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        install = "pip install 'gr00t_trt[plots]'"
-        raise PlanError("plots need matplotlib, which is not installed", fix=install) from error
+        raise PlanError("plots need matplotlib, which is not installed", fix=install_extra("plots")) from error
     return Figure
 
 
@@ -40,109 +56,158 @@ def plot_path(given: str, trajectory: int, trajectories: int) -> Path:
     return path if trajectories == 1 else path.with_name(f"{path.stem}-traj{trajectory}{path.suffix}")
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One dimension of an action part; the last one of its part has the numbers of the rows below it."""
+
+    key: str
+    dimension: int
+    label: str
+    last: bool
+
+    @property
+    def height(self) -> float:
+        """Inches."""
+        return HEADING + PANEL + STRIP + GAP + ROWS * self.last
+
+
 def draw(
     path: Path,
     recording: Recording,
     predictions: Mapping[str, Prediction],
     scores: Mapping[str, float],
-    keys: Sequence[str],
+    labels: Mapping[str, Sequence[str]],
     *,
     fps: float,
     with_state: bool,
 ) -> None:
-    """Write one picture: a column per action part, a subplot per dimension, a red dot at each query.
+    """Write one picture, 1280 pixels wide: a panel per joint, and below it the difference.
 
     Args:
         predictions: What to call a policy -> its actions; one or two.
         scores: The same names -> mean squared error, for the title.
-        keys: Action keys to draw.
-        fps: Rows per second, for the second axis.
+        labels: Action key to draw -> what to call each of its dimensions.
+        fps: Rows per second, for the title.
         with_state: Draw the state beside the actions where it has the same parts.
     Raises: PlanError without matplotlib, RecordError when the file cannot be written.
     """
-    columns = _columns(recording, keys)
-    height = max(len(own) for own in columns)
-    size = (max(5.2 * len(columns), 8.0), 1.35 * height + 1.9)
-    figure = pyplot_figure()(figsize=size, layout="constrained", facecolor="white")
-    grid = figure.subplots(height, len(columns), sharex=True, squeeze=False)
-    for column, own in enumerate(columns):
-        for row in range(height):
-            axes = grid[row][column]
-            if row >= len(own):
-                axes.set_visible(False)
-                continue
-            key, dimension = own[row]
-            _draw_dimension(axes, recording, predictions, key, dimension, with_state=with_state)
-            if row == 0:
-                axes.set_title(key.partition(".")[2].replace("_", " "), fontsize=11, color=INK, pad=8)
-            if row == len(own) - 1:
-                axes.tick_params(labelbottom=True)
-                axes.set_xlabel("row", fontsize=8, color=INK, labelpad=1)
-    handles, labels = max((axes.get_legend_handles_labels() for axes in grid.flat), key=lambda found: len(found[1]))
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    figure.suptitle(_title(recording, scores, fps), fontsize=12, color=INK)
+    panels = [Panel(key, i, text, i == len(own) - 1) for key, own in labels.items() for i, text in enumerate(own)]
+    looks = dict(zip(predictions, (UNDER, OVER) if len(predictions) > 1 else (ALONE,), strict=True))
+    named = [("recorded", RECORDED), *((f"predicted, {name}", look) for name, look in looks.items())]
+    named += [("policy asked", QUERY), *([("state", STATE)] if with_state and recording.states else [])]
+    title = _title(recording, scores, fps)
+    below = LINE * (title.count("\n") + 1) + 0.15
+    head = below + LINE * len(named) + 0.15
+    height = head + sum(panel.height for panel in panels)
+    figure = pyplot_figure()(figsize=(WIDTH, height), facecolor="white")
+    # Names are no formulas, whatever dollars they hold.
+    said = {"va": "top", "fontsize": 12, "color": INK, "parse_math": False, "linespacing": 1.25}
+    figure.text(0.02, 1 - 0.1 / height, title, **said)
+    _legend(figure, named, 1 - below / height)
+    for panel in panels:
+        _draw_joint(figure, head / height, height, panel, recording, predictions, looks, with_state=with_state)
+        head += panel.height
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=min(DPI, MOST_PIXELS / height))
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib has no writer for
         fix = "name a .png in a folder of yours"
         raise RecordError(f"{path}: the plot cannot be written: {error}", fix=fix) from error
 
 
-def _columns(recording: Recording, keys: Sequence[str]) -> list[list[tuple[str, int]]]:
-    """(key, dimension) of every subplot, column by column; the dimensions of a part are spread evenly."""
-    out = []
-    for key in keys:
-        width = recording.actions[key].shape[1]
-        share = math.ceil(width / math.ceil(width / ROWS))
-        cells = [(key, dimension) for dimension in range(width)]
-        out += [cells[start : start + share] for start in range(0, width, share)]
-    return out
+def _legend(figure: Any, named: Sequence[tuple[str, Mapping[str, Any]]], top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **look) for _, look in named]
+    shown = figure.legend(handles, [name for name, _ in named], loc="upper left", bbox_to_anchor=(0.01, top),
+                          frameon=False, fontsize=11, labelcolor=INK, labelspacing=0.35, borderpad=0)  # fmt: skip
+    for text in shown.get_texts():
+        text.set_parse_math(False)
 
 
-def _draw_dimension(
-    axes: Any,
+def _draw_joint(
+    figure: Any,
+    down: float,
+    height: float,
+    panel: Panel,
     recording: Recording,
     predictions: Mapping[str, Prediction],
-    key: str,
-    dimension: int,
+    looks: Mapping[str, Mapping[str, Any]],
     *,
     with_state: bool,
 ) -> None:
-    part = key.partition(".")[2]
+    """One panel and its strip, `down` of the picture from its top; `height` is the picture's in inches."""
+    top = _axes(figure, 1 - down - (HEADING + PANEL) / height, PANEL / height)
+    strip = _axes(figure, 1 - down - (HEADING + PANEL + STRIP) / height, (STRIP - 0.06) / height)
+    key, dimension = panel.key, panel.dimension
     recorded = recording.actions[key][:, dimension]
     rows = np.arange(len(recorded))
-    state = recording.states.get(f"state.{part}") if with_state else None
+    top.plot(rows, recorded, **RECORDED)
+    for name, prediction in predictions.items():
+        top.plot(*_chunks(rows, prediction.actions[key][:, dimension], recording.queries), **looks[name])
+    gaps = _gaps(recording, predictions, key)
+    strip.plot(*_chunks(rows, gaps[:, dimension], recording.queries), **ALONE)
+    state = recording.states.get(f"state.{key.partition('.')[2]}") if with_state else None
     if state is not None:
-        axes.plot(rows, state[:, dimension], color=STATE, linewidth=1.0, linestyle=":", label="state")
-    axes.plot(rows, recorded, color=GROUND_TRUTH, linewidth=2.4, label="recorded action", solid_capstyle="round")
-    queries = list(recording.queries)
-    styles = (UNDER, OVER) if len(predictions) > 1 else (ALONE,)
-    for (name, prediction), style in zip(predictions.items(), styles, strict=True):
-        values = prediction.actions[key][:, dimension]
-        # A chunk is a plan of its own: no line leads from its last row to the next one's first.
-        broken = np.insert(values.astype(np.float64), queries[1:], np.nan)
-        places = np.insert(rows.astype(np.float64), queries[1:], np.nan)
-        axes.plot(places, broken, label=f"predicted, {name}", **style)
-    first, *others = (own.actions[key][:, dimension] for own in predictions.values())
-    axes.plot(queries, first[queries], "o", color=QUERY, markersize=2.8, label="query", zorder=5)
-    for second in others:
-        gap = f"largest gap {np.abs(second - first).max():.2g}"
-        axes.text(1.0, 1.0, gap, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color=INK)
-    axes.set_ylabel(f"[{dimension}]", fontsize=8, color=INK, rotation=0, labelpad=10, va="center")
-    axes.tick_params(labelsize=7, colors=INK, length=2)
-    axes.grid(alpha=0.25, linewidth=0.5)
-    axes.margins(x=0.01, y=0.12)
-    if np.ptp(axes.get_ylim()) < 0.02:  # else the noise of a part that stands still fills the picture
-        middle = float(np.mean(axes.get_ylim()))
-        axes.set_ylim(middle - 0.01, middle + 0.01)
-    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+        top.plot(rows, state[:, dimension], **STATE)
+    for axes in (top, strip):
+        axes.set_xlim(-0.5, max(len(rows) - 0.5, 0.5))
+        for query in recording.queries:
+            axes.axvline(query, **QUERY)
+    top.margins(y=0.1)
+    if np.ptp(top.get_ylim()) < LEAST_RANGE:
+        middle = float(np.mean(top.get_ylim()))
+        top.set_ylim(middle - LEAST_RANGE / 2, middle + LEAST_RANGE / 2)
+    _scale_strip(strip, float(np.abs(gaps).max()))
+    which = "predicted − recorded" if len(predictions) == 1 else "second − first"
+    _write(top, strip, panel, f"{which}: at most {np.abs(gaps[:, dimension]).max():.2g}")
+
+
+def _gaps(recording: Recording, predictions: Mapping[str, Prediction], key: str) -> np.ndarray:
+    """What the strips show, [N, D]: predicted minus recorded; of two predictions the second minus the first."""
+    first, *others = (own.actions[key] for own in predictions.values())
+    return others[0] - first if others else first - recording.actions[key]
+
+
+def _axes(figure: Any, bottom: float, tall: float) -> Any:
+    axes = figure.add_axes((LEFT / WIDTH, bottom, (WIDTH - LEFT - RIGHT) / WIDTH, tall))
+    axes.tick_params(labelsize=10, colors=SOFT, length=2, labelbottom=False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.grid(axis="y", linewidth=0.5, color=FAINT)
+    axes.locator_params(axis="y", nbins=4)
+    return axes
+
+
+def _chunks(rows: np.ndarray, values: np.ndarray, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A chunk is a plan of its own: no line leads from its last row to the next one's first."""
+    places, broken = (np.insert(own.astype(np.float64), list(queries[1:]), np.nan) for own in (rows, values))
+    return places, broken
+
+
+def _scale_strip(strip: Any, largest: float) -> None:
+    """The strips of one part have one scale, so that the worst joint shows at a glance."""
+    largest = max(largest, 1e-9)
+    strip.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+    strip.set_ylim(-1.12 * largest, 1.12 * largest)
+    strip.set_yticks([-largest, largest], [f"{-largest:.2g}", f"{largest:.2g}"])
+
+
+def _write(top: Any, strip: Any, panel: Panel, gap: str) -> None:
+    """The heading and how large the difference is; and the numbers of the rows."""
+    said = {"transform": top.transAxes, "va": "bottom", "parse_math": False}
+    top.text(0.0, 1.03, panel.label, fontsize=12, weight="bold", color=INK, **said)
+    top.text(1.0, 1.03, gap, fontsize=10, ha="right", color=SOFT, **said)
+    top.ticklabel_format(axis="y", useOffset=False, style="plain")
+    if panel.last:
+        strip.tick_params(labelbottom=True)
+        strip.set_xlabel("row of the episode", fontsize=10, color=SOFT, labelpad=1)
 
 
 def _title(recording: Recording, scores: Mapping[str, float], fps: float) -> str:
-    errors = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-    instruction = textwrap.shorten(recording.instruction, 90, placeholder=" ...")
-    below = f"MSE {errors} in the dataset's units squared, {len(recording)} rows at {fps:g} Hz"
-    return f"trajectory {recording.trajectory}: “{instruction}”\n{below}"
+    """The instruction, then the errors, a line each."""
+    instruction = textwrap.shorten(f"“{recording.instruction}”", 130, placeholder=" ...”")
+    lines = textwrap.wrap(f"trajectory {recording.trajectory}: {instruction}", 62)
+    lines.append(f"{len(recording)} rows at {fps:g} Hz; values in the dataset's units")
+    lines += [textwrap.shorten(f"mean squared error, {name}: {value:.4g}", 62) for name, value in scores.items()]
+    return "\n".join(lines)

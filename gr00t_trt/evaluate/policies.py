@@ -6,7 +6,8 @@ Never imports torch unless the policy is local, so that a robot's computer can d
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from ..common.command import setting
 from ..common.interface import ModalityConfig, Observation
 from ..common.progress import Steps
-from ..errors import PlanError
+from ..errors import PlanError, UsageError
 from ..plans import flags
 from ..plans.schema import Plan
 from ..policy.flags import check_seed, source_flags
@@ -61,6 +62,7 @@ def policy_flags(p: argparse.ArgumentParser, *, data_config: str, embodiment_tag
     flags.backend_flag(g, " [none: eager fp32]")
     flags.precision_flag(g, ", any case [fp16 when compiled]")
     flags.config_flag(g)
+    flags.print_plan_flag(g)
     g.add_argument("--engine_dir", metavar="DIR", help="write engines and their manifests here [not written]")
     g = p.add_argument_group("a served policy, without --model_path")
     g.add_argument(f"--{host_flag}", dest="host", default="localhost", help="where the server runs [%(default)s]")
@@ -84,6 +86,27 @@ def plan_of(args: argparse.Namespace) -> Plan | None:
     return flags.plan_from(args, {**flags.overrides_of(args), "backend": backend})
 
 
+def print_plan(args: argparse.Namespace, command: Sequence[str]) -> None:
+    """Print what would be done to the local model, for ``--print_plan``. Raises: UsageError for a served policy."""
+    if args.model_path is None:
+        raise UsageError("--print_plan: a served policy has its server's plan", fix="add --model_path")
+    plan = plan_of(args) or Plan(backend="eager", precision="fp32")
+    flags.print_plan(plan, shlex.join(["gr00t-trt", *command]))
+
+
+def carry_out(args: argparse.Namespace, local: LocalPolicy, steps: Steps) -> Plan | None:
+    """Do to a local model what the flags say; on a GPU, what is fastest there where they say nothing.
+
+    Returns: The plan; None for nothing done: eager fp32.
+    Raises: Gr00tError as `deploy.deploy`.
+    """
+    default = flags.default_to_fast(args, str(local.policy.model.device))
+    plan = plan_of(args)
+    if plan is not None:
+        local.carry_out(plan, args.engine_dir, steps, chosen=not default)
+    return plan
+
+
 def check_policy_flags(args: argparse.Namespace) -> None:
     """Refuse what cannot work, and what can only be meant for the other kind of policy. Raises: PlanError.
 
@@ -97,8 +120,8 @@ def check_policy_flags(args: argparse.Namespace) -> None:
     if args.model_path is not None:
         plan_of(args)
         return
-    local = ("backend", "config", "precision", "engine_dir", "denoising_steps", "device", "tokenizer", "metadata")
-    given = [name for name in local if getattr(args, name) is not None]
+    local = ["backend", "config", "precision", "calibration", "engine_dir", "denoising_steps", "device", "tokenizer"]
+    given = [name for name in (*local, "metadata") if getattr(args, name) is not None]
     given += ["bracketed_instruction"] if args.bracketed_instruction else []
     if given:
         fix = "add --model_path, or start the server with it"
@@ -170,8 +193,6 @@ def open_policy(args: argparse.Namespace, steps: Steps) -> tuple[CameraPolicy, A
         steps.step(f"asking the server at {args.host}:{args.port} what it needs")
         served = connect(args)
         return served, served.describe()
-    plan = plan_of(args)
     local = load_local(args, steps)
-    if plan is not None:
-        local.carry_out(plan, args.engine_dir, steps)
+    carry_out(args, local, steps)
     return local, local.describe()

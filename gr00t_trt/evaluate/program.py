@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..common.command import Parser, check_least, parse_flags, run_program, setting, switch
+from ..common.paths import check_dataset
 from ..common.progress import Steps, progress
 from ..errors import UsageError, unknown
 from ..policy.flags import optional
 from ..record.files import deliver, record_flags, record_path
 from ..serve.api_token import redacted
 from .about import About
-from .policies import Policy, check_policy_flags, connect, load_local, plan_of, policy_flags
+from .policies import Policy, carry_out, check_policy_flags, connect, load_local, plan_of, policy_flags, print_plan
+from .timeline import open_timeline, rerun_flag, write_evaluation
 
 if TYPE_CHECKING:
     from ..data import LeRobotDataset
@@ -83,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     switch(g, "plot_state", help="draw the state beside the action where it has the same parts")
     help = "a picture, or a folder for them; several trajectories get -trajN; implies --plot"
     g.add_argument("--save_plot_path", type=optional, metavar="PATH", help=help)
+    rerun_flag(g)
     record_flags(g)
     return p
 
@@ -113,11 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
+    if args.print_plan:
+        print_plan(args, ["evaluate", *argv])
+        return 0
+    check_dataset(args.dataset_path)
     path = record_path(args, "evaluate")
     from . import plot
 
     if args.plot or args.save_plot_path:
         plot.pyplot_figure()  # a long run should not end with the news that it cannot be drawn
+    timeline = open_timeline(args.rerun, "evaluate")
     from .episodes import action_keys, choose_horizon, read_recording
     from .local import LocalPolicy
     from .results import fill, render
@@ -131,6 +139,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         steps.step(f"reading the recording: {args.dataset_path}")
         wanted = range(args.start_traj, args.start_traj + args.trajs)
         recordings = [read_recording(dataset, each, steps=args.steps, horizon=horizon) for each in wanted]
+        _refuse_calibrated(args, dataset, recordings)
         predictions: dict[str, list[Prediction]] = {}
         about: dict[str, About] = {}
         local: LocalPolicy | None = None
@@ -145,11 +154,25 @@ def _main(argv: Sequence[str], console: Console) -> int:
         if args.plot or args.save_plot_path:
             steps.step("drawing")
             _draw(args, path, dataset, recordings, predictions, keys, record.evaluation)
+        if timeline is not None:
+            steps.step(f"writing {timeline.path}")
+            with timeline:
+                write_evaluation(timeline, dataset, recordings, predictions, _fps(dataset))
     record.wall_s = time.monotonic() - began
     record.exit_reason = "done"
     render(record, console)
     deliver(record, path, args)
     return 0
+
+
+def _refuse_calibrated(args: argparse.Namespace, dataset: LeRobotDataset, recordings: Sequence[Recording]) -> None:
+    """Raises: PlanError for a frame that the plan's calibration was made from."""
+    plan = plan_of(args) if args.model_path is not None else None
+    if plan is not None and plan.calibration is not None:
+        from ..quantize.calibration import read_calibration
+
+        frames = [(recording.trajectory, row) for recording in recordings for row in recording.queries]
+        read_calibration(plan.calibration).refuse_its_frames(dataset, frames)
 
 
 Candidate = tuple[str, Policy, About]
@@ -176,13 +199,14 @@ def _open(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Itera
 def _candidates(args: argparse.Namespace, dataset: LeRobotDataset, server: Any, steps: Steps) -> Iterator[Candidate]:
     if args.model_path is not None:
         local = load_local(args, steps, dataset=dataset)
-        plan = plan_of(args)
         # Eager goes first: the plan is carried out in place, so that no model is held twice.
-        if plan is None or args.compare == "eager":
+        if args.compare == "eager":
             yield EAGER, local, local.describe()
+        plan = carry_out(args, local, steps)
         if plan is not None:
-            local.carry_out(plan, args.engine_dir, steps)
             yield f"{plan.backend} {plan.precision}", local, local.describe()
+        elif args.compare != "eager":
+            yield EAGER, local, local.describe()
     if server is not None:
         yield f"server {server.address}", server, server.describe()
 
@@ -214,13 +238,19 @@ def _draw(
     evaluation: Any,
 ) -> None:
     from . import plot
+    from .joints import joint_labels
 
+    labels = {key: joint_labels(dataset, key, recordings[0].actions[key].shape[1]) for key in keys}
     given = args.save_plot_path or str(path.with_suffix(".png"))
-    view = dataset.modality_config["video"].modality_keys[0].partition(".")[2]
-    fps = dataset.info.view(dataset.layout.video[view]).fps
     for number, recording in enumerate(recordings):
         target = plot.plot_path(given, recording.trajectory, len(recordings))
         scores = {c["name"]: c["trajectories"][number]["mse"] for c in evaluation["candidates"]}
         answers = {name: own[number] for name, own in predictions.items()}
-        plot.draw(target, recording, answers, scores, keys, fps=fps, with_state=args.plot_state)
+        plot.draw(target, recording, answers, scores, labels, fps=_fps(dataset), with_state=args.plot_state)
         evaluation["plots"].append(str(target))
+
+
+def _fps(dataset: LeRobotDataset) -> float:
+    """Rows per second: as many as the first view has frames."""
+    view = dataset.modality_config["video"].modality_keys[0].partition(".")[2]
+    return dataset.info.view(dataset.layout.video[view]).fps

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.command import Parser, parse_flags, run_program, setting, switch
-from ..errors import BackendError
+from ..errors import BackendError, PlanError
 from ..plans import flags
 from ..plans.resolve import Resolved
 from ..plans.schema import Plan
-from ..plans.submodules import select
+from ..plans.submodules import resolve_submodule, select
 from ..policy.flags import source_flags
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
         },
     )
     flags.fn_name_flag(g)
-    flags.config_flag(g, "plan file: precisions, ranges, gates; flags win over it")
-    flags.precision_flag(g, " [fp16]")
+    flags.config_flag(g, "its precisions, ranges and gates count; flags win over them")
+    flags.precision_flag(g, " [fp16]", quantized=False)
     switch(g, "use_fp32_acc", default=None, help="matrix products of half precision accumulate in fp32")
     flags.optimizations_flag(g, "restructured model: all, none, or names [none, or what --config says]")
     flags.loop_flag(g, "; the last two need --optimizations [submodules]")
@@ -178,6 +178,15 @@ def table(done: Sequence[Exported]) -> Table:
     return out
 
 
+def _refuse_quantized(plan: Plan, names: Sequence[str]) -> None:
+    """Raises: PlanError for a precision that no file holds yet: it would be written in what carries it."""
+    for name in names:
+        own = resolve_submodule(plan, name)
+        if own.quantization is not None:
+            what = f"precision {own.precision} of {name}: not written to ONNX yet"
+            raise PlanError(what, known="fp32, fp16, bf16", fix="add --precision fp16, or use another --config")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; messages go to stderr, the table or the trtexec commands to stdout."""
     return run_program(_main, argv, interrupted="interrupted; finished files are whole")
@@ -198,6 +207,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     overrides = flags.overrides_of(args, use_fp32_acc="build.use_fp32_acc")
     plan = flags.plan_from(args, overrides, Plan(optimizations=()))
     names = select(args.fn_name, plan)
+    _refuse_quantized(plan, names)
     device, backend = devices.choose_device(args.device), OnnxRuntimeBackend()
     available = backend.availability_on(device.type)
     if not available.installed and device.type == "cuda" and args.device is None:

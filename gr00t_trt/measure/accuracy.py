@@ -187,9 +187,12 @@ def judge(name: str, agreement: Agreement, gate: Gate) -> tuple[str, ...]:
 @contextmanager
 def full_fp32() -> Iterator[None]:
     """No TF32 in products and convolutions: the reference must be better than anything held against it."""
-    product, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    # The one switch for products on CPU and GPU: setting `allow_tf32` beside it would leave the two at odds.
+    product, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = product, convolution
+        torch.set_float32_matmul_precision(product)
+        torch.backends.cudnn.allow_tf32 = convolution

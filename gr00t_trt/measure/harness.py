@@ -1,6 +1,6 @@
 """The one harness: take the reference, build, check, time. Each step returns what the next one needs.
 
-    reference = take_reference(policy, request, [plan.optimizations], steps)   eager fp32; nothing is cast yet
+    reference = take_reference(policy, request, [plan.optimizations], steps)   eager fp32, nothing compiled
     harness = Harness(reference, plan, steps)                casts the model to the plan's precisions, in place
     part = harness.build("dit_model", resolved["dit_model"], plan.optimizations)
     variant = harness.variant(candidate, {"dit_model": part})
@@ -34,9 +34,11 @@ from ..model.n1_5.fast import RequestGraphs
 from ..model.protocol import Model
 from ..model.targets import Recording
 from ..plans.backends import get_backend
+from ..plans.precisions import PRECISIONS
 from ..plans.resolve import Resolved
 from ..plans.schema import BenchmarkOptions, Plan, Ranges
 from ..plans.submodules import ResolvedSubmodule, graph_tolerance, resolve_action_gate
+from ..quantize.layers import quantized_target
 from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status, Workload
 from ..record.samples import Samples, percentile
 from .accuracy import compare, judge
@@ -69,21 +71,28 @@ class Harness:
         self.device = self.plain.device
         self.action_gate = resolve_action_gate(plan)
         self._expected, self._recordings = dict(reference.actions), dict(reference.recordings)
-        own = (settings.precision for settings in plan.submodules.values())
-        self._uncast = {plan.precision, *own} <= {"fp32", None}
         self._models: dict[tuple[str, ...], Model] = {(): self.plain}
         self._captured: WeakKeyDictionary[RequestGraphs, set[Workload]] = WeakKeyDictionary()
+        loaded = dict(self.plain.stage_dtypes), self.plain.dtype
         set_precision(self.plain, plan)
-        self.original = Variant(Candidate(precision=plan.precision), self.plain, dict(self.plain.stages))
+        self._uncast = (self.plain.stage_dtypes, self.plain.dtype) == loaded
+        precision = PRECISIONS[plan.precision].carrier
+        self.original = Variant(Candidate(precision=precision), self.plain, dict(self.plain.stages))
 
     def expected(self, request: Request) -> Tensor:
-        """The reference's actions; of a model that stays in fp32, worked out when they are asked for."""
+        """The reference's actions; of a model that stays as it was loaded, worked out when they are asked for."""
         if request.workload not in self._expected:
             if not self._uncast:
                 raise RuntimeError(f"no reference was taken of {request.workload}, and the model is cast already")
             self.install(self.original, request.workload)
             self._expected[request.workload] = reference_actions(self.plain, request)
         return self._expected[request.workload]
+
+    def give(self, request: Request, actions: Tensor | None) -> None:
+        """Put actions in the reference's place; None has them worked out again, of a model as it was loaded only."""
+        self._expected.pop(request.workload, None)
+        if actions is not None:
+            self._expected[request.workload] = actions
 
     def recording(self, optimizations: tuple[str, ...]) -> Recording:
         """The reference's calls of the stages that a model with these optimizations has."""
@@ -125,7 +134,7 @@ class Harness:
             ranges: Sizes that it must accept; the plan's where None.
             backend: In place of the one that `resolved` names.
             label: What to call it while it is built.
-        Raises: BackendError, PlanError or RecordError from the backend.
+        Raises: BackendError, PlanError or RecordError from the backend; PlanError as `quantized_target`.
         """
         model, recording, base = self.model(optimizations), self.recording(optimizations), self.reference.base
         dims = dimension_ranges(model.config, ranges or self.plan.ranges, base)
@@ -134,9 +143,10 @@ class Harness:
             self.steps.step(f"{label or name}: {phase}")
 
         with MemoryMeter(self.device) as memory:
-            target = model.target(name, recording, dims)
+            target, notes = quantized_target(model.target(name, recording, dims), model, resolved, self.policy)
             maker = backend or get_backend(resolved.backend)
             built = maker.build(target, resolved.build, BuildContext(engine_dir, progress, cache))
+            built = replace(built, notes=(*notes, *built.notes))
             progress("comparing with eager fp32")
             agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), self.device)
         failures = judge(name, agreement, resolved.gate)

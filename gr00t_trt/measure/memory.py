@@ -18,8 +18,8 @@ class MemoryMeter:
     """The most memory in use while a `with` block ran; read the attributes after it. Blocks may be nested.
 
     On a GPU: PyTorch's allocator, which does not see what TensorRT allocates itself; `device_used_bytes` does, and
-    also what other processes hold. On a CPU: this process's resident memory, sampled every few milliseconds, so a
-    shorter peak can be missed.
+    also what other processes hold. On a CPU: this process's resident memory, what it has mapped of files included,
+    sampled every few milliseconds, so a shorter peak can be missed.
 
     Attributes:
         kind: ``cuda allocator`` or ``process resident``.

@@ -14,7 +14,7 @@ from rich.console import Console
 from ..common.command import Parser, parse_flags, run_program
 from ..errors import UsageError, unknown
 from ..plans.flags import precision_flag
-from ..plans.precisions import find_precision, precision_names
+from ..plans.precisions import PRECISIONS, find_precision, precision_names
 from ..policy.flags import check_seed, source_flags
 
 BUDGET_S, REHEARSAL_S = 555.0, 75.0
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         dataset_path="synthetic",
         helps={"dataset_path": "LeRobot dataset whose observations are used, or `synthetic` [%(default)s]"},
     )
-    precision_flag(p, " [bf16 on a GPU, fp32 on a CPU]")
+    precision_flag(p, " [bf16 on a GPU, fp32 on a CPU]", quantized=False)
     p.add_argument(
         "--budget_s",
         type=float,
@@ -91,8 +91,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
     precision = None
     if args.precision is not None:
         row = find_precision(args.precision)
-        if row is None or row.unavailable:
-            raise unknown(UsageError, "--precision", args.precision, precision_names())
+        if row is None or row.unavailable or row.quantized:  # quantised ones are for accuracy so far
+            known = [name for name in precision_names() if not PRECISIONS[name].quantized]
+            raise unknown(UsageError, "--precision", args.precision, known)
         precision = row.name
     budget_s = args.budget_s
     if budget_s is None:

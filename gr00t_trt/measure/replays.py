@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..compile import capture
 from ..errors import BackendError
-from ..model.n1_5.fast.graphs import WARM_CALLS, Capturer, Graph
+from ..model.n1_5.fast.captured import Capturer, Graph
+from ..model.n1_5.fast.graphs import WARM_CALLS
 from ..record.result import StageReplay
 from ..record.samples import Samples
 from .timers import Marks, back_to_back, drain
@@ -35,6 +36,9 @@ class WatchedCapturer:
 
     def scope(self) -> AbstractContextManager[None]:
         return self._capturer.scope()
+
+    def turn(self) -> AbstractContextManager[None]:
+        return self._capturer.turn()
 
     def capture(self, call: Callable[[], Tensor]) -> _WatchedGraph:
         return _WatchedGraph(self._capturer.capture(call), self)

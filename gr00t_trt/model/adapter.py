@@ -129,6 +129,10 @@ class _LowRank:
     b: Stored
     scaling: float
 
+    @property
+    def file(self) -> Path:
+        return self.a.file
+
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.addmm(weight.float(), _read(self.b).float(), _read(self.a).float(), alpha=self.scaling)
 
@@ -138,6 +142,10 @@ class _Replacement:
     """A parameter that was trained whole (PEFT's `modules_to_save`)."""
 
     stored: Stored
+
+    @property
+    def file(self) -> Path:
+        return self.stored.file
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         return _read(self.stored)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from ..common.install import install
 from ..errors import CheckpointError
 from .adapter import Adapter, read_adapter, read_changes, refused
 from .config_files import read_config
@@ -25,41 +26,54 @@ _SIDE_FILES = ["*.json", "*.txt", "*.jinja", "experiment_cfg/*", "policy_*proces
 _WEIGHTS = ["model*.safetensors", ADAPTER_WEIGHTS]
 
 
+Cast = Callable[[Gr00tN1d5], object]
+"""Sets the dtypes of a model's parts in place; called before the model has weights."""
+
+
 def load_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: str | Path, *, dtype: torch.dtype | Cast = torch.float32, device: torch.device | str = "cpu"
 ) -> Gr00tN1d5:
-    """A GR00T N1.5 in evaluation mode, without gradients, all weights in one dtype.
+    """A GR00T N1.5 in evaluation mode, without gradients.
 
     Args:
         path: A checkpoint folder, as Isaac-GR00T or LeRobot saves it, or a LoRA adapter, which is applied to its base
             model; a hub id such as ``nvidia/GR00T-N1.5-3B``, which is downloaded unless a folder of that name exists;
             ``synthetic`` (tiny) or ``synthetic:full``, reproducible weights without any file.
-        dtype: float32, float16 or bfloat16; stored tensors are cast one by one.
+        dtype: float32, float16 or bfloat16 for all weights, or what sets the dtype of every part; stored tensors are
+            cast one by one.
     Raises: CheckpointError saying what is missing, damaged or does not fit.
     """
     folder = resolve_checkpoint(path)
     if folder is not None:
         return _finished(_loaded(folder, dtype, torch.device(device)))
-    with torch.device("meta"):
-        model = Gr00tN1d5(synthetic_config(str(path)))
-    fill_synthetic(model, dtype=dtype, device=torch.device(device))
+    model = _empty(synthetic_config(str(path)), dtype)
+    fill_synthetic(model, device=torch.device(device))
     return _finished(model)
 
 
-def _loaded(folder: Path, dtype: torch.dtype, device: torch.device) -> Gr00tN1d5:
+def _empty(config: Gr00tConfig, dtype: torch.dtype | Cast) -> Gr00tN1d5:
+    """A model without weights, its parameters in the dtypes that they are to have."""
+    with torch.device("meta"):
+        model = Gr00tN1d5(config)
+    if isinstance(dtype, torch.dtype):
+        return model.to(dtype)
+    dtype(model)
+    return model
+
+
+def _loaded(folder: Path, dtype: torch.dtype | Cast, device: torch.device) -> Gr00tN1d5:
     kind = identify(folder)
     adapter = read_adapter(folder) if kind is Kind.ADAPTER else None
     base = folder if adapter is None else _base_of(adapter)
     config, described = _described(base, identify(base))
     stored = headers(base)
     check_count(config, stored, str(base), described)
-    with torch.device("meta"):
-        model = Gr00tN1d5(config)
+    model = _empty(config, dtype)
     changes = {}
     if adapter is not None:
         changes = read_changes(adapter, {name: tuple(p.shape) for name, p in model.named_parameters()})
     where = str(folder)
-    load_weights(model, stored, dtype=dtype, device=device, where=where, described=described, changes=changes)
+    load_weights(model, stored, device=device, where=where, described=described, changes=changes)
     return model
 
 
@@ -86,7 +100,7 @@ def model_from_tensors(
     tensors: Mapping[str, torch.Tensor],
     config: Gr00tConfig,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Cast = torch.float32,
     device: torch.device | str = "cpu",
     where: str = "the model",
 ) -> Gr00tN1d5:
@@ -96,9 +110,8 @@ def model_from_tensors(
         where: What the tensors belong to, for messages.
     Raises: CheckpointError naming missing, unexpected and misshapen tensors.
     """
-    with torch.device("meta"):
-        model = Gr00tN1d5(config)
-    copy_weights(model, tensors, dtype=dtype, device=torch.device(device), where=where)
+    model = _empty(config, dtype)
+    copy_weights(model, tensors, device=torch.device(device), where=where)
     return _finished(model)
 
 
@@ -160,7 +173,7 @@ def _download(name: str, weights: bool) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as e:
         raise CheckpointError(
-            f"{name}: no such folder, and downloading it needs huggingface_hub", fix="pip install huggingface_hub"
+            f"{name}: no such folder, and downloading it needs huggingface_hub", fix=install("huggingface_hub")
         ) from e
     try:
         return Path(snapshot_download(name, allow_patterns=_SIDE_FILES + (_WEIGHTS if weights else [])))

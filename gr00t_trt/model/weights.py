@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .n1_5.config import Gr00tConfig
 from .n1_5.gr00t import Gr00tN1d5
+from .stored import Read, remember
 from .weight_files import Stored, opened
 
 EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
@@ -21,8 +25,15 @@ _FLOATING = tuple(_FLOATING_NAMES.values())
 _LISTED = 5
 
 
-Change = Callable[[torch.Tensor], torch.Tensor]
-"""From a stored tensor to the one that the model gets, of the same shape."""
+class Change(Protocol):
+    """From a stored tensor to the one that the model gets, of the same shape."""
+
+    @property
+    def file(self) -> Path:
+        """What it is read from."""
+        ...
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor: ...
 
 
 def dead_tensors(config: Gr00tConfig) -> dict[str, tuple[int, ...]]:
@@ -63,15 +74,15 @@ def load_weights(
     model: Gr00tN1d5,
     stored: Mapping[str, Stored],
     *,
-    dtype: torch.dtype,
     device: torch.device,
     where: str,
     described: str,
     changes: Mapping[str, Change] | None = None,
 ) -> None:
-    """Give every parameter of `model`, which may be on the meta device, its stored value.
+    """Give every parameter of `model`, which may be on the meta device, its stored value in the parameter's own dtype.
 
-    Tensors are read, cast and placed one by one; the peak is one copy of the model and one tensor.
+    Tensors are read, cast and placed one by one; the peak is one copy of the model and one tensor. How to read those
+    that the cast rounds is kept for `stored.as_stored`.
 
     Args:
         stored: All tensors of the checkpoint.
@@ -80,22 +91,43 @@ def load_weights(
     Raises: CheckpointError for files that cannot be read, for a NaN or an infinity in a parameter, and one that names
         all missing, unexpected and misshapen tensors.
     """
+    changes = changes or {}
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    rounded: dict[str, Read] = {}
     for name, source in _matched(stored, model, where, described).items():
+        read = _FromFile(source, changes.get(name))
         # The file is opened anew for each tensor, so that mapped pages do not pile up beside the copies.
-        with opened(source.file) as file:
-            given = file.get_tensor(source.key)
-            if changes and name in changes:
-                given = changes[name](given)
-            # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
-            value = torch.empty(source.shape, dtype=dtype, device=device).copy_(given)
-            _check_finite(value, given, f"{source.file}: {source.key}")
+        given = read()
+        # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
+        value = torch.empty(source.shape, dtype=dtypes[name], device=device).copy_(given)
+        _check_finite(value, given, f"{source.file}: {source.key}")
+        if not _holds(value.dtype, given.dtype):
+            rounded[name] = read
         set_parameter(model, name, value)
+    changing = (change.file for change in changes.values())
+    remember(model, rounded, (*(source.file for source in stored.values()), *changing))
 
 
-def copy_weights(
-    model: Gr00tN1d5, tensors: Mapping[str, torch.Tensor], *, dtype: torch.dtype, device: torch.device, where: str
-) -> None:
-    """As `load_weights`, from another model's state; the values are copied.
+@dataclass(frozen=True)
+class _FromFile:
+    """Reads a tensor of a checkpoint, with what an adapter does to it."""
+
+    source: Stored
+    change: Change | None
+
+    def __call__(self) -> torch.Tensor:
+        with opened(self.source.file) as file:
+            given = file.get_tensor(self.source.key)
+        return given if self.change is None else self.change(given)
+
+
+def _holds(dtype: torch.dtype, stored: torch.dtype) -> bool:
+    """Whether every stored value can be held in `dtype` as it is."""
+    return torch.promote_types(dtype, stored) == dtype
+
+
+def copy_weights(model: Gr00tN1d5, tensors: Mapping[str, torch.Tensor], *, device: torch.device, where: str) -> None:
+    """As `load_weights`, from another model's state; the values are copied, and those that the cast rounds kept.
 
     Args:
         where: What the tensors belong to, for messages.
@@ -104,10 +136,16 @@ def copy_weights(
         key: Stored(Path(), key, tuple(tensor.shape), _FLOATING_NAMES.get(tensor.dtype, str(tensor.dtype)))
         for key, tensor in tensors.items()
     }
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    rounded: dict[str, Read] = {}
     for name, source in _matched(found, model, where, "its configuration").items():
-        value = torch.empty(source.shape, dtype=dtype, device=device).copy_(tensors[source.key])
-        _check_finite(value, tensors[source.key], f"{where}: {source.key}")
+        given = tensors[source.key].detach()
+        value = torch.empty(source.shape, dtype=dtypes[name], device=device).copy_(given)
+        _check_finite(value, given, f"{where}: {source.key}")
+        if not _holds(value.dtype, given.dtype):
+            rounded[name] = partial(Tensor.detach, given)
         set_parameter(model, name, value)
+    remember(model, rounded)
 
 
 def _check_finite(value: torch.Tensor, given: torch.Tensor, where: str) -> None:

@@ -11,6 +11,7 @@ from .backends import AUTO, BACKENDS
 from .precisions import find_precision, precision_names
 from .schema import (
     ARCHITECTURE,
+    AUTO_KEEP,
     CUDA_GRAPH,
     GROUPS,
     LOOPS,
@@ -110,15 +111,12 @@ def backend(value: object, at: str) -> str:
 
 
 def precision(value: object, at: str) -> str:
-    """One that can be used, from any of its spellings. Raises: PlanError, in words of its own for quantised ones."""
+    """One that can be used, from any of its spellings. Raises: PlanError."""
     row = find_precision(value) if isinstance(value, str) else None
     if row is None:
         return str(name(precision_names())(value, at))
     if row.unavailable is not None:
-        what = "a quantised type" if row.quantized else "not available"
-        raise PlanError(
-            f"{at}: {value!r} is {what}, and {row.unavailable}", known=precision_names(), fix="use fp16 or bf16"
-        )
+        raise PlanError(f"{at}: {value!r} is not available: {row.unavailable}", known=precision_names())
     return row.name
 
 
@@ -241,9 +239,23 @@ def gate(value: object, at: str) -> Gate:
     return Gate(**section(value, at, GATE))
 
 
+def keep(value: object, at: str) -> tuple[str, ...]:
+    """``auto``, or a list of patterns, which may hold it too."""
+    if isinstance(value, str) and value.strip().lower() == AUTO_KEEP:
+        return (AUTO_KEEP,)
+    known = f"{AUTO_KEEP}, or a list of patterns such as [down_proj, layers.0.*]"
+    out = []
+    for here, item in _list(value, at, known):
+        if not isinstance(item, str) or not item.strip():
+            raise PlanError(f"{here}: {shown(item)} is no pattern", known=known)
+        out.append(item.strip())
+    return tuple(dict.fromkeys(out))
+
+
 SUBMODULE: Mapping[str, Check] = {
     "backend": optional(backend),
     "precision": optional(precision),
+    "keep": optional(keep),
     "decompose_attention": optional(boolean),
     "gate": optional(gate),
 }
@@ -306,5 +318,7 @@ PLAN: Mapping[str, Check] = {
     "cuda_graph_lengths": lengths,
     # The denoising timestep is a bucket in [0, 1000): more steps than that would repeat buckets.
     "denoising_steps": integer(1, 1000),
+    "calibration": optional(path),
+    "keep": keep,
 }
 """Key -> checker of a whole plan; the keys are the fields of `settings.Plan`."""

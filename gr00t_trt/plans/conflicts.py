@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import PlanError
 from .backends import AUTO, honoring
-from .precisions import Gate
+from .precisions import PRECISIONS, Gate
 from .schema import ARCHITECTURE, LOOPS, SUBMODULES, BuildOptions, Plan
-from .submodules import resolve_submodule
+from .submodules import ResolvedSubmodule, resolve_submodule
 
 
 def plain_only(plan: Plan) -> list[str]:
@@ -22,6 +24,7 @@ def plain_only(plan: Plan) -> list[str]:
 def refuse_impossible(plan: Plan, where: str) -> None:
     """Raises: PlanError, naming the file and the keys, for settings that exclude each other."""
     resolved = {name: resolve_submodule(plan, name) for name in SUBMODULES}
+    _refuse_unquantizable(plan, resolved, where)
     if plan.joint_backbone:
         vision, language = resolved["vision_model"], resolved["language_model"]
         for field in ("backend", "precision", "gate"):
@@ -75,6 +78,30 @@ def refuse_impossible(plan: Plan, where: str) -> None:
         )
 
 
+def _refuse_unquantizable(plan: Plan, resolved: Mapping[str, ResolvedSubmodule], where: str) -> None:
+    """Raises: PlanError for a quantised precision where nothing can be quantised, or no backend builds it yet."""
+    for name, own in resolved.items():
+        row = PRECISIONS[own.precision]
+        given = name in plan.submodules and plan.submodules[name].precision is not None
+        at = f"{where}: submodules.{name}.precision: {row.name}" if given else f"{where}: precision: {row.name}"
+        if row.quantized and name not in ARCHITECTURE.attention:
+            raise PlanError(
+                f"{at}: {name} has no large products to quantise",
+                known=f"a quantised precision of {', '.join(ARCHITECTURE.attention)}",
+            )
+        if row.backends and own.backend not in row.backends:
+            raise PlanError(
+                f"{at}: the backend {own.backend} does not build it yet; "
+                f"{' or '.join(row.backends)} does, as the reference in PyTorch: the accuracy, not the speed",
+                fix=f"use --backend {row.backends[0]}, or `backend: {row.backends[0]}` for this submodule",
+            )
+        if row.quantized and len(plan.optimizations) < len(ARCHITECTURE.optimizations):
+            raise PlanError(
+                f"{at}: calibrations are of the restructured model's layers",
+                fix="set `optimizations: all`",
+            )
+
+
 def _brief(value: object) -> str:
     if isinstance(value, Gate):
         parts = (("cosine", value.cosine), ("sqnr_db", value.sqnr_db), ("max_abs", value.max_abs))
@@ -113,6 +140,15 @@ def plan_warnings(plan: Plan) -> list[str]:
             out.append(f"submodules.{name}.decompose_attention has no effect: it has no attention")
         elif resolved[name].backend not in (*honoring("decompose_attention"), AUTO):
             out.append(f"submodules.{name}.decompose_attention has no effect on the {resolved[name].backend} backend")
+    quantized = [r for r in resolved.values() if r.quantization is not None]
+    if not quantized:
+        asked = {"calibration": plan.calibration, "keep": plan.keep}
+        out += [f"{key} has no effect: no precision of this plan is quantised" for key, value in asked.items() if value]
+    for name, own in plan.submodules.items():
+        if own.keep is not None and resolved[name].quantization is None:
+            out.append(
+                f"submodules.{name}.keep has no effect: its precision, {resolved[name].precision}, quantises nothing"
+            )
     if plan.joint_backbone and resolved["vision_model"].backend == "eager":
         out.append("joint_backbone has no effect: the backbone stays in eager PyTorch")
     if plan.cuda_graph_lengths and plan.cuda_graph == "none":

@@ -10,11 +10,12 @@ from typing import Any
 from ..errors import PlanError, UsageError, unknown
 from .backends import BACKENDS
 from .load import load_plan, merge, plan_yaml
-from .precisions import PRECISIONS, precision_names
+from .precisions import PRECISIONS, find_precision, precision_names
 from .schema import CUDA_GRAPH, GROUPS, LOOPS, SUBMODULES, Plan
 
 DTYPE_FLAGS = {"vit": "vision_model", "llm": "language_model", "dit": "dit_model"}
 """Published flag ``--<name>_dtype`` -> the submodule whose precision it sets."""
+_DTYPES = tuple(f"{name}_dtype" for name in DTYPE_FLAGS)
 
 ENGINE_CACHE = "[$GR00T_TRT_ENGINE_CACHE, else ~/.cache/gr00t_trt/engines]"
 
@@ -44,10 +45,38 @@ def print_plan(plan: Plan, command: str) -> None:
     print(f"# {command}\n{plan_yaml(plan)}", end="")
 
 
-def precision_flag(group: Any, help: str) -> None:
-    """``--precision``; `help` ends the sentence that begins with the names and their other spellings."""
-    spellings = ", ".join(other for name in precision_names() for other in PRECISIONS[name].spellings)
-    group.add_argument("--precision", metavar="P", help=f"{', '.join(precision_names())} (also {spellings}){help}")
+FAST = "fast"
+"""The shipped plan that is used on a GPU where nobody chose another."""
+
+
+def default_to_fast(args: argparse.Namespace, device: str) -> bool:
+    """On a GPU, and where no flag names a plan or a backend, make `FAST` the plan; whether it did.
+
+    Other flags, such as a precision, win over it as over any plan.
+    """
+    named = ("config", "backend", "use_torch_tensorrt", "use_tensorrt", "trt_engine_path")
+    if not device.startswith("cuda") or any(getattr(args, name, None) for name in named):
+        return False
+    rows = [find_precision(getattr(args, flag, None) or "") for flag in ("precision", *_DTYPES)]
+    if any(row.quantized for row in rows if row):  # which it does not build
+        return False
+    args.config = FAST
+    return True
+
+
+def precision_flag(group: Any, help: str, *, quantized: bool = True) -> None:
+    """``--precision``; `help` ends the sentence that begins with the names and their other spellings.
+
+    Args:
+        quantized: Offer those that need a calibration too, and ``--calibration``.
+    """
+    names = [name for name in precision_names() if quantized or not PRECISIONS[name].quantized]
+    spellings = ", ".join(other for name in names for other in PRECISIONS[name].spellings)
+    group.add_argument("--precision", metavar="P", help=f"{', '.join(names)} (also {spellings}){help}")
+    if quantized:
+        needing = ", ".join(name for name in names if PRECISIONS[name].quantized)
+        help = f"what gr00t-trt calibrate wrote, for {needing} [the plan's]"
+        group.add_argument("--calibration", metavar="FILE", help=help)
 
 
 def dtype_flags(group: Any) -> None:
@@ -82,7 +111,7 @@ def engine_flags(group: Any, what: str = "run builds") -> None:
     )
 
 
-_SAME_NAME = ("backend", "precision", "optimizations", "loop", "cuda_graph", "denoising_steps")
+_SAME_NAME = ("backend", "precision", "calibration", "optimizations", "loop", "cuda_graph", "denoising_steps")
 _KEYS = {
     **{name: name for name in _SAME_NAME},
     **{f"{flag}_dtype": f"submodules.{name}.precision" for flag, name in DTYPE_FLAGS.items()},

@@ -6,27 +6,31 @@ compile target gets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BackendError, PlanError, unknown
 from .backends import AUTO, BACKENDS, Availability, get_backend
 from .conflicts import plan_warnings
 from .precisions import PRECISIONS, precision_names
-from .schema import TIMERS, Plan
+from .schema import CALIBRATE, SUBMODULES, TIMERS, Plan, SubmodulePlan
 from .submodules import ResolvedSubmodule, resolve_submodule, select
+
+if TYPE_CHECKING:
+    from ..common.products import Speed
 
 Note = tuple[str, str]
 """What it is about, and what the user should know of it."""
 
 
-def cpu_is_fast_in(precision: str) -> bool:
-    """Whether this CPU computes in a precision faster than in fp32, or it is fp32."""
-    import torch
+def cpu_speed() -> Speed:
+    """How fast this CPU multiplies in each number format, see `common.products`."""
+    from ..common.products import speed
 
-    probe = PRECISIONS[precision].cpu_probe
-    return probe is None or bool(getattr(torch.cpu, probe, lambda: False)())
+    return speed()
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Machine:
     Attributes:
         device: ``cpu``, ``cuda:0``.
         availability: Backend -> whether it can be used here.
-        cpu_is_fast_in: Precision -> as the function of that name.
+        cpu_speed: As the function of that name; asked where a precision depends on it.
     """
 
     device: str
     availability: Callable[[str], Availability] = field(default=lambda name: get_backend(name).availability())
-    cpu_is_fast_in: Callable[[str], bool] = cpu_is_fast_in
+    cpu_speed: Callable[[], Speed] = cpu_speed
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def resolve(
         fn_name: What is compiled, as in `select`.
         chosen: The user named the backend, on the command line or in a plan, and gets it or an error. Only the
             default gives way to eager, and says so.
-        precision_chosen: The user named the precision, and gets it. Only a program's default gives way to fp32 where
-            the CPU does the computing and has no matrix units for it, and says so.
+        precision_chosen: The user named the precision, and gets it. Only a program's default gives way, where the CPU
+            does the computing, to the one that is fastest on it, and says so: fp32 unless another is clearly faster.
         compare: Backends to compare, eager first; the plan's own then count for nothing.
         engine_dir: Where engines are to be written.
         timed: Latencies will be taken, so that another timer than the plan's is worth a note.
@@ -119,6 +123,7 @@ def resolve(
             plan = replace(plan, cuda_graph="none", cuda_graph_lengths=())
     plan = _settle_backends(plan, [n for n in names if len(candidates.get(n, ("",))) == 1], machine, chosen, notes)
     plan = _settle_precision(plan, names, compare, machine, precision_chosen, notes)
+    plan = _settle_quantization(plan, bool(compare))
     tried = dict.fromkeys(backend for own in candidates.values() if len(own) > 1 for backend in own)
     found = {backend: machine.availability(backend) for backend in tried}
     notes += [(backend, caveat) for backend, seen in found.items() for caveat in seen.caveats]
@@ -171,18 +176,53 @@ def _settle_precision(
     engines = any(b != AUTO and BACKENDS[b].makes_engines and machine.availability(b).installed for b in used)
     if machine.device != "cpu" or engines:
         return plan
-    fast = [name for name in precision_names() if machine.cpu_is_fast_in(name)]
-    if not chosen and plan.precision not in fast:
-        why = f"fp32 on this CPU: {plan.precision} is no faster here and less exact; --precision chooses another"
-        more = [name for name in fast if name != "fp32"]
-        notes.append(("precision", f"{why}; {' or '.join(more)} may be faster" if more else why))
-        return replace(plan, precision="fp32")
-    slow = sorted({resolve_submodule(plan, name).precision for name in names} - set(fast))
-    for name in slow:
-        notes.append(
-            (f"precision {name}", f"no faster than fp32 on this CPU, and less exact; fast here: {', '.join(fast)}")
-        )
+    used_names = {resolve_submodule(plan, name).precision for name in names}
+    if chosen and used_names <= {"fp32"}:
+        return plan
+    speed = machine.cpu_speed()
+    plain = [name for name in precision_names() if not PRECISIONS[name].quantized]
+    ms = {name: speed.ms.get(PRECISIONS[name].dtype, math.inf) for name in plain}
+    fast = [name for name in ms if speed.fast_in(PRECISIONS[name].dtype)]
+    if not chosen and (fastest := min(fast, key=ms.__getitem__)) != plan.precision:
+        why = f"{fastest} on this CPU, where it is faster than {plan.precision}"
+        if fastest == "fp32":
+            why = f"fp32 on this CPU: {plan.precision} is not clearly faster here and less exact"
+        notes.append(("precision", f"{why}; --precision chooses another; {_measured(speed)}"))
+        return replace(plan, precision=fastest)
+    for name in sorted(used_names - set(fast)):
+        if PRECISIONS[name].quantized:
+            notes.append(
+                (f"precision {name}", "computed by its reference in PyTorch: its accuracy counts, not its speed")
+            )
+            continue
+        why = f"not clearly faster than fp32 on this CPU, and less exact; fast here: {', '.join(fast)}"
+        notes.append((f"precision {name}", f"{why}; {_measured(speed)}"))
     return plan
+
+
+def _settle_quantization(plan: Plan, comparing: bool) -> Plan:
+    """The plan with a gate for each quantised submodule, so that each is held against fp32 by itself at every start.
+
+    Raises: PlanError for a comparison, and where the calibration is missing.
+    """
+    quantized = {name: own for name in SUBMODULES if (own := resolve_submodule(plan, name)).quantization is not None}
+    for name, own in quantized.items():
+        assert own.quantization is not None
+        if comparing:
+            raise PlanError(
+                f"precision {own.precision} of {name}: nothing to compare, for one backend builds it",
+                known=PRECISIONS[own.precision].backends,
+                fix="compare in fp16 or bf16, or leave --compare out",
+            )
+        if not Path(file := own.quantization.file()).is_file():
+            raise PlanError(f"calibration: {file}: no such file", fix=f"make one: {CALIBRATE}")
+    own_plans = {name: plan.submodules.get(name, SubmodulePlan()) for name in quantized}
+    gated = {name: replace(own, gate=quantized[name].gate) for name, own in own_plans.items()}
+    return replace(plan, submodules={**plan.submodules, **gated})
+
+
+def _measured(speed: Speed) -> str:
+    return f"one product of the model on one thread, in ms: {speed.said()}"
 
 
 def decided(resolved: Resolved) -> Resolved:

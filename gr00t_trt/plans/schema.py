@@ -14,6 +14,12 @@ ARCHITECTURE = N1_5
 SUBMODULES, GROUPS, LOOPS = ARCHITECTURE.submodules, ARCHITECTURE.groups, ARCHITECTURE.loops
 OPTIMIZATIONS = ARCHITECTURE.optimizations
 
+CALIBRATE = "gr00t-trt calibrate --model_path CHECKPOINT --dataset_path DATASET --out FILE"
+"""How to make the file that a quantised precision needs, for messages."""
+
+AUTO_KEEP = "auto"
+"""Among a plan's patterns of layers to keep: the worst of a calibration's ranking, until the gate holds."""
+
 CUDA_GRAPH = ("none", "startup", "on_demand")
 """Whether whole requests are captured as CUDA graphs: never; for the shapes known at the start; or for every new shape
 at its first request as well."""
@@ -56,10 +62,15 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class SubmodulePlan:
-    """What one submodule does differently from the rest of the plan; None inherits."""
+    """What one submodule does differently from the rest of the plan; None inherits.
+
+    Attributes:
+        keep: As `Plan.keep`, in the plan's place.
+    """
 
     backend: str | None = None
     precision: str | None = None
+    keep: tuple[str, ...] | None = None
     decompose_attention: bool | None = None
     gate: Gate | None = None
 
@@ -106,6 +117,8 @@ class Plan:
         loop: One of `LOOPS`.
         cuda_graph: One of `CUDA_GRAPH`.
         cuda_graph_lengths: Prompt lengths in tokens that are captured at the start besides the observation's own.
+        calibration: The file of `gr00t-trt calibrate`, for quantised precisions.
+        keep: Patterns of layers that stay in 16 bit where the rest is quantised, and `AUTO_KEEP`.
     """
 
     backend: str = "torch_tensorrt"
@@ -122,3 +135,5 @@ class Plan:
     cuda_graph: str = "none"
     cuda_graph_lengths: tuple[int, ...] = ()
     denoising_steps: int = 4
+    calibration: str | None = None
+    keep: tuple[str, ...] = ()

@@ -6,7 +6,31 @@ from dataclasses import dataclass, replace
 
 from ..errors import PlanError, unknown
 from .precisions import PRECISIONS, Gate, least_exact
-from .schema import ARCHITECTURE, GROUPS, LOOPS, SUBMODULES, BuildOptions, Plan, SubmodulePlan
+from .schema import ARCHITECTURE, CALIBRATE, GROUPS, LOOPS, SUBMODULES, BuildOptions, Plan, SubmodulePlan
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a plan says of a quantised submodule besides its precision.
+
+    Attributes:
+        keep: As `Plan.keep`.
+        own: The patterns are the submodule's own, so that each must match one of its layers.
+    """
+
+    calibration: str | None
+    keep: tuple[str, ...]
+    own: bool
+
+    def file(self) -> str:
+        """The calibration's path. Raises: PlanError for a plan without one."""
+        if self.calibration is None:
+            raise PlanError(
+                "a quantised precision needs a calibration: how large each layer's input gets in real requests",
+                known="--calibration FILE, or `calibration: FILE` in the plan",
+                fix=f"make one: {CALIBRATE}",
+            )
+        return self.calibration
 
 
 @dataclass(frozen=True)
@@ -16,12 +40,14 @@ class ResolvedSubmodule:
     Attributes:
         backend: May be `auto`, which only a comparison decides.
         gate: Cosine and sqnr_db are always numbers; max_abs stays None unless the plan sets it.
+        quantization: None for a precision that is not quantised.
     """
 
     backend: str
     precision: str
     build: BuildOptions
     gate: Gate
+    quantization: Quantization | None = None
 
 
 def select(fn_name: str, plan: Plan) -> tuple[str, ...]:
@@ -78,13 +104,23 @@ def resolve_submodule(plan: Plan, submodule: str) -> ResolvedSubmodule:
     if submodule not in SUBMODULES:
         raise unknown(PlanError, "submodule", submodule, SUBMODULES)
     own = plan.submodules.get(submodule, SubmodulePlan())
-    precision = own.precision or plan.precision
+    precision = own.precision or _inherited(plan, submodule)
     least = least_exact((precision, *(resolve_submodule(plan, name).precision for name in further)))
     build = plan.build
     if own.decompose_attention is not None:
         build = replace(build, decompose_attention=own.decompose_attention)
     gate = _first_set(own.gate or Gate(), plan.gate, least.gate)
-    return ResolvedSubmodule(own.backend or plan.backend, precision, build, gate)
+    quantization = None
+    if PRECISIONS[precision].quantized:
+        keep = plan.keep if own.keep is None else own.keep
+        quantization = Quantization(plan.calibration, keep, own.keep is not None)
+    return ResolvedSubmodule(own.backend or plan.backend, precision, build, gate, quantization)
+
+
+def _inherited(plan: Plan, submodule: str) -> str:
+    """The plan's precision; of a quantised one its carrier where a submodule has no large products."""
+    row = PRECISIONS[plan.precision]
+    return row.name if submodule in ARCHITECTURE.attention else row.carrier
 
 
 def resolve_action_gate(plan: Plan) -> Gate:

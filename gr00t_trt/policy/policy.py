@@ -26,7 +26,7 @@ from ..data import (
 from ..data.device import DeviceTransfer
 from ..errors import ObservationError, PlanError
 from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
-from ..model.checkpoint import side_folders
+from ..model.checkpoint import Cast, side_folders
 from ..model.folders import identify
 from ..model.n1_5.inputs import LOOKED_UP
 from ..model.protocol import Inputs, Model
@@ -221,7 +221,7 @@ def load_policy(
     tokenizer: str | Path | None = None,
     denoising_steps: int | None = None,
     bracketed_instruction: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Cast = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Gr00tPolicy:
     """A policy from a checkpoint.
@@ -238,7 +238,7 @@ def load_policy(
         tokenizer: Folder, tokenizer.json or hub id; by default the checkpoint's, then the hub's Qwen/Qwen3-1.7B.
         denoising_steps: Euler steps per chunk; None keeps the checkpoint's.
         bracketed_instruction: See `Gr00tPolicy`; LeRobot's checkpoints have every instruction so.
-        dtype: float32, float16 or bfloat16, for the whole model.
+        dtype: float32, float16 or bfloat16 for the whole model, or what sets the dtype of every part, see `load_model`.
     Raises: CheckpointError, TokenizerError or PlanError saying what is missing and how to supply it.
     """
     # Everything small first: nobody should wait for weights to learn of a wrong name.

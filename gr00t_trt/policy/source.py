@@ -14,6 +14,7 @@ from ..common.progress import Steps
 from ..data import DatasetMetadata, LeRobotDataset, synthetic_dataset, validate_observation
 from ..errors import DatasetError, PlanError
 from ..model import resolve_checkpoint
+from ..model.checkpoint import Cast
 from ..model.folders import identify
 from .choice import choose_data
 from .fit import check_same_robot
@@ -91,10 +92,19 @@ class Source:
         check_same_robot(dataset, found)
         return found
 
-    def policy(self, device: torch.device, steps: Steps, *, statistics: DatasetMetadata | None = None) -> Gr00tPolicy:
-        """The policy, in fp32.
+    def policy(
+        self,
+        device: torch.device,
+        steps: Steps,
+        *,
+        statistics: DatasetMetadata | None = None,
+        dtype: torch.dtype | Cast = torch.float32,
+    ) -> Gr00tPolicy:
+        """The policy.
 
         Args:
+            dtype: Of its weights, as `load_model` takes it. A synthetic model is drawn in fp32, whatever it says: its
+                values would have to be drawn again for every reference.
             statistics: For a synthetic model, which has none of its own; others bring theirs.
         Raises: Gr00tError, as `load_policy`.
         """
@@ -108,26 +118,31 @@ class Source:
             tokenizer=self.tokenizer,
             denoising_steps=self.denoising_steps,
             bracketed_instruction=self.bracketed_instruction,
+            dtype=dtype if folder is not None else torch.float32,
             device=device,
         )
 
 
-def load_source(source: Source, device: torch.device, steps: Steps) -> tuple[Gr00tPolicy, Observation]:
-    """The policy of a source, in fp32, and its observation.
+def load_source(
+    source: Source, device: torch.device, steps: Steps, *, dtype: torch.dtype | Cast = torch.float32
+) -> tuple[Gr00tPolicy, Observation]:
+    """The policy of a source, and its observation.
 
+    Args:
+        dtype: As in `Source.policy`.
     Raises: Gr00tError for anything missing; what is small is found before the weights are read.
     """
     source.data()  # a wrong name is told at once
     steps.step(f"reading the observation: {source.about}")
     if source.dataset_path is None:
-        policy = source.policy(device, steps)
+        policy = source.policy(device, steps, dtype=dtype)
         return policy, policy.example()
     dataset = source.dataset()
     observation = recorded_step(dataset, source.episode, source.step)
     metadata = source.statistics(dataset)
     # The policy checks it too, but only once it has its weights, which takes a while.
     validate_observation(observation, dataset.modality_config, metadata)
-    return source.policy(device, steps, statistics=metadata), observation
+    return source.policy(device, steps, statistics=metadata, dtype=dtype), observation
 
 
 def recorded_step(dataset: LeRobotDataset, episode: int, step: int) -> Observation:

@@ -31,8 +31,8 @@ class Bar:
         shown: The value as text, or why there is none.
         title: The exact figures.
         color: ``#rrggbb``, or ``published`` for figures of others, which are hatched.
-        before: Where the bar before ended, for a waterfall: the difference is drawn.
-        doubtful: The difference to the bar before may be none: their spreads overlap.
+        before: Where the baseline of a waterfall's step ended: the difference is drawn.
+        doubtful: That difference may be none: their spreads overlap.
         low, high, last: p10, p90 and p99.
         mark: A value to be marked beside the bar, such as a baseline.
     """
@@ -139,16 +139,28 @@ def latency_chart(one: Loaded) -> Bars:
 
 
 def waterfall_chart(one: Loaded) -> Bars:
-    """One bar per step from the original to the fastest form of the model, each against the bar before it."""
-    bars: list[Bar] = []
-    before: Samples | None = None
+    """One bar per step from the original to the fastest form of the model.
+
+    Each is held against the original as it was timed in turn with that very step, or where it was not, against the one
+    original of the record: a machine whose clock moved between two steps changes both.
+    """
+    bars = []
     for view in rows_of([one], "waterfall"):
-        bar = latency_bar(view, view.step, BASELINE if before is None else STEP)
-        own = view.latency
-        if own is not None and before is not None:
-            change = f"{exact(own.p50 - before.p50)} ms against the bar before"
-            bar = replace(bar, before=before.p50, doubtful=own.meets(before), title=f"{bar.title}. {change}")
-        before = own or before
+        own, against = view.latency, view.result.against
+        base = against.latency_ms if against else view.baseline
+        bar = latency_bar(view, view.step, BASELINE if base is None else STEP)
+        if own is not None and base is not None:
+            # The spread of a single sample is not known.
+            unknown = min(len(own.samples), len(base.samples)) < 2
+            change = f"{exact(own.p50 - base.p50)} ms against the original's {exact(base.p50)} ms"
+            bar = replace(
+                bar,
+                shown=f"{digits(own.p50)} of {digits(base.p50)} ms",
+                title=f"{bar.title}. {change}",
+                before=base.p50,
+                mark=base.p50,
+                doubtful=unknown or own.meets(base),
+            )
         bars.append(bar)
     return Bars("One action chunk, step by step", "ms", tuple(bars))
 
@@ -231,6 +243,11 @@ def round_ticks(top: float) -> list[float]:
 def decades(values: Sequence[float]) -> tuple[int, int]:
     """The powers of ten that all values lie between."""
     return math.floor(math.log10(min(values))), math.ceil(math.log10(max(values) * 1.0001))
+
+
+def rounded_time(power: int) -> str:
+    """10 to a power, in milliseconds, as short as it can be said: ``10 ms``, ``100 s``."""
+    return f"{10.0**power:g} ms" if power < 3 else f"{10 ** (power - 3)} s"
 
 
 def letter(place: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..record.numbers import cosine, digits
-from ..record.result import REQUEST, Status
+from ..record.result import REQUEST
 from .terminal import drift_text
 from .views import Loaded, View, counted, fastest, listed, rivals, rows_of, several, told
 
@@ -188,11 +188,8 @@ def not_measured(one: Loaded) -> list[Note]:
     record = one.record
     reasons: dict[str, list[str]] = {}
     for view in (*listed([one]), *rows_of([one])):
-        if view.why is not None:
-            # How much time was left differs from row to row, and stands in the table.
-            late = view.result.status is Status.NO_TIME
-            why = "there was no time left for it" if late else view.why
-            reasons.setdefault(why, []).append(f"{view.what}: {view.step if view.measured else view.label}")
+        if view.reason is not None:
+            reasons.setdefault(view.reason, []).append(f"{view.what}: {view.step if view.measured else view.label}")
     out = [(several(what), f"no latency: {why}") for why, what in reasons.items()]
     out += [(note.what, note.why or "") for note in record.skipped]
     lost = [f"{entry.at} was {entry.value}" for entry in record.non_finite]

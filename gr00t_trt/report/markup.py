@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
 from ..record.files import visible
@@ -45,6 +46,32 @@ def element(tag: str, /, *children: Child, **attributes: str | int | float | boo
 def join(*children: Child) -> Html:
     """Children without an element round them."""
     return Html("".join(_flat(children)))
+
+
+class Section(Html):
+    """A part of a page that its table of contents leads to.
+
+    Attributes:
+        heading: As it is read.
+        name: What the table of contents links to.
+    """
+
+    heading: str
+    name: str
+
+
+def section(title: str, lead: str, *children: Child, name: str | None = None) -> Section:
+    """A heading, what is to be seen, and that; `name` is made of the title unless it is given."""
+    name = name or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    out = Section(element("section", element("h2", title), element("p", lead, class_="lead"), *children, id=name))
+    out.heading, out.name = title, name
+    return out
+
+
+def contents(parts: Iterable[Child]) -> Html:
+    """A table of contents of the sections among some parts of a page."""
+    links = [element("li", element("a", one.heading, href=f"#{one.name}")) for one in parts if isinstance(one, Section)]
+    return element("nav", element("ul", links), aria_label="contents")
 
 
 def sorted_table(caption: str, heads: Iterable[str], lines: Child, *, texts: int | None = None, kind: str = "") -> Html:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from . import charts, findings, published
 from .charts import Bars
 from .columns import Cell, Table, table
 from .facts import facts_table
-from .markup import Child, Html, element, join, sorted_table
+from .markup import Child, Html, contents, element, join, section, sorted_table
 from .svg import MOST_ROWS, draw, legend, more, palette
 from .tables import BASELINES, action_table, kernel_table, split_table
 from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, in_short, listed, rivals, rows_of, several
@@ -48,8 +48,6 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
     """The whole document. Pointing at a mark or a cell, or moving the focus to it, shows the exact figures."""
     own = style()
     shown = (
-        _head(loaded, title),
-        _figures(loaded),
         _latency(loaded),
         _submodules(loaded),
         _speed_accuracy(loaded),
@@ -81,16 +79,18 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
         '<line x1="0" y1="0" x2="0" y2="6"/></pattern></defs></svg>'
     )
     skip = element("a", "to the tables", href="#tables", class_="skip")
-    body = element("body", skip, hatch, element("main", shown), element("script", Html(SCRIPT)))
+    body = element(
+        "body",
+        skip,
+        hatch,
+        element("main", _head(loaded, title), contents(shown), _figures(loaded), shown),
+        element("script", Html(SCRIPT)),
+    )
     return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
 
 
 def _hash(text: str) -> str:  # only this style and script may run, whatever a record's text tries to add
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def section(title: str, lead: str, *children: Child, name: str | None = None) -> Html:
-    return element("section", element("h2", title), element("p", lead, class_="lead"), *children, id=name)
 
 
 def _named(one: Loaded, loaded: Sequence[Loaded]) -> Html | None:
@@ -120,25 +120,38 @@ def _figures(loaded: Sequence[Loaded]) -> Html:
 
 
 def _bars(loaded: Sequence[Loaded], views: Sequence[View]) -> Html:
-    """Latencies on one axis for each machine: beside a CPU's, a GPU's bars could not be seen.
-
-    Of a machine that timed none of them there is a sentence.
-    """
+    """Latencies on one axis for each machine: beside a CPU's, a GPU's bars could not be seen."""
     groups: dict[str, list[View]] = {}
     for view in views:
-        groups.setdefault(view.one.machine, []).append(view)
+        if view.latency:
+            groups.setdefault(view.one.machine, []).append(view)
     many = len({one.machine for one in loaded}) > 1
     drawn: list[Child] = []
-    reasons: dict[str, list[str]] = {}
     for name, own in groups.items():
-        if any(view.latency for view in own):
-            drawn.append(element("p", name, class_="machine") if many else None)
-            drawn.append(draw(Bars("", "ms", tuple(charts.latency_bar(view, view.tagged) for view in own))))
-        else:
-            for view in own:
-                reasons.setdefault(view.why or "", []).append(view.tagged)
-    absent = [element("p", f"{several(labels)}: {why}.", class_="more absent") for why, labels in reasons.items()]
-    return join(drawn, absent)
+        drawn.append(element("p", name, class_="machine") if many else None)
+        drawn.append(draw(Bars("", "ms", tuple(charts.latency_bar(view, view.tagged) for view in own))))
+    return join(drawn)
+
+
+def _untimed(views: Iterable[View]) -> list[Html]:
+    """A sentence for each reason for which something has no latency."""
+    reasons: dict[str, list[View]] = {}
+    for view in views:
+        if view.reason is not None:
+            reasons.setdefault(view.reason, []).append(view)
+    return [element("p", f"{_named_once(own)}: {why}.", class_="more absent") for why, own in reasons.items()]
+
+
+def _named_once(views: Sequence[View]) -> str:
+    """What these are, each name once: "vision_model and dit_model on torch_tensorrt fp16, tensorrt fp16"."""
+    subjects: dict[str, list[str]] = {}
+    for view in views:
+        label = view.step if view.what == "waterfall" else view.tagged
+        subjects.setdefault(label, []).append("" if view.whole or view.measured else view.what)
+    labels: dict[str, list[str]] = {}
+    for label, own in subjects.items():
+        labels.setdefault(several(own), []).append(label)
+    return "; ".join(f"{what} on {several(own, 12)}" if what else several(own, 12) for what, own in labels.items())
 
 
 def _latency(loaded: Sequence[Loaded]) -> Html:
@@ -158,7 +171,9 @@ def _latency(loaded: Sequence[Loaded]) -> Html:
         title,
         "From observation to action chunk. Bar and thick mark: p50. Whisker: p10 to p90. Thin mark: p99, or the "
         "slowest call below 100 samples. Shorter is better.",
-        join([legend([(color(name), name or "unnamed") for name in used]), _bars(loaded, whole)]) if whole else None,
+        join([legend([(color(name), name or "unnamed") for name in used]), _bars(loaded, whole), _untimed(whole)])
+        if whole
+        else None,
         element("p", about, class_="more") if run else None,
         _bars(loaded, run) if run else None,
     )
@@ -174,14 +189,15 @@ def _panels(loaded: Sequence[Loaded], views: Sequence[View], heads: Mapping[str,
 
 def _submodules(loaded: Sequence[Loaded]) -> Html | None:
     parts = [view for view in listed(loaded) if not view.whole]
-    subjects = {view.what: view.what for view in parts}
-    if not subjects:
+    if not parts:
         return None
     title = "How long each submodule takes"
     if not any(view.latency for view in parts):
         return section(title, "None was timed; why stands under what was not measured.")
     lead = "One call on the inputs of a real request. Every panel has its own axis, which begins at zero."
-    return section(title, lead, _panels(loaded, parts, subjects), more(len(subjects), "in the table below"))
+    timed = {view.what: view.what for view in parts if view.latency}
+    beyond = more(len(timed), "in the table below")
+    return section(title, lead, _panels(loaded, parts, timed), beyond, _untimed(parts))
 
 
 def _speed_accuracy(loaded: Sequence[Loaded]) -> Html:
@@ -197,11 +213,17 @@ def _speed_accuracy(loaded: Sequence[Loaded]) -> Html:
 
 
 def _waterfall(loaded: Sequence[Loaded]) -> Html | None:
-    drawn = [(_named(one, loaded), draw(chart)) for one in loaded if (chart := charts.waterfall_chart(one)).bars]
+    drawn: list[Child] = []
+    for one in loaded:
+        chart = charts.waterfall_chart(one)
+        timed = tuple(bar for bar in chart.bars if bar.value is not None)
+        if timed:
+            drawn += [_named(one, loaded), draw(replace(chart, bars=timed)), _untimed(rows_of([one], "waterfall"))]
     return section(
         "What each step brings",
-        "One step added after another, p50 of one request, and how many times as fast as the original model in eager "
-        "PyTorch. Light: what the step saved. Red: what it cost. Grey: less than the spreads of both.",
+        "One step added after another: p50 of one request, of that of the original model in eager PyTorch, which is "
+        "the one that was timed in turn with that very step, where one was. Light: what all steps so far save. Red: "
+        "what they cost. Grey: less than the spreads of both.",
         drawn,
     ) if drawn else None  # fmt: skip
 
@@ -212,7 +234,10 @@ def _variations(loaded: Sequence[Loaded]) -> Html | None:
     timed = dict.fromkeys(view.what for view in measured if view.latency)
     groups = {group: GROUPS.get(group, group) for group in timed if group not in shown}
     lead = "Each with how many times as fast as its baseline it is. Every panel has its own axis, from zero."
-    return section("What else was varied", lead, _panels(loaded, measured, groups)) if groups else None
+    varied = [view for view in measured if view.what in GROUPS and view.what not in shown]
+    return (
+        section("What else was varied", lead, _panels(loaded, measured, groups), _untimed(varied)) if groups else None
+    )
 
 
 def _stages(loaded: Sequence[Loaded]) -> Html:

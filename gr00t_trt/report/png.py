@@ -11,19 +11,24 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..common.install import install_extra
 from ..errors import RecordError
 from ..record.files import dumps
 from ..record.numbers import digits
 from ..record.schema import Record
 from . import charts
-from .charts import LEAST_DISTANCE, LEAST_MS, Bars, Chart, Points, Stacks, letter, stage_color
+from .charts import LEAST_DISTANCE, LEAST_MS, Bar, Bars, Chart, Points, Stacks, letter, stage_color
+from .placement import stack
 from .views import SAME_WORK, Loaded, rows_of, told
 
 GREY, INK, FAINT = "#8C8C8C", "#222222", "#D9D9D9"
 HATCHED = "#BBBBBB"
+SAVED, LOST, LEVEL = "#C7E3D8", "#F0B8A8", "#DFE3E8"
+"""Between a step of a waterfall and its baseline: faster, slower, and what the spreads of both could explain."""
 MOST_ROWS = 60
 """Bars of a picture; beyond, it would be taller than anyone scrolls, and says so."""
 
@@ -32,6 +37,8 @@ WIDTH_INCHES = 9.0
 HEAD_INCHES = 0.62
 """What title and subtitle take."""
 LEGEND_INCHES = 0.48
+PLANE_POINTS = ((200.0, 190.0), (400.0, 190.0))
+"""Width and height of a scatter plot's axes, beside a wide and a narrow legend."""
 BEHIND = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}
 """Keeps grid lines out of text."""
 
@@ -78,7 +85,7 @@ def draw(chart: Chart, record: Record, path: str | Path) -> None:
     Raises: RecordError without matplotlib, or for a path that cannot be written.
     """
     if isinstance(chart, Bars):
-        with _figure(record, path, chart.title, 1.35 + 0.36 * max(len(chart.bars[:MOST_ROWS]), 2)) as axes:
+        with _figure(record, path, chart.title, 1.35 + 0.36 * max(len(told_once(chart.bars)[:MOST_ROWS]), 2)) as axes:
             _bars(axes, chart)
     elif isinstance(chart, Stacks):
         height = 1.35 + LEGEND_INCHES + 0.36 * max(len(chart.rows), 2)
@@ -125,7 +132,7 @@ def _figure(record: Record, path: str | Path, title: str, height: float, foot_in
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
-        raise RecordError("plots need matplotlib", fix="pip install 'gr00t_trt[plots]'") from None
+        raise RecordError("plots need matplotlib", fix=install_extra("plots")) from None
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         foot = foot_inches / height
@@ -166,14 +173,20 @@ def subtitle(record: Record) -> str:
 
 
 def _bars(axes: Any, chart: Bars) -> None:
-    drawn = chart.bars[:MOST_ROWS]
+    bars = told_once(chart.bars)
+    drawn = bars[:MOST_ROWS]
     widest = max((end for row in drawn for end in (row.value, row.high, row.mark) if end is not None), default=0.0)
     for place, row in enumerate(drawn):
         if row.value is None:
             _not_measured(axes, place, row.shown)
             continue
         hatch = {"hatch": "///", "edgecolor": GREY} if row.color == "published" else {}
-        axes.barh(place, row.value, color=HATCHED if hatch else row.color, height=0.68, **hatch)
+        if row.before is not None:
+            shade = LEVEL if row.doubtful else SAVED if row.before > row.value else LOST
+            left, right = sorted((row.before, row.value))
+            axes.barh(place, right - left, left=left, color=shade, height=0.68)
+        filled = row.value if row.before is None else min(row.value, row.before)
+        axes.barh(place, filled, color=HATCHED if hatch else row.color, height=0.68, **hatch)
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [place, place], color=INK, linewidth=1.2, solid_capstyle="butt")
         if row.mark is not None:
@@ -181,11 +194,21 @@ def _bars(axes: Any, chart: Bars) -> None:
         _label(axes, max(row.value, row.high or 0.0, row.mark or 0.0), place, row.shown)
     if not drawn:
         _not_measured(axes, 0, "nothing of this kind was measured")
-    more = f"; {len(chart.bars) - len(drawn)} more are not drawn" if len(chart.bars) > len(drawn) else ""
+    more = f"; {len(bars) - len(drawn)} more are not drawn" if len(bars) > len(drawn) else ""
     unit = "roofline time over p50, %" if chart.unit == "%" else "p50 of one call, ms; thin line: p10 to p90"
     tick = "; grey tick: the baseline" if any(row.mark is not None for row in drawn) else ""
     room = (chart.top or 0.0) or max(widest, LEAST_MS) * 1.22
     _finish(axes, [row.label for row in drawn] or [""], room, f"{unit}{tick}{more}")
+
+
+def told_once(bars: Sequence[Bar]) -> list[Bar]:
+    """What has no value last, one row for each reason."""
+    reasons: dict[str, list[Bar]] = {}
+    for row in bars:
+        if row.value is None:
+            reasons.setdefault(row.shown, []).append(row)
+    told = [replace(own[0], label=own[0].label if len(own) == 1 else f"{len(own)} others") for own in reasons.values()]
+    return [row for row in bars if row.value is not None] + told
 
 
 def _stacks(axes: Any, chart: Stacks) -> None:
@@ -227,25 +250,28 @@ def _ink(shade: str) -> str:
 
 def _points(axes: Any, chart: Points) -> None:
     drawn = chart.points[:MOST_ROWS]
-    for place, point in enumerate(drawn):
-        x, y, name = point.ms, max(point.distance, LEAST_DISTANCE), letter(place)
-        axes.scatter([x], [y], s=190, color=point.color, edgecolor="white", zorder=3,
-                     label=f"{name}  {point.label}: {digits(x)} ms")  # fmt: skip
-        axes.annotate(name, (x, y), ha="center", va="center_baseline", fontsize=8.5, fontweight="bold", zorder=4)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, markerscale=0.6)
     gates = [(name, value) for name, value in chart.gates if value > LEAST_DISTANCE]
+    places = [(point.ms, max(point.distance, LEAST_DISTANCE)) for point in drawn]
+    axes.set(xscale="log", yscale="log")
+    # Whole decades: a smaller range would have no label at all.
+    left, right = charts.decades([x for x, _ in places])
+    low, high = charts.decades([*(y for _, y in places), *(value for _, value in gates)])
+    axes.set_xlim(10.0**left, 10.0**right)
+    axes.set_ylim(10.0**low / 1.6, 10.0**high * 1.6)
+    shares = [100 * axes.transLimits.transform(axes.transScale.transform(place)) for place in places]
+    moves = stack([(x, 100 - y) for x, y in shares], sizes=PLANE_POINTS)
+    for place, (point, (x, y), move) in enumerate(zip(drawn, places, moves, strict=True)):
+        name = letter(place)
+        axes.scatter([x], [y], s=45, color=point.color, edgecolor="white", zorder=3,
+                     label=f"{name}  {point.label}: {digits(x)} ms")  # fmt: skip
+        axes.annotate(name, (x, y), xytext=(0, -move), textcoords="offset points", ha="center", va="center", zorder=4,
+                      fontsize=8.5, fontweight="bold", arrowprops={"arrowstyle": "-", "color": GREY} if move else None,
+                      bbox={"boxstyle": "circle,pad=0.25", "facecolor": point.color, "edgecolor": "white"})  # fmt: skip
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
     for name, value in gates:
         axes.axhline(value, color="#D55E00", linestyle="--", linewidth=1.2)
         axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), xytext=(0, 4), ha="right", fontsize=9,
                       textcoords="offset points", color="#D55E00")  # fmt: skip
-    axes.set(xscale="log", yscale="log")
-    # Whole decades: a smaller range would have no label at all.
-    left, right = charts.decades([point.ms for point in drawn])
-    low, high = charts.decades(
-        [*(max(point.distance, LEAST_DISTANCE) for point in drawn), *(value for _, value in gates)]
-    )
-    axes.set_xlim(10.0**left, 10.0**right)
-    axes.set_ylim(10.0**low / 1.6, 10.0**high * 1.6)
     axes.xaxis.set_major_formatter(lambda value, _: digits(value))
     # Formulas are switched off, and the usual labels are formulas.
     axes.yaxis.set_major_formatter(lambda value, _: "≤ 1e-8" if value <= LEAST_DISTANCE else f"{value:.0e}")

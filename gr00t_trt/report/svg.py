@@ -13,6 +13,7 @@ from ..record.numbers import digits, small
 from . import charts
 from .charts import LEAST_DISTANCE, LEAST_MS, Bar, Bars, Points, Stacks, exact, letter, stage_color
 from .markup import Html, element, join
+from .placement import stack
 from .views import color
 
 MOST_ROWS = 40
@@ -81,7 +82,9 @@ def legend(entries: Sequence[tuple[str, str]]) -> Html:
 
 
 def _points(chart: Points) -> Html:
-    """Letters stand for the points, and a list beside explains those; below `LEAST_DISTANCE` lies one line for all."""
+    """Letters stand for the points, and a list beside explains those; below `LEAST_DISTANCE` lies one line for all. A
+    letter that would cover another stands above or below its point, with a line to it.
+    """
     drawn = chart.points[:MOST_ROWS]
     left, right = charts.decades([max(point.ms, LEAST_MS) for point in drawn])
     known = (*(point.distance for point in drawn), *(value for _, value in chart.gates))
@@ -89,7 +92,8 @@ def _points(chart: Points) -> Html:
     floor = 88.0  # percent of the height where the smallest decade lies
 
     def across(ms: float) -> float:
-        return 4 + 92 * (math.log10(max(ms, LEAST_MS)) - left) / max(right - left, 1)
+        # What lies left of it belongs to the numbers of the other axis.
+        return 14 + 82 * (math.log10(max(ms, LEAST_MS)) - left) / max(right - left, 1)
 
     def down(value: float) -> float:
         if value < LEAST_DISTANCE:
@@ -100,25 +104,32 @@ def _points(chart: Points) -> Html:
     for power in range(low, high + 1):
         y = down(10.0**power)
         marks += [_line("grid", 0, y, 100, y), _text(f"10{str(power).translate(SUPERSCRIPT)}", 0.5, y, "tick above")]
-    marks += [_line("grid", 0, 96, 100, 96), _text("equal in fp32", 0.5, 96, "tick above")]
+    marks += [_line("grid", 0, 96, 100, 96), _text("≤ 10⁻⁸", 0.5, 96, "tick above")]
     for power in range(left, right + 1):
         x = across(10.0**power)
-        end = "start" if x < 6 else "end" if x > 94 else "middle"
-        marks += [_line("grid", x, 0, x, 96), _text(f"{digits(10.0**power)} ms", x, 100, f"tick below {end}")]
+        end = "end" if x > 94 else "middle"
+        marks += [_line("grid", x, 0, x, 96), _text(charts.rounded_time(power), x, 100, f"tick below {end}")]
     for name, value in chart.gates:
         if value > 0:
             marks += [_line("gate", 0, down(value), 100, down(value)), _text(name, 99.5, down(value), "gate above end")]
-    keys = []
-    for place, point in enumerate(drawn):
-        name, x, y = letter(place), across(point.ms), down(point.distance)
+    keys, dots, leads = [], [], []
+    places = [(across(point.ms), down(point.distance)) for point in drawn]
+    moves = stack(places, [(99.5, down(value), 105.0) for _, value in chart.gates if value > 0])
+    for place, (point, (x, y), move) in enumerate(zip(drawn, places, moves, strict=True)):
+        name, moved = letter(place), {"transform": f"translate(0 {move})"}
         title = f"{name}: {point.label}: p50 {exact(point.ms)} ms, 1 − cosine {point.distance:.3g}"
         shade = _class(point.color)
-        marks.append(_mark("circle", title, f"dot {shade}", cx=_pc(x), cy=_pc(y), r=10))
-        marks.append(_text(name, x, y, "letter"))
+        if move:
+            # A line from a percent to pixels beside it: only an inner picture can be placed so.
+            lead = [element("line", class_="lead", x1=0, y1=0, x2=0, y2=move)]
+            lead.append(element("rect", class_=f"part {shade}", x=-4, y=-4, width=8, height=8))
+            leads.append(element("svg", lead, x=_pc(x), y=_pc(y), width=1, height=1, class_="led"))
+        dots.append(_mark("circle", title, f"dot {shade}", cx=_pc(x), cy=_pc(y), r=10, **moved))
+        dots.append(_text(name, x, y, "letter", **moved))
         figures = f"{digits(point.ms)} ms, 1 − cosine {small(point.distance)}"
         label = element("b", name, class_=f"swatch {shade}")
         keys.append(element("li", label, point.label, " ", element("small", figures)))
-    picture = element("svg", marks, class_="plane", role="group", aria_label="latency against 1 − cosine")
+    picture = element("svg", marks, leads, dots, class_="plane", role="group", aria_label="latency against 1 − cosine")
     return element(
         "div",
         element("div", element("p", "1 − cosine to eager fp32, lower is more exact", class_="unit"), picture,
@@ -185,8 +196,8 @@ def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Html:
     return element("line", class_=class_, x1=_pc(x1), y1=_pc(y1), x2=_pc(x2), y2=_pc(y2))
 
 
-def _text(text: str, x: float, y: float, class_: str) -> Html:
-    return element("text", text, x=_pc(x), y=_pc(y), class_=class_)
+def _text(text: str, x: float, y: float, class_: str, **more: str) -> Html:
+    return element("text", text, x=_pc(x), y=_pc(y), class_=class_, **more)
 
 
 def _pc(value: float) -> str:

@@ -183,6 +183,12 @@ class View:
         return NOT_RUN if self.result.status is Status.BUILT_NOT_RUN else self.result.why or "not measured"
 
     @property
+    def reason(self) -> str | None:
+        """`why`, in the same words for all that there was no time for: how much was left differs from row to row."""
+        late = self.latency is None and self.result.status is Status.NO_TIME
+        return "there was no time left for it" if late else self.why
+
+    @property
     def baseline(self) -> Samples | None:
         """What its latency is held against: of whole calls the one baseline of their table, the original as it was
         timed for the result that is it; else what was timed interleaved with the result.

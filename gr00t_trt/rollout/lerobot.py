@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..common.install import install
 from ..common.interface import Observation
 from ..errors import ObservationError, PlanError
 from .robots import MOTORS, PARTS, join_motors, split_motors
@@ -89,5 +90,5 @@ def _classes(kind: str) -> tuple[Any, Any]:
     raise PlanError(
         f"--robot.type {kind} needs LeRobot, whose robots cannot be imported",
         known="simulated, and gymnasium ids such as gr00t_trt/TableTop-v0, need none",
-        fix="pip install 'lerobot[feetech]'",
+        fix=install("lerobot[feetech]"),
     )

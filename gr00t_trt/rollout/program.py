@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -16,13 +17,15 @@ from ..common.interface import ModalityConfig, Observation
 from ..common.progress import progress
 from ..errors import ServiceError, UsageError, unknown
 from ..evaluate.about import record_of
-from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags
+from ..evaluate.policies import CameraPolicy, check_policy_flags, open_policy, policy_flags, print_plan
+from ..evaluate.timeline import Timeline, open_timeline, rerun_flag
 from ..record.files import deliver, record_flags, record_path
 from ..record.schema import Inputs
 from ..serve.api_token import redacted
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
 from .timing import Timing, live, summarise, timing_table
+from .watched import Watched
 
 SIMULATED = "simulated"
 ARMS = {"so100": "so100_follower", "so101": "so101_follower"}
@@ -68,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--compare_overlap", action="store_true", help="do it both ways, one after the other")
     setting(g, "warmup", 2, "untimed questions first")
     policy_flags(p, data_config="so100_dualcam", embodiment_tag="new_embodiment", host_flag="policy_host")
-    record_flags(p.add_argument_group("results"))
+    g = p.add_argument_group("results")
+    rerun_flag(g)
+    record_flags(g)
     return p
 
 
@@ -100,7 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
+    if args.print_plan:
+        print_plan(args, ["rollout", *argv])
+        return 0
     path = record_path(args, f"rollout {args.robot_type}")
+    timeline = open_timeline(args.rerun, "rollout")
     began = time.monotonic()
     # Compilers and drivers print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr):
@@ -122,9 +131,11 @@ def _main(argv: Sequence[str], console: Console) -> int:
                 robot.close()
                 raise
         try:
-            modes = _drive(args, robot, ask, about.where, console)
+            modes = _drive(args, robot, ask, about.where, console, timeline)
         finally:
             robot.close()
+            if timeline is not None:
+                timeline.close()
     inputs = Inputs(instruction=args.lang_instruction, dataset=f"robot {args.robot_type}")
     record = record_of(args, ["rollout", *redacted(argv)], [about], inputs=inputs)
     if unsized:
@@ -172,7 +183,12 @@ def asker(policy: CameraPolicy, instruction: str) -> tuple[Callable[[Observation
 
 
 def _drive(
-    args: argparse.Namespace, robot: Robot, ask: Callable[[Observation], Chunk], device: str, console: Console
+    args: argparse.Namespace,
+    robot: Robot,
+    ask: Callable[[Observation], Chunk],
+    device: str,
+    console: Console,
+    timeline: Timeline | None,
 ) -> dict[str, Timing]:
     """Each way of executing, and how it went."""
     names = [SYNCHRONOUS, OVERLAPPED] if args.compare_overlap else [OVERLAPPED if args.overlap else SYNCHRONOUS]
@@ -184,9 +200,14 @@ def _drive(
             said = time.monotonic()
             console.print(live(trace), markup=False, highlight=False, soft_wrap=True)
 
-    loop = Loop(robot, ask, horizon=args.action_horizon, control_hz=args.control_hz, progress=show)
+    settings: dict[str, Any] = {"horizon": args.action_horizon, "control_hz": args.control_hz, "progress": show}
     modes = {}
     for name in names:
+        if timeline is None:
+            loop = Loop(robot, ask, **settings)
+        else:
+            watched = Watched(robot, ask, timeline, name, args.action_horizon, 1 / args.control_hz)
+            loop = Loop(watched, watched.answer, **settings)
         actions = args.actions_to_execute * args.action_horizon
         console.print(f"{name}: {actions} actions", markup=False)
         trace = loop.overlapped(actions) if name == OVERLAPPED else loop.synchronous(actions)

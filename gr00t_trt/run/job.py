@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from rich.console import Console
 
 from ..common.devices import side_stream
 from ..common.progress import progress
-from ..deploy.deploy import capture, note_padding
+from ..compile.build import set_precision
+from ..deploy.deploy import capture, choose_products, note_padding
 from ..engines.cache import open_cache
 from ..engines.files import prepare_engine_dir
 from ..measure.accuracy import compare_each
@@ -21,6 +23,7 @@ from ..measure.harness import Harness, build_all
 from ..measure.memory import GpuMeter, MemoryMeter
 from ..measure.reference import take_reference
 from ..measure.results import Part, Timed, Variant, candidate_of, stage_times
+from ..measure.trace import write_trace
 from ..measure.workloads import one_request
 from ..plans.load import plan_to_mapping
 from ..plans.resolve import Resolved
@@ -45,6 +48,7 @@ class Job:
     engine_cache: str | None = None
     plan_path: Path | None = None
     command: str = ""
+    trace: Path | None = None
 
 
 def run(job: Job, resolved: Resolved, console: Console) -> Record:
@@ -59,7 +63,8 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
     memory, gpu = MemoryMeter(device), GpuMeter(device)
     with memory, gpu, progress(console) as steps, side_stream(device):
         source = replace(job.source, denoising_steps=resolved.plan.denoising_steps)
-        policy, observation = load_source(source, device, steps)
+        dtype = partial(set_precision, plan=resolved.plan)
+        policy, observation = load_source(source, device, steps, dtype=dtype)
         console.print(_data_of(policy, source), markup=False, highlight=False, soft_wrap=True)
         plan, model = plan_to_mapping(resolved.plan), ModelInfo(source.model_path, asdict(policy.model.config))
         if resolved.comparing:
@@ -69,6 +74,7 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
         request = one_request(policy, observation, job.seed)
         reference = take_reference(policy, request, [resolved.plan.optimizations], steps)
         harness = Harness(reference, resolved.plan, steps)
+        choose_products(harness, record)
         record.inputs = replace(request.described(job.seed), dataset=source.about)
         if resolved.comparing:
             _compare(harness, resolved, record)
@@ -137,6 +143,9 @@ def _carry_out(harness: Harness, resolved: Resolved, job: Job, record: Record) -
         result = replace(result, first_call_ms=None)
     record.results.append(result)
     record.stages = stage_times(timed, name if name in timed.stages else "original")
+    if job.trace is not None:
+        harness.steps.step(f"tracing one request: {job.trace}")
+        write_trace(harness, variant if variant.runs else harness.original, base, job.trace)
 
 
 def _name(variant: Variant) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ..common.command import Parser, parse_flags, run_program
 from ..common.files import prepare_file, write_whole
-from ..common.paths import check_dataset, check_output_folder
+from ..common.paths import check_dataset, check_model, check_output_folder
 from ..errors import UsageError, unknown
 from ..plans import flags
 from ..plans.backends import AUTO, onnx_route
@@ -85,13 +85,13 @@ def parser() -> argparse.ArgumentParser:
     source_flags(
         p.add_argument_group("what runs"),
         *("model_path", "dataset_path", "data_config", "embodiment_tag", "episode", "step", "frame_lookup"),
-        *("tokenizer", "bracketed_instruction", "denoising_steps", "seed", "device"),
+        *("metadata", "tokenizer", "bracketed_instruction", "denoising_steps", "seed", "device"),
         dataset_path="./demo_data/robot_sim.PickNPlace",
     )
     _what_is_compiled(p.add_argument_group("what is compiled"))
 
     g = p.add_argument_group("precision and compiler")
-    flags.precision_flag(g, ", any case, for the whole model [fp16]")
+    flags.precision_flag(g, ", any case, for the whole model [fp16; what is fastest where a CPU computes]")
     flags.dtype_flags(g)
     for flag, text in SWITCHES.items():
         g.add_argument(f"--{flag}", action="store_true", default=None, help=text)
@@ -136,6 +136,8 @@ def _what_is_compiled(g: Any) -> None:
     )
     flags.config_flag(g)
     flags.print_plan_flag(g)
+    help = "one request as a timeline for https://ui.perfetto.dev: stages, operators, kernels [not written]"
+    g.add_argument("--trace", metavar="FILE", help=help)
     g.add_argument(
         "--write_plan",
         metavar="PATH",
@@ -276,18 +278,32 @@ def _main(argv: Sequence[str], console: Console) -> int:
     device = choose_device(args.device)
     engine_dir = Path(args.engine_dir) if args.engine_dir else None
     chosen, machine = args.backend is not None or args.config is not None, Machine(str(device))
-    resolved = resolve(plan, machine, args.fn_name, chosen=chosen, compare=compare, engine_dir=engine_dir)
+    named = args.config is not None or any(k.endswith("precision") and v for k, v in overrides(args).items())
+    resolved = resolve(
+        plan,
+        machine,
+        args.fn_name,
+        chosen=chosen,
+        precision_chosen=named,
+        compare=compare,
+        engine_dir=engine_dir,
+    )
+    plan = resolved.plan if not compare else plan
     if args.print_plan:
         print_plan(resolved, compare, command)
         return 0
     path = record_path(args, f"{'compare ' if compare else ''}{plan.precision} {args.fn_name}")
+    if args.trace is not None:
+        if compare:
+            raise UsageError("--trace: a comparison has no one request", fix="name one backend, or leave it out")
+        prepare_file(args.trace, "trace", "--trace")
     plan_path = chosen_plan_path(args, plan, compare, device)
     if plan_path is not None:
         prepare_file(plan_path, *PLAN_FILE)
-    config = Path(args.config) if args.config else None
+    config, trace = (Path(given) if given else None for given in (args.config, args.trace))
     from . import job
 
-    wanted = job.Job(Source.of(args), args.seed, str(device), args.engine_cache, config, command)
+    wanted = job.Job(Source.of(args), args.seed, str(device), args.engine_cache, config, command, trace)
     # Compilers print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr):
         record = job.run(wanted, resolved.noted(*notes), console)
@@ -300,6 +316,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
 
 def check_paths(args: argparse.Namespace) -> None:
     """Raises: UsageError for a path that cannot be what its flag wants; nothing has been loaded yet."""
+    check_model(args.model_path)
     check_dataset(args.dataset_path)
     check_output_folder(args.engine_dir, "--engine_dir")
     if args.engine_cache != "off":

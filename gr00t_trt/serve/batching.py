@@ -11,6 +11,11 @@ from ..common.interface import ModalityConfig, Observation
 from .limits import AXES
 
 
+def buckets_up_to(most: int) -> list[int]:
+    """Batch sizes that are worth a graph each: 1, 2, 4, 8, and so on, none above `most`."""
+    return [2**power for power in range(most.bit_length())]
+
+
 class Batcher:
     """Joins single requests of the same form into one batched observation.
 

@@ -8,10 +8,10 @@ if it had just had a turn, so that new names gain nothing.
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice, takewhile
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -88,23 +88,28 @@ class FairQueue(Generic[T]):
                 self._had_turn(client)
             return None
 
-    def take_like(self, fits: Callable[[T], bool], most: int, timeout_s: float) -> list[T]:
-        """Up to `most` further entries that `fits`, waiting for them no longer than `timeout_s`.
+    def take_like(self, fits: Callable[[T], bool], counts: Sequence[int], timeout_s: float = 0.0) -> list[T]:
+        """Further entries that `fits`: the largest of `counts` that there are, of clients in turn; empty for fewer.
 
-        Only the oldest entry of a client can be taken, so that no request overtakes another of its own. What is taken
-        here counts as a turn.
+        An entry stands behind its client's older ones: none is taken before those. What is taken here counts as a turn.
+
+        Args:
+            timeout_s: How long the largest of `counts` is waited for.
         """
-        taken: list[T] = []
-        deadline = time.monotonic() + timeout_s
+        most = max(counts)
         with self._changed:
-            while len(taken) < most and not self._closed:
-                turns = sorted(self._waiting, key=self._turns.__getitem__)
-                client = next((name for name in turns if fits(self._waiting[name].entries[0][1])), None)
-                if client is not None:
-                    taken.append(self._remove(client))
-                elif not self._changed.wait(deadline - time.monotonic()) or time.monotonic() >= deadline:
-                    break
-        return taken
+            self._changed.wait_for(lambda: self._closed or self._fitting(fits, most) == most, timeout_s)
+            found = self._fitting(fits, most)
+            return [self._next(fits) for _ in range(max((each for each in counts if each <= found), default=0))]
+
+    def _fitting(self, fits: Callable[[T], bool], most: int) -> int:
+        """How many entries can be taken one after the other; no more than `most` are looked at that fit."""
+        heads = (takewhile(lambda pair: fits(pair[1]), line.entries) for line in self._waiting.values())
+        return sum(1 for _ in islice(chain.from_iterable(heads), most))
+
+    def _next(self, fits: Callable[[T], bool]) -> T:
+        turns = sorted(self._waiting, key=self._turns.__getitem__)
+        return self._remove(next(name for name in turns if fits(self._waiting[name].entries[0][1])))
 
     def sweep(self, useless: Callable[[T], bool]) -> list[T]:
         """Take out every entry that is `useless`, wherever it stands."""

@@ -30,8 +30,10 @@ examples:
   HTTP instead of ZeroMQ, or HTTP beside it (for /metrics):
     gr00t-trt serve --server --http_server --port 8000
     gr00t-trt serve --server --http_port 8000
-  many robots: waiting requests share a pass through the model:
-    gr00t-trt serve --server --max_batch 8 --batch_wait_ms 2
+  for programs that speak openpi's protocol, beside the others:
+    gr00t-trt serve --server --websocket_port 8001
+  many robots: what waits when the device becomes free shares a pass through the model:
+    gr00t-trt serve --server --max_batch 8
 
 Once ready the server prints one line per address on stdout: `ready tcp://127.0.0.1:5555`. SIGTERM and Ctrl-C let it
 finish the request it works on, refuse those that wait, and end with 0 within 3 s. A request that takes longer than that
@@ -47,7 +49,7 @@ exit status: 0 done, 2 bad input, 130 interrupted before it was ready or in the 
 
 def parser() -> argparse.ArgumentParser:
     """All flags; a setting of the plan that was not given stays None, so that a plan file can be told from it."""
-    what = "Serve GR00T N1.5 to robots and simulators over ZeroMQ or HTTP, as existing clients expect it."
+    what = "Serve GR00T N1.5 to robots and simulators over ZeroMQ, HTTP or WebSocket, as existing clients expect it."
     p = Parser(prog="gr00t-trt serve", description=what, epilog=EPILOG)
     g = p.add_argument_group("what to do (one of the two)")
     switch(g, "server", help="load, compile and warm up the policy, then answer")
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--trt_engine_path", metavar="DIR", help=help)
     flags.backend_flag(g, " [eager]")
     flags.config_flag(g)
+    flags.print_plan_flag(g)
     flags.precision_flag(g, ", any case [bf16]")
     flags.dtype_flags(g)
     switch(g, "use_explicit_typing", default=None, help="the graph's dtypes are the engine's dtypes [on]")
@@ -80,6 +83,8 @@ def parser() -> argparse.ArgumentParser:
         "then counts as one stage [none]",
     )
     flags.engine_flags(g, "start builds")
+    help = "start without comparing with fp32, sooner; no accuracy is known then, and no gate is asked"
+    switch(g, "no_check", help=help)
     help = "LeRobot dataset whose first observation accuracy is checked on [a made-up observation]"
     source_flags(g, "dataset_path", dataset_path=None, helps={"dataset_path": help})
 
@@ -87,8 +92,14 @@ def parser() -> argparse.ArgumentParser:
     setting(g, "max_request_mb", 32.0, "largest request", metavar="MB")
     setting(g, "request_timeout_s", 15.0, "longest wait of a request, and longest time to send one", metavar="S")
     setting(g, "max_queue", 64, "requests that may wait, each sample of a batch counted")
-    setting(g, "max_batch", 1, "waiting requests that may share a pass")
-    setting(g, "batch_wait_ms", 0.0, "wait for others to share with", metavar="MS")
+    setting(g, "max_batch", 1, "waiting requests that may share a pass; 1, 2, 4, 8, ... of them where graphs replay")
+    setting(g, "batch_wait_ms", 0.0, "longest wait of the first one for others to share with", metavar="MS")
+
+    g = p.add_argument_group("more than one GPU (needs gr00t_trt[replicas])")
+    help = "so many policies on Ray Serve, one a GPU, or with --device cpu in so many processes [none: in this process]"
+    g.add_argument("--replicas", type=int, metavar="N", help=help)
+    help = "a Ray cluster, such as auto; every machine needs this package and the same paths [one of its own, here]"
+    g.add_argument("--ray_address", metavar="ADDRESS", help=help)
 
     g = p.add_argument_group("log (on stderr; logger gr00t_trt.serve)")
     help = f"{REQUESTS}: one line per request [warnings alone]"
@@ -108,6 +119,8 @@ def _where(p: argparse.ArgumentParser) -> None:
     setting(g, "port", 5555, "0 for any that is free")
     switch(g, "http_server", help="HTTP instead of ZeroMQ, for server and client")
     g.add_argument("--http_port", type=int, metavar="N", help="HTTP beside ZeroMQ, on this port [none]")
+    help = "openpi's WebSocket protocol beside the others, on this port [none]"
+    g.add_argument("--websocket_port", type=int, metavar="N", help=help)
     token_flags(g, "the token that every request must carry")
 
 
@@ -123,10 +136,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for flag, lowest, highest in (
         ("port", 0, 65535),
         ("http_port", 0, 65535),
+        ("websocket_port", 0, 65535),
         ("max_request_mb", 0.001, 2000),
         ("request_timeout_s", 0.001, 86400),
         ("max_queue", 1, 100_000),
         ("max_batch", 1, 1024),
+        ("replicas", 1, 1024),
         ("batch_wait_ms", 0, 10_000),
         ("slow_ms", 0, 1e9),
     ):
@@ -135,6 +150,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"--{flag}: {value} is out of range", known=f"{lowest:g} to {highest:g}")
     if args.http_server and args.http_port is not None:
         raise UsageError("--http_server puts HTTP on --port, --http_port beside ZeroMQ", fix="leave one of them out")
+    if args.ray_address is not None and args.replicas is None:
+        raise UsageError("--ray_address says where replicas run", fix="say how many with --replicas")
     if args.max_batch > 1 and args.bracketed_instruction:
         raise UsageError("--bracketed_instruction holds for single requests, and --max_batch makes batches of them")
     return args

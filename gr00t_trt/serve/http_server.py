@@ -13,19 +13,18 @@ A token is shown as ``Authorization: Bearer TOKEN`` or ``X-API-Token: TOKEN``: i
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from ..common.install import install_extra
 from ..errors import ObservationError, ServiceError, ShapeError
+from .awaited import answered
 from .json_wire import decode_json, encode_json
 from .refusal import Refusal
-from .service import Peer, Service, cannot_listen
-from .wire import Message
+from .service import Peer, Service, listening_socket
 
 try:
     import uvicorn
@@ -33,7 +32,7 @@ try:
 
     from .http_guard import Guard
 except ImportError as error:
-    raise ServiceError("the HTTP server needs fastapi and uvicorn", fix="pip install 'gr00t_trt[serve]'") from error
+    raise ServiceError("the HTTP server needs fastapi and uvicorn", fix=install_extra("serve")) from error
 
 _START_S = 10.0
 _LAST_WORDS_S = 0.5
@@ -99,11 +98,8 @@ async def _act(
             body = _unwrapped(raw)
             if "observation" not in body:
                 raise Refusal("Missing 'observation' field in payload", http_status=400)
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[Message | Exception] = loop.create_future()
-            service.act(body["observation"], body, peer, lambda reply: _deliver(loop, done, reply))
             handed_over = True  # and counted there
-            reply = await done
+            reply = await answered(service, body["observation"], body, peer)
         if isinstance(reply, Exception):
             raise reply
         return Response(encode_json(reply), media_type="application/json")
@@ -155,15 +151,6 @@ def _token(request: Request) -> str | None:
     return bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-token")
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, done: asyncio.Future[Message | Exception], reply: Any) -> None:
-    def deliver() -> None:
-        if not done.done():
-            done.set_result(reply)
-
-    with suppress(RuntimeError):  # the loop has ended, and its clients with it
-        loop.call_soon_threadsafe(deliver)
-
-
 def _refused(error: Exception) -> Response:
     status, detail = 500, f"Internal server error: {error}"
     if isinstance(error, Refusal):
@@ -184,15 +171,8 @@ class HttpServer:
     """
 
     def __init__(self, service: Service, host: str, port: int, *, max_request_bytes: int, request_timeout_s: float):
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind(("0.0.0.0" if host == "*" else host, port))
-        except OSError as error:
-            self._socket.close()
-            raise cannot_listen(host, port, error.strerror) from error
-        address, bound = self._socket.getsockname()[:2]
-        self.endpoint = f"http://{f'[{address}]' if ':' in address else address}:{bound}"
+        self._socket, address = listening_socket(host, port)
+        self.endpoint = f"http://{address}"
         limits = {"max_request_bytes": max_request_bytes, "request_timeout_s": request_timeout_s}
         guard = Guard(**limits)  # type: ignore[arg-type]
         app = application(service, guard, **limits)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import numpy as np
 
 from .refusal import Refusal
 
+KEYS = ("timings", "served_by", "seed", "noise", "timeout_ms", "client_id")
 MAX_ID = 64
 LONGEST_MS = 1e12
 

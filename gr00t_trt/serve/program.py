@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from ..common.command import run_program
-from .flags import parse
+from ..plans import flags
+from .api_token import redacted
+from .flags import parse, plan_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,8 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
+    if args.print_plan:
+        flags.print_plan(plan_of(args), shlex.join(["gr00t-trt", "serve", *redacted(argv)]))
+        return 0
     # Past the flags, so that --help and a typing mistake cost no PyTorch import, and a client none at all.
-    if args.server:
+    if args.server and args.replicas is not None:
+        from .replicas import serve_replicas
+
+        serve_replicas(args, argv, console)
+    elif args.server:
         from .start import serve
 
         serve(args, argv, console)

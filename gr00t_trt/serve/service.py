@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
@@ -17,12 +18,14 @@ from .metrics import Metrics
 from .options import Options, options_of
 from .refusal import Refusal
 from .request_log import RequestLog
+from .waiting import TOTAL, Answer, Request
 from .wire import Message
-from .worker import TOTAL, Answer, PolicyWorker, Request
 
 UNAUTHORISED = "Unauthorized: Invalid API token"
 """Word for word what existing clients are shown."""
 
+_BACKLOG = 128
+"""Connections that wait to be accepted: as many as an address may have."""
 _NAMED = 4096
 """Connections whose clients have a name that are remembered."""
 
@@ -31,6 +34,37 @@ def cannot_listen(host: str, port: int, why: str | None) -> ServiceError:
     """What a transport raises for an address that it cannot have."""
     fix = "choose another --port, or a --host of this machine"
     return ServiceError(f"cannot listen on {host}:{port}: {why}", fix=fix)
+
+
+def listening_socket(host: str, port: int) -> tuple[socket.socket, str]:
+    """A TCP socket that listens to an address, and the address in words: ``127.0.0.1:5555``.
+
+    Raises: ServiceError when the address cannot be used.
+    """
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind(("0.0.0.0" if host == "*" else host, port))
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise cannot_listen(host, port, error.strerror) from error
+    address, bound = made.getsockname()[:2]
+    return made, f"{f'[{address}]' if ':' in address else address}:{bound}"
+
+
+class Worker(Protocol):
+    """What answers the requests of a service, as `worker.PolicyWorker` does."""
+
+    request_timeout_s: float
+
+    @property
+    def running_s(self) -> float: ...
+    def submit(self, request: Request) -> None: ...
+    def stop(self) -> None: ...
+    def refuse_waiting(self) -> None: ...
+    def refuse_running(self) -> None: ...
+    def run(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,12 +93,13 @@ class Service:
         log: Told of every request.
 
     Attributes:
+        modality_config: As above.
         addresses: Where it is listened to, in words, for whoever opens ``/`` in a browser.
     """
 
     def __init__(
         self,
-        worker: PolicyWorker,
+        worker: Worker,
         metrics: Metrics,
         description: Mapping[str, Any],
         modality_config: Mapping[str, ModalityConfig],
@@ -76,6 +111,7 @@ class Service:
     ):
         self._worker, self.metrics, self._limits = worker, metrics, limits
         self._description = dict(description)
+        self.modality_config = dict(modality_config)
         self._token = None if api_token is None else api_token.encode()
         self._may_kill = may_kill or api_token is not None
         self._log = log or RequestLog()
@@ -84,7 +120,7 @@ class Service:
         self.immediate: Mapping[str, Callable[[], Any]] = {
             "ping": lambda: {"status": "ok", "message": "Server is running"},
             "kill": self._kill,
-            "get_modality_config": lambda: dict(modality_config),
+            "get_modality_config": lambda: dict(self.modality_config),
             "status": self.status,
         }
 
@@ -142,6 +178,13 @@ class Service:
         running_s = self._worker.running_s
         state = "stalled" if running_s > self._worker.request_timeout_s else "ready"
         return {"status": state, "running_s": running_s, **self._description, **self.metrics.snapshot()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What a client may want to know before its first request: what is served, by what, and the keys of both."""
+        named = ("data_config", "embodiment_tag", "denoising_steps", "submodules", "observation")
+        about = {name: self._description[name] for name in named if name in self._description}
+        keys = {name: own.modality_keys for name, own in self.modality_config.items()}
+        return {"model": "GR00T", **about, "modality_keys": keys}
 
     def metrics_page(self) -> str:
         """As `Metrics.prometheus`."""

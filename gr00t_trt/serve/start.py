@@ -9,8 +9,10 @@ import logging
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ..common.devices import choose_device
+from ..common.interface import ModalityConfig, Observation
 from ..common.progress import progress
+from ..compile.build import set_precision
 from ..data.prompt import bracketed, prompt_segments
 from ..deploy.deploy import Deployment, deploy
 from ..engines.files import prepare_engine_dir
+from ..plans import flags
 from ..plans.resolve import Machine, decided, resolve
 from ..plans.schema import Plan
 from ..policy.policy import Gr00tPolicy
@@ -31,22 +36,38 @@ from ..policy.source import Source, read_observation
 from ..record.numbers import cosine, digits
 from ..record.result import Agreement
 from .api_token import redacted
-from .batching import Batcher
+from .batching import Batcher, buckets_up_to
 from .flags import is_loopback, plan_of
 from .limits import Limits
 from .metrics import Metrics
 from .request_log import LOGGER, REQUESTS, RequestLog
-from .service import Service, cannot_listen
+from .service import Service, Worker, cannot_listen
 from .shutdown import ended_by_signals
+from .warm import warm_batches
 from .worker import PolicyWorker
 from .zmq_server import ZmqServer
 
 if TYPE_CHECKING:
     from .http_server import HttpServer
+    from .openpi_server import OpenpiServer
 
 MIB = 2**20
 TEXT_TOKENS = 256
 """Beside the images, where the plan says nothing of prompts: what compiled submodules are built for, too."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A policy that is ready to answer, alone and in batches, and what its requests may ask for."""
+
+    policy: Gr00tPolicy
+    deployment: Deployment
+    limits: Limits
+    batcher: Batcher
+
+    def description(self, args: argparse.Namespace) -> dict[str, Any]:
+        """As `Service` takes it."""
+        return _description(args, self.policy, self.deployment, self.limits)
 
 
 def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
@@ -54,27 +75,66 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
 
     Raises: Gr00tError for what cannot work, before anything is listened to.
     """
-    for port in (args.port, args.http_port):
+    check_addresses(args)
+    prepared, metrics = prepare(args, argv, console), Metrics()
+    worker = worker_of(args, prepared, metrics, console)
+    description, modalities = prepared.description(args), prepared.policy.modality_config
+    answer(args, worker, metrics, description, modalities, prepared.limits, console)
+
+
+def check_addresses(args: argparse.Namespace) -> None:
+    """Raises: ServiceError for an address that is taken, and for a missing package: both before anything is built."""
+    for port in (args.port, args.http_port, args.websocket_port):
         if port:
-            _check_free(args.host, port)  # nobody should wait for a compiler to learn of it
+            _check_free(args.host, port)
     if args.http_server or args.http_port is not None:
-        importlib.import_module(".http_server", __package__)  # nor of a missing package
+        importlib.import_module(".http_server", __package__)
+    if args.websocket_port is not None:
+        importlib.import_module(".openpi_server", __package__)
+
+
+def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> Prepared:
+    """Load, compile and warm up what the flags describe, and tell what became of it."""
+    note = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     # Compilers print, and what reads our stdout waits for the line that says ready.
     with contextlib.redirect_stdout(sys.stderr):
-        policy, deployment = _deploy(args, argv, console)
+        policy, deployment, observation = _deploy(args, argv, console)
+        limits = _limits(policy, plan_of(args))
+        batcher, sizes = Batcher(policy.modality_config, limits.count_tokens), buckets_up_to(args.max_batch)[1:]
+        warm_batches(policy, batcher, observation, sizes, lambda why: note(f"note: --max_batch: {why}"))
     console.print(_table(deployment))
-    for note in deployment.record.skipped:
-        console.print(f"note: {note.what}: {note.why}", markup=False, highlight=False, soft_wrap=True)
+    note(_pace(policy, observation))
+    for skipped in deployment.record.skipped:
+        note(f"note: {skipped.what}: {skipped.why}")
+    return Prepared(policy, deployment, limits, batcher)
 
+
+def _pace(policy: Gr00tPolicy, observation: Observation) -> str:
+    """The latency of ten requests, numpy to numpy; of fewer where they take longer than a second."""
+    spent_ms: list[float] = []
+    while not spent_ms or (len(spent_ms) < 10 and sum(spent_ms) < 1e3):
+        start = time.perf_counter()
+        policy.get_action(observation)
+        spent_ms.append((time.perf_counter() - start) * 1e3)
+    return f"one request at a time: p50 {np.median(spent_ms):.2f} ms of {len(spent_ms)}"
+
+
+def answer(
+    args: argparse.Namespace,
+    worker: Worker,
+    metrics: Metrics,
+    description: Mapping[str, Any],
+    modality_config: Mapping[str, ModalityConfig],
+    limits: Limits,
+    console: Console,
+) -> None:
+    """Put a worker behind the transports that the flags name, and run it until it is told to end."""
     _log_to_stderr()
-    metrics = Metrics()
-    limits = _limits(policy, plan_of(args))
-    worker = _worker(args, policy, metrics, limits, console)
     service = Service(
         worker,
         metrics,
-        _description(args, policy, deployment, limits),
-        policy.modality_config,
+        description,
+        modality_config,
         limits=limits,
         api_token=args.api_token,
         may_kill=is_loopback(args.host),
@@ -93,9 +153,9 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     console.print("stopped")
 
 
-def _worker(
-    args: argparse.Namespace, policy: Gr00tPolicy, metrics: Metrics, limits: Limits, console: Console
-) -> PolicyWorker:
+def worker_of(args: argparse.Namespace, prepared: Prepared, metrics: Metrics, console: Console) -> PolicyWorker:
+    """What answers requests with a policy on this machine."""
+    policy = prepared.policy
     ranges = policy.state_ranges
     help = "Observations with a state far outside the range that the model was trained on."
     metrics.counts("state_out_of_range", "key", help, lambda: ranges.outside)
@@ -104,11 +164,13 @@ def _worker(
         metrics,
         tables=_timed_tables(policy),
         device=policy.model.device,
-        limits=limits,
+        limits=prepared.limits,
         max_queue=args.max_queue,
         request_timeout_s=args.request_timeout_s,
-        batcher=Batcher(policy.modality_config, limits.count_tokens),
+        batcher=prepared.batcher,
         max_batch=args.max_batch,
+        # A graph is of one size; without graphs, all that waits is taken.
+        buckets=None if policy.model.graphs is None else buckets_up_to(args.max_batch),
         batch_wait_s=args.batch_wait_ms / 1e3,
         report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
     )
@@ -151,23 +213,30 @@ def _log_to_stderr() -> None:
     LOGGER.setLevel(logging.INFO)
 
 
-def _deploy(args: argparse.Namespace, argv: Sequence[str], console: Console) -> tuple[Gr00tPolicy, Deployment]:
+def _deploy(
+    args: argparse.Namespace, argv: Sequence[str], console: Console
+) -> tuple[Gr00tPolicy, Deployment, Observation]:
     device = choose_device(args.device)
     folder = Path(args.engine_dir) if args.engine_dir else None
+    default = flags.default_to_fast(args, str(device))
     named = (args.config, args.precision, args.vit_dtype, args.llm_dtype, args.dit_dtype)
     machine, chosen = Machine(str(device)), any(value is not None for value in named)
-    resolved = decided(resolve(plan_of(args), machine, precision_chosen=chosen, engine_dir=folder, timed=False))
+    found = resolve(plan_of(args), machine, chosen=not default, precision_chosen=chosen, engine_dir=folder, timed=False)
+    resolved = decided(found)
     if resolved.engine_dir is not None:
         prepare_engine_dir(resolved.engine_dir)
     with progress(console) as steps:
         source = Source.of(args)
         observation = read_observation(source, steps)
-        policy = replace(source, denoising_steps=None).policy(device, steps)
+        dtype = partial(set_precision, plan=resolved.plan)
+        policy = replace(source, denoising_steps=None).policy(device, steps, dtype=dtype)
         command, cache = shlex.join(["gr00t-trt", "serve", *redacted(argv)]), args.engine_cache
-        return policy, deploy(policy, resolved, steps, observation=observation, engine_cache=cache, command=command)
+        told: dict[str, Any] = {"engine_cache": cache, "command": command, "check": not args.no_check}
+        done = deploy(policy, resolved, steps, observation=observation, **told)
+        return policy, done, policy.example() if observation is None else observation
 
 
-def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer]:
+def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer | HttpServer | OpenpiServer]:
     limits: dict[str, Any] = {
         "max_request_bytes": int(args.max_request_mb * MIB),
         "request_timeout_s": args.request_timeout_s,
@@ -179,6 +248,10 @@ def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer |
         from .http_server import HttpServer  # whoever speaks ZeroMQ alone needs no web framework
 
         yield HttpServer(service, args.host, port, **limits)
+    if args.websocket_port is not None:
+        from .openpi_server import OpenpiServer
+
+        yield OpenpiServer(service, args.host, args.websocket_port, **limits)
 
 
 def _timed_tables(policy: Gr00tPolicy) -> tuple[dict[str, Any], ...]:
@@ -214,17 +287,16 @@ def _table(deployment: Deployment) -> Table:
     return table
 
 
-def _actions(deployment: Deployment) -> Agreement:
+def _actions(deployment: Deployment) -> Agreement | None:
+    """How near the actions are to eager fp32; None where the start was told not to compare."""
     whole = deployment.record.request
-    assert whole is not None
-    assert whole.accuracy is not None  # every start checks it
-    return whole.accuracy
+    return None if whole is None else whole.accuracy
 
 
 def _description(
     args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment, limits: Limits
 ) -> dict[str, Any]:
-    record, found = deployment.record, deployment.record.environment
+    record, found, accuracy = deployment.record, deployment.record.environment, _actions(deployment)
     builds = [result.build for result in record.submodules if result.build is not None]
     from_cache = [build.from_cache for build in builds if build.engine_bytes is not None]
     distributions = {name: version for name, version in found.distributions.items() if version is not None}
@@ -246,7 +318,7 @@ def _description(
         "versions": {"python": found.python, **distributions},
         "submodules": deployment.backends,
         "engines": {"built": from_cache.count(False), "from_cache": from_cache.count(True)},
-        "action_cosine_to_fp32": _actions(deployment).cosine,
+        "action_cosine_to_fp32": accuracy and accuracy.cosine,
         "observation": observation,
         "limits": {**bounds, "samples": limits.max_samples, "tokens": limits.max_tokens},
     }

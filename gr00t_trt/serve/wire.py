@@ -11,6 +11,7 @@ import json
 import math
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,7 +24,7 @@ from ..errors import ServiceError
 try:
     import msgpack
 except ImportError as error:
-    raise ServiceError("the service needs msgpack", fix="pip install 'gr00t_trt[serve]'") from error
+    raise ServiceError("the service and its clients need msgpack", fix="pip install msgpack") from error
 
 Message = dict[str, Any]
 """A request or a reply: text keys; values as `encode` takes them."""
@@ -54,13 +55,16 @@ def encode(value: Any) -> bytes:
         raise ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays") from error
 
 
-def decode(data: bytes | memoryview) -> Any:
+def decode(data: bytes | memoryview, revived: Callable[[dict[Any, Any]], Any] | None = None) -> Any:
     """The value of a message. Arrays are copies that belong to the caller.
 
+    Args:
+        revived: What a map stands for, the innermost first; None for arrays and modality configs of this protocol.
     Raises: ServiceError for bytes that are no message, nest deeper than `MAX_DEPTH`, hold more than `MAX_ELEMENTS`
         elements, or claim more than there is.
     """
     left = MAX_ELEMENTS - 1
+    revive = revived or _revived
 
     def count(children: int) -> None:
         nonlocal left
@@ -74,7 +78,7 @@ def decode(data: bytes | memoryview) -> Any:
 
     def mapped(value: dict[Any, Any]) -> Any:
         count(2 * len(value))
-        return _revived(value)
+        return revive(value)
 
     most = min(len(data), MAX_ELEMENTS)
     limits = {"max_array_len": most, "max_map_len": most // 2, "max_ext_len": 0}

@@ -2,77 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..common.devices import side_stream
-from ..common.interface import Observation, refuse_non_finite
+from ..common.interface import refuse_non_finite
 from ..errors import Gr00tError
 from ..measure.stages import StageTimer
 from ..measure.timers import drain
 from .batching import Batcher
-from .fair_queue import FairQueue
 from .limits import Limits
 from .metrics import Metrics
-from .refusal import Refusal
-
-QUEUE, TOTAL = "queue", "total"
-"""Names of the two durations that are no stage of the policy: the wait, and all from arrival to answer."""
-
-SHUTTING_DOWN = "the server is shutting down"
-
-_LOOK_UP_S = 0.2
-"""How soon a signal is noticed while no request comes: its handler only leaves a note, since it may interrupt
-anything, a held lock included."""
+from .waiting import LOOK_UP_S, QUEUE, TOTAL, Answer, Request, Waiting
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of a request: actions or an error, and stage -> milliseconds."""
-
-    action: Mapping[str, np.ndarray] | None = None
-    error: Exception | None = None
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Request:
-    """One request for actions.
-
-    Attributes:
-        client: Whoever it comes from; waiting requests are served in turn by client.
-        finish: Called once with the answer, on any thread; must neither block nor raise.
-        samples: Of the observation, 1 without a batch axis.
-        timeout_s: How long its client waits; None where it does not say.
-        gone: Whether its client is known to have gone.
-        seed: Of the starting noise. noise: float32 [samples, T, action_dim], the noise itself. Not both.
-        arrived: `time.monotonic()` when it came in.
-    """
-
-    client: Hashable
-    observation: Observation
-    finish: Callable[[Answer], None]
-    samples: int = 1
-    timeout_s: float | None = None
-    gone: Callable[[], bool] = lambda: False
-    seed: int | None = None
-    noise: np.ndarray | None = None
-    arrived: float = field(default_factory=time.monotonic)
-
-    @property
-    def chosen_noise(self) -> bool:
-        """Whether its action must not depend on what else is asked for."""
-        return self.seed is not None or self.noise is not None
-
-
-class PolicyWorker:
+class PolicyWorker(Waiting):
     """Runs a policy for many clients.
 
     Args:
@@ -81,10 +30,10 @@ class PolicyWorker:
         tables: Tables of stages that `StageTimer` takes, so that every answer can say where its time went.
         device: Where the policy computes.
         limits: Prompts beyond them are refused; None for no limits.
-        max_queue: Samples that may wait; see `FairQueue` for who has to go beyond it.
-        request_timeout_s: A request that has waited this long is refused: its robot has moved on.
+        max_queue, request_timeout_s: As for `Waiting`.
         batcher: Joins waiting requests; None answers each alone.
-        max_batch: Most requests that share a pass.
+        max_batch: Most requests that share a pass. What waits when the device becomes free is taken together.
+        buckets: Of how many requests such a pass may be, 1 among them: the largest that wait are taken. None: any.
         batch_wait_s: How long the first of them waits for the others.
         report: Told of errors that no request can be blamed for, for the operator to see.
     """
@@ -101,55 +50,25 @@ class PolicyWorker:
         request_timeout_s: float = 15.0,
         batcher: Batcher | None = None,
         max_batch: int = 1,
+        buckets: Sequence[int] | None = None,
         batch_wait_s: float = 0.0,
         report: Callable[[Exception], None] = lambda error: None,
     ):
-        self._policy, self._metrics, self._limits = policy, metrics, limits
+        super().__init__(metrics, max_queue=max_queue, request_timeout_s=request_timeout_s)
+        self._policy, self._limits = policy, limits
         self._device = torch.device(device)
         self._timer = StageTimer(tables, self._device)
-        self._queue: FairQueue[Request] = FairQueue(max_queue)
-        self.request_timeout_s = request_timeout_s
         self._batcher = batcher if max_batch > 1 else None
-        self._max_batch, self._batch_wait_s = max_batch, batch_wait_s
+        self._more = [size - 1 for size in buckets or range(1, max_batch + 1) if size <= max_batch]
+        self._batch_wait_s = batch_wait_s
         self._report = report
-        self._stopping = False
-        self._taken: list[Request] = []
-        self._taking = threading.Lock()
         self._began: float | None = None
-        metrics.gauge("queue_length", "Samples that wait.", lambda: len(self._queue))
-        metrics.gauge("in_flight", "Requests being answered.", lambda: len(self._taken))
-
-    def submit(self, request: Request) -> None:
-        """Have a request answered; from any thread. Its `finish` may be called before this returns."""
-        if len(self._queue) + request.samples > self._queue.limit:
-            for dead in self._queue.sweep(lambda waiting: self._useless(waiting) is not None):
-                dead.finish(_unanswered(self._useless(dead) or "nobody waits for it"))
-        for rejected in self._queue.put(request.client, request, request.samples):
-            waiting = f"{len(self._queue)} requests wait already, each sample of a batch counted (--max_queue)"
-            rejected.finish(_unanswered(SHUTTING_DOWN if self._stopping else waiting))
 
     @property
     def running_s(self) -> float:
         """For how long the current request has been computed; 0 where none is."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
-
-    def stop(self) -> None:
-        """Finish the request that runs, refuse those that wait, and let `run` return; from any thread or a signal."""
-        self._stopping = True
-
-    def refuse_waiting(self) -> None:
-        """`stop`, and tell those that wait at once; from any thread, but not from a signal's handler."""
-        self.stop()
-        for request in self._queue.close():
-            request.finish(_unanswered(SHUTTING_DOWN))
-
-    def refuse_running(self) -> None:
-        """Tell those whose request is being computed that it ends without an answer; from any thread."""
-        with self._taking:
-            taken, self._taken = self._taken, []
-        for request in taken:
-            request.finish(_unanswered(SHUTTING_DOWN))
 
     def run(self) -> None:
         """Answer requests until `stop`.
@@ -161,21 +80,20 @@ class PolicyWorker:
             stack.enter_context(side_stream(self._device))
             stack.enter_context(self._timer)
             while not self._stopping:
-                request = self._queue.take(_LOOK_UP_S)
+                request = self._queue.take(LOOK_UP_S)
                 if request is not None:
                     self._serve(request)
 
     def _serve(self, request: Request) -> None:
         self._taken = [request]
-        form = self._form(request)
+        self._refuse_taken()
+        form = self._form(request) if self._taken else None
         if form is not None:
+            self._refuse_useless()  # first: what is taken is to be a whole bucket still
             self._taken += self._queue.take_like(
-                lambda other: self._form(other) == form, self._max_batch - 1, self._batch_wait_s
+                lambda other: self._form(other) == form, self._more, self._batch_wait_s
             )
-        for each in list(self._taken):
-            why = self._useless(each)
-            if why is not None:
-                self._finish(each, _unanswered(why))
+            self._refuse_taken()
         if self._taken:
             self._answer(list(self._taken))
 
@@ -184,29 +102,6 @@ class PolicyWorker:
         # whose noise was chosen gets the same bits every time.
         alone = self._batcher is None or request.chosen_noise
         return None if alone else self._batcher.form(request.observation)  # type: ignore[union-attr]
-
-    def _useless(self, request: Request) -> str | None:
-        """Why nobody wants the answer any more; None while somebody does."""
-        if request.gone():
-            return "its client has gone"
-        waited = time.monotonic() - request.arrived
-        if request.timeout_s is not None and waited > request.timeout_s:
-            return f"it waited {waited:.1f} s, longer than the {request.timeout_s:g} s that its client waits"
-        if waited > self.request_timeout_s:
-            return f"it waited {waited:.1f} s, longer than the {self.request_timeout_s:g} s allowed"
-        return None
-
-    def _finish(self, request: Request, answer: Answer) -> None:
-        with self._taking:
-            if request not in self._taken:  # told already that the server ends
-                return
-            self._taken.remove(request)
-        request.finish(answer)
-
-    def _refuse_all(self) -> None:
-        self._stopping = True
-        self.refuse_running()
-        self.refuse_waiting()
 
     def _answer(self, requests: Sequence[Request]) -> None:
         self._began = began = time.monotonic()
@@ -256,7 +151,3 @@ class PolicyWorker:
         generator = torch.Generator().manual_seed(request.seed)
         noise = torch.randn((request.samples, *self._limits.noise_shape), generator=generator)
         return {"noise": noise.to(self._device)}
-
-
-def _unanswered(why: str) -> Answer:
-    return Answer(error=Refusal(f"not answered: {why}", http_status=503))

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import ServiceError
 from .refusal import Refusal
 from .request_log import LOGGER
-from .service import Peer, Service, cannot_listen
+from .service import Peer, Service, listening_socket
 from .wire import Message, decode, encode
 from .zmtp import GREETING, Receiver, Spare, Violation, frames_of
 
@@ -54,17 +54,9 @@ class ZmqServer:
     ):
         self._service = service
         self._limit, self._timeout_s = max_request_bytes, request_timeout_s
-        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind(("0.0.0.0" if host == "*" else host, port))
-            self._socket.listen(128)
-        except OSError as error:
-            self._socket.close()
-            raise cannot_listen(host, port, error.strerror) from error
+        self._socket, address = listening_socket(host, port)
         self._socket.setblocking(False)
-        address, bound = self._socket.getsockname()[:2]
-        self.endpoint = f"tcp://{f'[{address}]' if ':' in address else address}:{bound}"
+        self.endpoint = f"tcp://{address}"
         self._bell, self._listener = socket.socketpair()
         for end in (self._bell, self._listener):
             end.setblocking(False)

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..common.install import install_extra
 from ..errors import PlanError, unknown
 
 try:
     import gymnasium
     from gymnasium.wrappers import TimeLimit
 except ImportError as error:
-    raise PlanError("simulated worlds need gymnasium: not installed", fix="pip install 'gr00t_trt[sim]'") from error
+    raise PlanError("simulated worlds need gymnasium: not installed", fix=install_extra("sim")) from error
 
 from . import tabletop
 from .wrappers import EpisodeVideo, MultiStep
@@ -58,11 +59,12 @@ def make_plain(env_id: str) -> Any:
 
 
 def make(
-    env_id: str, recorded: int, *, max_episode_steps: int, video_dir: Path | None, **several: Any
+    env_id: str, recorded: Sequence[int], *, max_episode_steps: int, video_dir: Path | None, **several: Any
 ) -> gymnasium.Env[Any, Any]:
-    """One environment, wrapped: time limit, then a video of the first `recorded` episodes, then several steps at once.
+    """One environment, wrapped: time limit, then a video of its first episodes, then several steps at once.
 
     Args:
+        recorded: The numbers of the episodes that are recorded.
         max_episode_steps: Limit in low-level steps.
         video_dir: Where videos go; None records none.
         several: As for `MultiStep`.
@@ -75,6 +77,11 @@ def make(
     if video_dir is not None:
         env = EpisodeVideo(env, video_dir, recorded)
     return MultiStep(env, **several)
+
+
+def numbers(environment: int, quota: int, environments: int) -> list[int]:
+    """The numbers of the episodes that one environment plays, of all that are played side by side."""
+    return [environment + environments * played for played in range(quota)]
 
 
 def abandon(envs: gymnasium.vector.VectorEnv) -> None:
@@ -93,7 +100,7 @@ def make_vector(env_id: str, quotas: Sequence[int], **settings: Any) -> gymnasiu
         quotas: Per environment, how many of its episodes count and are recorded.
         settings: As for `make`.
     """
-    makers = [partial(make, env_id, quota, **settings) for quota in quotas]
+    makers = [partial(make, env_id, numbers(i, quota, len(quotas)), **settings) for i, quota in enumerate(quotas)]
     if len(makers) == 1:
         return gymnasium.vector.SyncVectorEnv(makers)
     return gymnasium.vector.AsyncVectorEnv(makers, shared_memory=False, context="spawn")

@@ -13,7 +13,7 @@ import numpy as np
 from ..common.interface import refuse_non_finite
 from ..errors import ObservationError
 from ..evaluate.policies import Policy
-from .environments import LONG_VIEW, VIEW
+from .environments import LONG_VIEW, VIEW, numbers
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Outcome:
     """One finished episode.
 
     Attributes:
+        episode: Its number, which its video has, too: from 0, each environment's in the order in which it plays them.
         environment: Which of the environments side by side played it.
         success: Whether ``info["success"]`` was ever true.
         steps: Low-level ones; `queries`: questions to the policy.
     """
 
+    episode: int
     environment: int
     success: bool
     steps: int
@@ -87,8 +89,9 @@ def play(
             queries[i] += 1
             success[i] |= bool(np.any(infos["success"][i]))
             if over[i] and left[i]:
+                number = numbers(i, quotas[i], count)[quotas[i] - left[i]]
                 left[i] -= 1
-                outcomes.append(Outcome(i, bool(success[i]), int(infos["steps"][i][0]), int(queries[i])))
+                outcomes.append(Outcome(number, i, bool(success[i]), int(infos["steps"][i][0]), int(queries[i])))
                 advance(len(outcomes), sum(quotas))
     envs.reset()  # a video takes its name when the next episode begins
     return outcomes, latencies

@@ -20,7 +20,8 @@ from ..common.command import Parser, check_least, parse_flags, run_program, sett
 from ..common.progress import Steps, progress
 from ..errors import UsageError
 from ..evaluate.about import About, record_of
-from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags
+from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags, print_plan
+from ..evaluate.timeline import open_timeline, rerun_flag
 from ..record.files import deliver, record_flags, record_path
 from ..record.samples import Samples
 from ..record.schema import Inputs, Record
@@ -41,8 +42,8 @@ examples:
     gr00t-trt simulate --client --env_name gr1_unified/PnPCupToDrawerClose_GR1ArmsAndWaistFourierHands_Env \\
         --n_episodes 50 --n_envs 5 --max_episode_steps 720 --n_action_steps 16 --video_dir videos
 
-Every environment plays a share of the episodes that is fixed beforehand. Videos are H.264, named by their result:
-<id>_success1.mp4 or <id>_success0.mp4.
+Every environment plays a share of the episodes that is fixed beforehand. Videos are H.264, named by episode,
+instruction and result: episode0003_place-the-pear-on-the-plate_success1.mp4; one of the same name is replaced.
 exit status: 0 done, whatever the success rate; 2 bad input, 130 interrupted, 141 nobody reads the output
 """
 
@@ -63,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     setting(g, "max_episode_steps", 1440, "low-level steps after which an episode has failed")
     g.add_argument("--video_dir", metavar="DIR", help="record every episode there [not recorded]")
     policy_flags(p, data_config="fourier_gr1_arms_waist", embodiment_tag="gr1")
-    record_flags(p.add_argument_group("results"))
+    g = p.add_argument_group("results")
+    rerun_flag(g)
+    record_flags(g)
     return p
 
 
@@ -87,10 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
+    if args.print_plan:
+        print_plan(args, ["simulate", *argv])
+        return 0
     from .environments import abandon, find, make_vector
     from .episodes import play, share
+    from .watched import WatchedPolicy
 
     path = record_path(args, f"simulate {args.env_name}")
+    timeline = open_timeline(args.rerun, "simulate")
     began = time.monotonic()
     # Simulators print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr), progress(console) as steps:
@@ -110,11 +118,15 @@ def _main(argv: Sequence[str], console: Console) -> int:
         )
         try:
             steps.step("playing episodes")
-            outcomes, latencies = play(envs, policy, quotas, seed=args.seed, advance=steps.advance)
+            asked = policy if timeline is None else WatchedPolicy(policy, timeline, args.n_action_steps)
+            outcomes, latencies = play(envs, asked, quotas, seed=args.seed, advance=steps.advance)
             envs.close()
         except BaseException:
             abandon(envs)
             raise
+        finally:
+            if timeline is not None:
+                timeline.close()
     record = _record(args, ["simulate", *redacted(argv)], about, quotas, outcomes, latencies)
     record.wall_s = time.monotonic() - began
     record.exit_reason = "done"
@@ -165,9 +177,11 @@ def render(record: Record, console: Console) -> None:
     table = Table(title=found["environment"], title_justify="left")
     for title in ("episode", "environment", "result", "steps", "queries"):
         table.add_column(title, justify="left" if title == "result" else "right")
-    for number, episode in enumerate(found["episodes"]):
+    for episode in sorted(found["episodes"], key=lambda episode: episode["episode"]):
         result = Text("success", style="green") if episode["success"] else Text("failure", style="red")
-        table.add_row(str(number), str(episode["environment"]), result, str(episode["steps"]), str(episode["queries"]))
+        table.add_row(
+            str(episode["episode"]), str(episode["environment"]), result, str(episode["steps"]), str(episode["queries"])
+        )
     console.print(table)
     latency = found["latency_ms"]
     last = "max" if latency["p99_is_max"] else "p99"

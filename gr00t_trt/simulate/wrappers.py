@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,13 @@ from gymnasium import spaces
 
 from ..common.video_file import VideoWriter
 from ..errors import ObservationError
+from .caption import caption
 
 VIDEO_FPS = 10
 STEPS_PER_FRAME = 2
+LONGEST_NAME = 80
+"""Characters of an instruction in a file name."""
+GREEN = (90, 230, 120)
 H264 = {"crf": "22", "profile": "high"}
 
 
@@ -109,18 +114,20 @@ def _last(info: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 class EpisodeVideo(gymnasium.Wrapper):
-    """A video of every episode, named by how it ended: ``<id>_success1.mp4`` or ``<id>_success0.mp4``.
+    """A video of every episode, named by its number, what was to be done and how it ended.
 
-    10 frames per second, one every two low-level steps. An episode that is left unfinished leaves no file.
+    Such as ``episode0003_place-the-pear-on-the-plate_success1.mp4``, or ``..._success0.mp4``. 10 frames per second, one
+    every two low-level steps and the last one, each with its step below, and SUCCESS from when it is one. An episode
+    that is left unfinished leaves no file.
 
     Args:
-        env: Renders uint8 [H, W, 3], and says ``success`` in ``info``.
-        episodes: How many to record; what is played beyond is not.
+        env: Renders uint8 [H, W, 3], says ``success`` in ``info``, and the instruction under an ``annotation.`` key.
+        episodes: The numbers of those to record; what is played beyond is not.
     """
 
-    def __init__(self, env: gymnasium.Env, folder: Path, episodes: int):
+    def __init__(self, env: gymnasium.Env, folder: Path, episodes: Sequence[int]):
         super().__init__(env)
-        self.folder, self.episodes = folder, episodes
+        self.folder, self.episodes = folder, list(episodes)
         self._video: VideoWriter | None = None
         self._over = False
 
@@ -128,9 +135,11 @@ class EpisodeVideo(gymnasium.Wrapper):
         self._finish()
         result = self.env.reset(seed=seed, options=options)
         self._success, self._steps, self._over = False, 0, False
-        if self.episodes > 0:
-            self.episodes -= 1
-            self._video = VideoWriter(self.folder / f"{uuid.uuid4()}.mp4", VIDEO_FPS, H264)
+        if self.episodes:
+            self._number = self.episodes.pop(0)
+            name = "_".join(filter(None, (f"episode{self._number:04d}", _slug(result[0]))))
+            # The id keeps two runs into one folder apart until the name says how it ended.
+            self._video = VideoWriter(self.folder / f"{name}.{uuid.uuid4()}.mp4", VIDEO_FPS, H264)
             self._video.add(self._frame())
         return result
 
@@ -139,7 +148,7 @@ class EpisodeVideo(gymnasium.Wrapper):
         self._success |= bool(np.any(info.get("success", False)))
         self._steps += 1
         self._over = self._over or terminated or truncated
-        if self._video is not None and self._steps % STEPS_PER_FRAME == 0:
+        if self._video is not None and (self._steps % STEPS_PER_FRAME == 0 or terminated or truncated):
             self._video.add(self._frame())
         return observation, reward, terminated, truncated, info
 
@@ -153,7 +162,7 @@ class EpisodeVideo(gymnasium.Wrapper):
         self._video.close()
         path = self._video.path
         if self._over:
-            path.rename(path.with_name(f"{path.stem}_success{int(self._success)}.mp4"))
+            path.replace(path.with_name(f"{Path(path.stem).stem}_success{int(self._success)}.mp4"))
         else:
             path.unlink()
         self._video = None
@@ -162,4 +171,13 @@ class EpisodeVideo(gymnasium.Wrapper):
         image = self.env.render()
         if not isinstance(image, np.ndarray) or image.ndim != 3:
             raise ObservationError("the environment renders no picture", fix="leave --video_dir out")
-        return image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # yuv420p halves colour both ways
+        even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # yuv420p halves colour both ways
+        where = f"EPISODE {self._number} STEP {self._steps}"
+        return caption(even, f"{where} SUCCESS", GREEN) if self._success else caption(even, where)
+
+
+def _slug(observation: Any) -> str:
+    """The instruction of an observation, fit for a file name; nothing where there is none."""
+    seen = observation if isinstance(observation, Mapping) else {}
+    text = next((str(value) for key, value in seen.items() if str(key).startswith("annotation.")), "")
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:LONGEST_NAME].strip("-")

@@ -201,11 +201,11 @@ def test_bf16_on_a_cpu_is_refused_before_anything_is_exported(monkeypatch: pytes
 
 def test_what_is_not_installed_is_told_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'gr00t_trt[onnx]'" in onnx_export.missing()
+    assert "[onnx]'" in onnx_export.missing()
     for name in ("onnxruntime", "tensorrt"):
         available = get_backend(name).availability()
         assert not available.installed
-        with pytest.raises(BackendError, match=r"encoder: .*not installed: pip install"):
+        with pytest.raises(BackendError, match=r"encoder: .*not installed: uv pip install"):
             get_backend(name).build(make_target("encoder"), BuildOptions(), BuildContext(None, print))
 
 

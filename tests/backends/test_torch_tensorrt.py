@@ -38,8 +38,8 @@ class TestAvailability:
         monkeypatch.setattr(module_under_test, "cpu_only", forbidden)
         available = get_backend("torch_tensorrt").availability()
         assert not available.installed
-        assert 'pip install "gr00t_trt[tensorrt]"' in available.reason
-        assert "gr00t_trt[rtx]" in available.reason
+        assert "[tensorrt]'" in available.reason
+        assert "[rtx]'" in available.reason
         assert set(available.versions) == {"torch"}
         with pytest.raises(BackendError, match="attention: Torch-TensorRT is not installed"):
             build(make_target("attention"))

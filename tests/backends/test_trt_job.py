@@ -25,6 +25,7 @@ from gr00t_trt.backends.torch_tensorrt.settings import map_settings
 from gr00t_trt.backends.trt_log import compiler_log
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import engine_paths, verify
+from gr00t_trt.engines.manifest import checksum
 from gr00t_trt.errors import BackendError, ShapeError
 from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
@@ -202,7 +203,7 @@ class TestKeptGpuEngines:
         described = json.loads(manifest.read_text())
         described |= {"inputs": described["inputs"][::2], "arguments": [0, 2]}
         del described["checksum"]
-        manifest.write_text(json.dumps(described))
+        manifest.write_text(json.dumps({**described, "checksum": checksum(described)}))
         given_runtime(monkeypatch, lambda *args: args)
         target = make_target("encoder")
         built, _ = run(target, OFFLOADING, cache=cache)

@@ -152,7 +152,12 @@ def _deployed(**settings: Any) -> Deployment:
     return deploy(gr00t_trt.load_policy("synthetic"), resolve(plan(**settings), Machine("cpu")), quiet)
 
 
-def test_a_deployed_policy_answers_by_replay(capturer: FakeCapturer) -> None:
+def test_a_deployed_policy_answers_by_replay(capturer: FakeCapturer, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at_first: list[object] = []
+    answer = graphs.RequestGraphs.__call__
+    monkeypatch.setattr(
+        graphs.RequestGraphs, "__call__", lambda self, *given: (looked_at_first.append(given), answer(self, *given))[1]
+    )
     done, plain = _deployed(), gr00t_trt.load_policy("synthetic", denoising_steps=1)
     assert done.record.cuda_graph.graphs == 1
     assert capturer.captured == 1
@@ -165,6 +170,8 @@ def test_a_deployed_policy_answers_by_replay(capturer: FakeCapturer) -> None:
         for key, value in done.policy.get_action(observation, noise=start).items():
             np.testing.assert_allclose(value, expected[key], atol=1e-4)
     assert (capturer.captured, capturer.replays) == (1, before + 2)
+    # The instruction of the start was launched at once, whatever came between.
+    assert len(looked_at_first) == 1
 
 
 def test_a_start_says_which_prompt_lengths_are_replayed(capturer: FakeCapturer) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +15,22 @@ import torch
 from rich.console import Console
 
 import gr00t_trt
+from gr00t_trt.common import products
+from gr00t_trt.common.products import Speed
 from gr00t_trt.common.progress import Steps
+from gr00t_trt.compile.build import set_precision
 from gr00t_trt.data import example_observation
+from gr00t_trt.deploy import deploy as deploying
 from gr00t_trt.deploy.deploy import deploy
 from gr00t_trt.errors import AccuracyError, PlanError
+from gr00t_trt.measure import kept_reference
+from gr00t_trt.model import example_inputs
 from gr00t_trt.plans.load import plan_from_mapping
 from gr00t_trt.plans.resolve import Machine, Resolved, resolve
 from gr00t_trt.plans.schema import SUBMODULES
+from gr00t_trt.policy.policy import TensorPolicy
 from gr00t_trt.record.result import REQUEST, Status
+from gr00t_trt.record.schema import Record
 
 QUIET = Steps(Console(file=io.StringIO()), None)
 
@@ -42,7 +55,7 @@ def test_the_deployed_policy_answers_as_before_in_its_precision() -> None:
 
 def test_the_start_is_checked_and_not_timed() -> None:
     record = deploy(gr00t_trt.load_policy("synthetic"), plan(precision="fp32"), QUIET).record
-    assert [result.subject for result in record.results] == [*SUBMODULES, REQUEST]
+    assert [result.subject for result in record.results] == [REQUEST]
     for result in record.results:
         assert (result.status, result.passed, result.latency_ms) == (Status.CHECKED, True, None), result.subject
         assert result.accuracy.cosine is not None
@@ -83,8 +96,103 @@ def test_padded_prompts_deploy_the_language_model_as_well() -> None:
     batch[annotation] = ["lift the cup", "lift the cup and put it on the shelf next to the window"]
     before = policy.get_action(batch, noise=torch.zeros(2, 16, 32))
     done = deploy(policy, plan(precision="fp32"), QUIET, observation=batch)
-    assert [r.passed for r in done.record.submodules if r.subject == "language_model"] == [True]
+    assert done.record.request.passed
     assert any(skipped.what == "language_model_padded" for skipped in done.record.skipped)
     after = done.policy.get_action(batch, noise=torch.zeros(2, 16, 32))
     for name, value in before.items():
         np.testing.assert_allclose(after[name], value, atol=1e-4)
+
+
+def test_a_policy_loaded_in_the_plans_precisions_is_held_against_what_the_checkpoint_stores() -> None:
+    resolved = plan(precision="bf16", submodules={"vision_model": {"precision": "fp32"}})
+    cast = partial(set_precision, plan=resolved.plan)
+    records = [
+        deploy(gr00t_trt.load_policy("synthetic", dtype=dtype), resolved, QUIET).record
+        for dtype in (torch.float32, cast)
+    ]
+    whole, straight = (record.request.accuracy for record in records)
+    assert whole == straight
+    assert not whole.exact
+
+
+def test_a_start_without_a_check_says_so_and_claims_nothing() -> None:
+    resolved = plan(precision="bf16", submodules={"vision_model": {"gate": {"sqnr_db": 200.0}}})
+    done = deploy(gr00t_trt.load_policy("synthetic"), resolved, QUIET, check=False)
+    assert "accuracy" in {skipped.what for skipped in done.record.skipped}
+    for result in done.record.results:
+        assert (result.accuracy, result.gate, result.passed, result.failures) == (None, None, None, ())
+    assert done.policy.get_action(done.policy.example())
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_fp32_on_a_cpu_is_computed_by_the_faster_library_and_as_exactly(
+    monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr(products, "speed", lambda: Speed({"float32": 4.4}, 2.0 if faster else 4.3))
+    monkeypatch.setattr(deploying, "speed", products.speed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    try:
+        record = deploy(gr00t_trt.load_policy("synthetic"), plan(precision="fp32"), QUIET).record
+        assert torch.get_float32_matmul_precision() == ("medium" if faster else "highest")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert ("fp32 products" in {skipped.what for skipped in record.skipped}) == faster
+    if products._measured().onednn_ms is not None:
+        assert record.request.accuracy.max_abs < 1e-5
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Record]:
+    """start(precision="bf16") -> the record of a start with weights that count as those of a file, ``weights``."""
+    weights = tmp_path / "weights"
+    weights.write_text("one")
+    monkeypatch.setenv("GR00T_TRT_REFERENCES", str(tmp_path / "references"))
+    monkeypatch.setattr(kept_reference, "files_of", lambda model: (weights,))
+
+    def deployed(precision: str = "bf16", **submodules: Any) -> Record:
+        resolved = plan(precision=precision, submodules=submodules)
+        model = gr00t_trt.load_model("synthetic", dtype=partial(set_precision, plan=resolved.plan))
+        return deploy(TensorPolicy(model, example_inputs(model.config)), resolved, QUIET).record
+
+    return deployed
+
+
+def told(record: Record) -> bool:
+    """Whether the reference was kept from an earlier start."""
+    return "reference" in {skipped.what for skipped in record.skipped}
+
+
+def test_the_reference_is_kept_for_the_next_start(start: Callable[..., Record], tmp_path: Path) -> None:
+    first, second, other = start(), start(), start("fp16")
+    assert [told(record) for record in (first, second, other)] == [False, True, True]
+    assert first.request.accuracy == second.request.accuracy
+    (tmp_path / "weights").write_text("two!")
+    assert not told(start())
+    assert told(start())
+
+
+def test_stages_that_are_held_against_recordings_get_a_reference_of_their_own(start: Callable[..., Record]) -> None:
+    start()
+    assert not told(start(vision_model={"gate": {"cosine": 0.9}}))
+
+
+@pytest.mark.parametrize("damage", ["cut", "another key", "another value", "other actions"])
+def test_kept_actions_are_never_believed_against_a_policy(
+    start: Callable[..., Record], tmp_path: Path, damage: str
+) -> None:
+    first = start()
+    (file,) = (tmp_path / "references").iterdir()
+    content = json.loads(file.read_text())
+    if damage == "another key":
+        content["key"]["steps"] = 99
+    elif damage == "another value":
+        content["actions"][0] += 1.0
+    elif damage == "other actions":
+        content["actions"] = [-value for value in content["actions"]]
+        content["sha256"] = kept_reference._digest(content["actions"], content["shape"])
+    file.write_text(json.dumps(content)[: 100 if damage == "cut" else None])
+    second = start()
+    assert not told(second)
+    assert second.request.passed
+    assert second.request.accuracy == first.request.accuracy
+    assert told(start())

@@ -51,6 +51,8 @@ class AgainCapturer:
     def scope(self) -> Iterator[None]:
         yield
 
+    turn = scope
+
     def capture(self, call: Callable[[], Tensor]) -> Again:
         return Again(call, call().clone())
 

@@ -51,6 +51,18 @@ def test_what_was_not_looked_at_before_the_cast_is_no_reference(half: Harness, r
         half.recording(ALL[:1])
 
 
+def test_a_model_that_was_loaded_in_half_precision_gives_its_reference_when_it_is_asked_for(
+    make_harness, requests_: Requests
+) -> None:
+    loaded = make_harness(
+        Requests(load_policy("synthetic", dtype=torch.bfloat16), requests_._observations, 0), "bf16", WORK
+    )
+    full, more = make_harness(requests_, "fp32", WORK), Workload(steps=8)
+    request = requests_.get(more)
+    assert torch.equal(loaded.expected(request), full.expected(request))
+    assert loaded.plain.dtype == torch.bfloat16
+
+
 def test_the_restructured_model_finds_its_lookups_on_the_host(half: Harness, requests_half: Requests) -> None:
     model = half.model(ALL)
     inputs = requests_half.get(WORK[0]).resident(model)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import string
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,14 @@ def test_a_service_starts_by_its_command_and_is_asked_for_its_health_where_it_li
     assert f"127.0.0.1:{args.http_port}/health" in said["HEALTHCHECK"]
     assert said["EXPOSE"].split() == [str(args.port), str(args.http_port)]
     assert said["VOLUME"] == "/cache"
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    command = [hadolint, "--no-color", "--config", CONTAINERS / "hadolint.yaml", *DOCKERFILES]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == ""
 
 
 def test_the_composed_service_and_its_client_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -117,6 +118,15 @@ def test_the_lock_file_names_the_package_index_and_no_place_of_one_machine() -> 
     assert "file://" not in text
     constraints = dict(line.split(";")[0].split("==") for line in _constraints())
     assert _locked("torch") == constraints["torch"]
+
+
+def test_the_lock_file_knows_every_requirement() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = {re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for group in groups for line in group}
+    (own,) = (one for one in tomllib.loads((ROOT / "uv.lock").read_text())["package"] if one["name"] == "gr00t-trt")
+    assert {one["name"] for one in own["metadata"]["requires-dist"]} == wanted, "run `uv lock`"
 
 
 def _locked(name: str) -> str:

@@ -1,5 +1,6 @@
 """Plans: what is read, what is refused and in which words, what each submodule gets."""
 
+import argparse
 import dataclasses
 import json
 from itertools import pairwise
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from gr00t_trt.errors import PlanError
-from gr00t_trt.plans import checks, schema
+from gr00t_trt.plans import checks, flags, schema
 from gr00t_trt.plans.backends import BACKENDS, honoring
 from gr00t_trt.plans.conflicts import plan_warnings
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
@@ -195,15 +196,6 @@ def test_wrong_values_name_file_key_and_value(mapping, words):
     assert words in refused(mapping)
 
 
-@pytest.mark.parametrize("name", ["fp8", "FP8", "int8", "NVFP4", "float8", "fp4"])
-@pytest.mark.parametrize("at", ["plan", "submodule"])
-def test_quantised_types_have_words_of_their_own(name, at):
-    mapping = {"precision": name} if at == "plan" else {"submodules": {"dit_model": {"precision": name}}}
-    message = refused(mapping)
-    assert f"{name!r} is a quantised type, and quantisation is not available yet" in message
-    assert message.endswith("use fp16 or bf16")
-
-
 @pytest.mark.parametrize(
     ("given", "name"),
     [
@@ -381,7 +373,7 @@ def test_merge_takes_only_what_was_given():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"precision": "fp8"}, "command line: precision: 'fp8' is a quantised type"),
+        ({"precision": "fp8"}, "command line: precision: fp8: the backend torch_tensorrt does not build it yet"),
         ({"build.bogus": 1}, "command line: build.bogus: no such key"),
         ({"precision.x": 1}, "command line: precision.x: precision has no keys of its own"),
         (
@@ -451,3 +443,26 @@ def test_numbers_are_what_they_look_like(tmp_path):
         load_plan(written(tmp_path, "denoising_steps: 010\n"))
     loose = load_plan(written(tmp_path, "action_gate: {max_abs: 1e-1}\n"))
     assert loose.action_gate.max_abs == 0.1
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "config"),
+    [
+        ("cuda:0", {}, "fast"),
+        ("cuda:0", {"precision": "fp16"}, "fast"),
+        ("cpu", {}, None),
+        ("cuda:0", {"backend": "eager"}, None),
+        ("cuda:0", {"config": "bf16"}, "bf16"),
+        ("cuda:0", {"use_torch_tensorrt": True}, None),
+        ("cuda:0", {"trt_engine_path": "engines"}, None),
+    ],
+)
+def test_on_a_gpu_the_fastest_measured_plan_is_the_default(device, given, config):
+    none = {"config": None, "backend": None, "use_torch_tensorrt": False, "precision": None, "trt_engine_path": None}
+    args = argparse.Namespace(**{**none, **given})
+    assert flags.default_to_fast(args, device) == (config == "fast")
+    assert args.config == config
+    plan = flags.plan_from(args, flags.overrides_of(args))
+    if config == "fast":
+        assert (plan.backend, plan.loop, plan.cuda_graph) == ("inductor", "denoise_step", "on_demand")
+        assert plan.precision == given.get("precision", "bf16")

@@ -45,7 +45,7 @@ def test_a_name_is_a_shipped_plan_first_and_a_file_with_its_suffix() -> None:
     [
         ("fp61", "did you mean fp16?"),
         ("fp16.yaml", "did you mean fp16?"),
-        ("restructurd", "did you mean restructured?"),
+        ("jetson_thr", "did you mean jetson_thor?"),
         ("plan", "gr00t-trt plans lists those"),
         ("no/such/folder/plan.yaml", "gr00t-trt plans lists those"),
     ],

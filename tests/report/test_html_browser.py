@@ -152,6 +152,13 @@ def test_a_measuring_run_fits_a_phone_and_a_desk(browser, measured, tmp_path, wi
                 && value.bottom > label.top + 0.5 || value && value.right > innerWidth;
         }).map((row) => row.textContent)""")
     assert over == []
+    covered = browser.evaluate("""(() => {
+        const boxes = (what) => [...document.querySelectorAll(what)].map((one) => one.getBoundingClientRect());
+        const dots = boxes(".plane .dot"), texts = boxes(".plane text:not(.letter)");
+        const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+        return dots.flatMap((dot, i) => [...texts, ...dots.slice(i + 1)].filter((other) => meet(dot, other))).length;
+    })()""")
+    assert covered == 0  # no letter by another, and no label by a letter
     answer = browser.evaluate("document.querySelector('.figures').getBoundingClientRect().bottom")
     assert answer < 900  # the answer and its figures, before anyone scrolls
 

@@ -11,6 +11,7 @@ import pytest
 from matplotlib import image
 from sample_records import change, found
 
+from gr00t_trt.common.install import install_extra
 from gr00t_trt.record.files import dumps, write_record
 from gr00t_trt.record.result import REQUEST
 from gr00t_trt.record.schema import ModelInfo
@@ -151,4 +152,4 @@ def test_without_matplotlib_the_page_works_and_the_pictures_name_the_extra(files
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["built.json"]) == 0
     assert main(["built.json", "--plots", "plots"]) == 2
-    assert "pip install 'gr00t_trt[plots]'" in capsys.readouterr().err
+    assert install_extra("plots") in capsys.readouterr().err

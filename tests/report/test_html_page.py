@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -19,12 +20,14 @@ from sample_records import BUILT, COMPARED, change, found, plain
 from gr00t_trt.errors import RecordError
 from gr00t_trt.record.files import dumps, read_record
 from gr00t_trt.record.numbers import digits
-from gr00t_trt.record.result import REQUEST, Result
+from gr00t_trt.record.result import REQUEST, Against, Baseline, Candidate, Result
 from gr00t_trt.record.samples import Samples
-from gr00t_trt.record.schema import ModelInfo, Record
-from gr00t_trt.report.charts import parts, round_ticks, spelled
+from gr00t_trt.record.schema import ModelInfo, Record, new_record
+from gr00t_trt.report import svg
+from gr00t_trt.report.charts import parts, round_ticks, spelled, waterfall_chart
 from gr00t_trt.report.markup import VOID, element, escape
 from gr00t_trt.report.page import SCRIPT, page, style
+from gr00t_trt.report.placement import SIZES, stack
 from gr00t_trt.report.published import PUBLISHED
 from gr00t_trt.report.views import load, together
 
@@ -59,7 +62,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
+        if self.open and self.open[-1] not in ("style", "script") and "nav" not in self.open:
             self.words.append(data)
 
     @property
@@ -96,8 +99,49 @@ def test_the_answer_names_the_fastest_and_the_gates(compared) -> None:
 def test_steps_are_told_against_the_eager_model_that_was_timed_with_them(compared) -> None:
     last = found(compared, "one CUDA graph")
     text = section(shown(compared), "What each step brings", "What else was varied")
-    assert f"{p50(last)} ms · {last.ratio:.2f}×" in text.replace("\u00a0", " ")
-    assert "against the bar before" in text
+    assert f"{p50(last)} of {digits(last.against.latency_ms.p50)} ms" in text.replace("\u00a0", " ")
+    assert "ms against the original's" in text
+
+
+def test_a_step_is_red_only_where_it_is_slower_beyond_doubt() -> None:
+    original = Result("waterfall", "eager PyTorch", "model", latency_ms=Samples((50.0, 51.0, 52.0, 53.0, 54.0)))
+    slow = Samples((100.0, 101.0, 102.0, 103.0, 104.0))
+
+    def step(name: str, own: tuple[float, ...], base: Samples) -> Result:
+        against = Against.of(Baseline.ORIGINAL, base, Samples(own), name)
+        made = Candidate("eager", optimizations=("prompt_cache",))
+        return Result("waterfall", name, "model", made, latency_ms=Samples(own), against=against)
+
+    record = new_record("measure")
+    steps = {"level": (99.0, 100.0, 101.0, 102.0, 103.0), "saved": (70.0, 71.0, 72.0, 73.0, 74.0),
+             "lost": (120.0, 121.0, 122.0, 123.0, 124.0)}  # fmt: skip
+    record.results = [original, *(step(name, own, slow) for name, own in steps.items())]
+    (one,) = together([("record.json", plain(record))])
+    bars = waterfall_chart(one).bars
+    assert [bar.shown for bar in bars] == ["52 ms", "101 of 102 ms", "72 of 102 ms", "122 of 102 ms"]
+    drawn = re.findall(r'<rect class="(level|saved|lost)"', svg.draw(waterfall_chart(one)))
+    assert drawn == list(steps)
+
+
+def test_what_was_built_and_not_run_is_one_sentence(built) -> None:
+    text = shown(built).text
+    request = section(shown(built), "How long one request takes", "How long each submodule takes")
+    assert request.count("built, not run: its engine cannot run on this machine") <= 1
+    parts = section(shown(built), "How long each submodule takes", "Speed against accuracy")
+    assert parts.count("built, not run") <= 1
+    assert "What was not measured" in text
+
+
+def test_letters_stand_apart_and_beside_labels() -> None:
+    places = [(50.0, 50.0), (50.5, 50.2), (50.0, 50.1), (52.0, 50.0), (93.0, 20.0), (50.0, 96.0), (50.2, 96.0)]
+    moves = stack(places, [(99.5, 20.0, 105.0)])
+    assert moves[0] == 0
+    for width, height in SIZES:
+        at = [(x * width / 100, y * height / 100 + move) for (x, y), move in zip(places, moves, strict=True)]
+        for (x, y), (a, b) in itertools.combinations(at, 2):
+            assert abs(x - a) >= 20 or abs(y - b) >= 20
+        assert all(0 <= y <= height for _, y in at)
+        assert not height * 0.2 - 28 < at[4][1] < height * 0.2 + 8
 
 
 def test_a_measuring_run_alone_answers_from_its_own_rows(compared) -> None:
@@ -285,7 +329,8 @@ def test_the_tenth_percentile_is_the_benchmarks_own() -> None:
 def test_the_page_is_one_file_that_names_no_other(compared, built) -> None:
     outline = shown(compared, built)
     assert not {name for _, name, _ in outline.attributes} & {"src", "srcset", "style", "data", "action"}
-    assert {value for _, name, value in outline.attributes if name in ("href", "xlink:href")} == {"#tables"}
+    links = {value for _, name, value in outline.attributes if name in ("href", "xlink:href")}
+    assert links == {f"#{value}" for tag, name, value in outline.attributes if (tag, name) == ("section", "id")}
     for text in (style(), SCRIPT):
         assert not re.search(r"https?:|//\w|@import|url\((?!#)", text.replace("// ", ""))
     assert outline.elements["script"] == outline.elements["style"] == 1

@@ -119,7 +119,7 @@ def test_ready_made_engines_need_their_folder_and_the_plain_model(capsys: pytest
     [
         (["--fn_name", "dit"], "did you mean dit_model?"),
         (["--precision", "fp17"], "did you mean fp16?"),
-        (["--vit_dtype", "fp8"], "quantisation is not available yet"),
+        (["--vit_dtype", "fp8"], "a quantised precision needs a calibration"),
         (["--backend", "tensort"], "did you mean tensorrt?"),
         (["--data_config", "fourier_gr1"], "did you mean fourier_gr1_"),
         (["--embodiment_tag", "gr2"], "did you mean gr1?"),

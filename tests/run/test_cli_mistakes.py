@@ -29,8 +29,10 @@ SLIPS = [
     ("run --fn_nam all", "no such flag: --fn_nam; did you mean --fn_name?"),
     ("run --fn-nam=all", "no such flag: --fn_nam; did you mean --fn_name?"),
     ("run --fn_name dit", "--fn_name: unknown value 'dit'; did you mean dit_model?"),
-    ("run --precision fp17", "--precision: unknown value 'fp17'; did you mean fp16? (known: fp32, fp16, bf16)"),
-    ("run --vit_dtype fp17", "--vit_dtype: unknown value 'fp17'; did you mean fp16? (known: fp32, fp16, bf16)"),
+    ("run --precision fp17", "--precision: unknown value 'fp17'; did you mean fp16? "
+     "(known: fp32, fp16, bf16, fp8, int8, nvfp4)"),
+    ("run --vit_dtype fp17", "--vit_dtype: unknown value 'fp17'; did you mean fp16? "
+     "(known: fp32, fp16, bf16, fp8, int8, nvfp4)"),
     ("run --backend tensort", "--backend: unknown value 'tensort'; did you mean tensorrt?"),
     ("run --loop step", "--loop: unknown value 'step'; did you mean denoise_step? "
      "(known: submodules, denoise_step, denoise_loop)"),
@@ -38,8 +40,9 @@ SLIPS = [
      "(known: cuda_event, python_timer)"),
     ("run --config fp61", "fp61: no such plan file; did you mean fp16?"),
     ("run --config bad.yaml", "bad.yaml: precision: unknown value 'fp61'; did you mean fp16? "
-     "(known: fp32, fp16, bf16)"),
+     "(known: fp32, fp16, bf16, fp8, int8, nvfp4)"),
     ("run --data_config so10", "--data_config: unknown value 'so10'; did you mean so100?"),
+    ("run --model_path syntetic", "--model_path syntetic: no such folder; did you mean synthetic?"),
     ("run --dataset_path syntetic", "--dataset_path syntetic: no such folder; did you mean synthetic?"),
 ]  # fmt: skip
 
@@ -52,7 +55,7 @@ OTHERS = [
     ("run --precision --fn_name all", "--precision: its value is missing"),
     ("run --precision fp16 bf16", "'bf16' is one value too many: --precision takes one value"),
     ("run --precision=", "--precision: '' is empty"),
-    ("run --precision fp8", "--precision: 'fp8' is a quantised type"),
+    ("run --precision fp8", "a quantised precision needs a calibration"),
     ("run --json yes", "'yes' is one value too many: --json takes no value"),
     ("run --json=yes", "--json takes no value, and was given 'yes'"),
     ("run --seed x", "--seed: 'x' is not a whole number"),
@@ -78,7 +81,7 @@ OTHERS = [
     ("run --device gpu", "--device: 'gpu' is not a device"),
     ("run --write_plan p.yaml", "--write_plan p.yaml: this run chooses no plan"),
     ("run --compare eager,inductor", "leave --backend out"),
-    ("run --model_path file", "file: is a file"),
+    ("run --model_path file", "--model_path file: a file, not a folder"),
 ]
 
 

@@ -26,7 +26,7 @@ def nothing_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "",
         "--backend eager",
-        "--config restructured --precision fp32 --loop denoise_loop",
+        "--config fast --precision fp32 --loop denoise_loop",
         "--config fp16_eager_encoders --backend inductor --vit_dtype bf16 --num_iterations 7 --max_seconds 1.5",
         "--backend eager --use_eagle_backbone_joint",
         "--backend auto --optimizations prompt_cache,kv_cache --cuda_graph on_demand --denoising_steps 8",

@@ -16,6 +16,7 @@ from gr00t_trt.serve.batching import Batcher
 from gr00t_trt.serve.http_server import HttpServer
 from gr00t_trt.serve.limits import Limits
 from gr00t_trt.serve.metrics import Metrics
+from gr00t_trt.serve.openpi_server import OpenpiServer
 from gr00t_trt.serve.request_log import RequestLog
 from gr00t_trt.serve.service import Service
 from gr00t_trt.serve.worker import PolicyWorker
@@ -69,7 +70,9 @@ class Served:
     service: Service
     port: int
     http_port: int
+    websocket_port: int
     zmq_server: ZmqServer
+    openpi_server: OpenpiServer
 
 
 def observation(value: float = 0.0, text: str = "go") -> dict[str, Any]:
@@ -106,25 +109,21 @@ def serving(
     bounds: dict[str, Any] = {"max_request_bytes": max_request_bytes, "request_timeout_s": 1.0}
     zmq_server = ZmqServer(service, "127.0.0.1", port, **bounds)
     http_server = HttpServer(service, "127.0.0.1", 0, **bounds)
-    service.addresses += [zmq_server.endpoint, http_server.endpoint]
+    openpi_server = OpenpiServer(service, "127.0.0.1", 0, **bounds)
+    servers = (zmq_server, http_server, openpi_server)
+    service.addresses += [each.endpoint for each in servers]
+    ports = [int(each.endpoint.rpartition(":")[2]) for each in servers]
     thread = threading.Thread(target=worker.run)
-    for each in (thread, zmq_server, http_server):
+    for each in (thread, *servers):
         each.start()
     try:
-        yield Served(
-            puppet,
-            worker,
-            service,
-            int(zmq_server.endpoint.rpartition(":")[2]),
-            int(http_server.endpoint.rpartition(":")[2]),
-            zmq_server,
-        )
+        yield Served(puppet, worker, service, *ports, zmq_server, openpi_server)
     finally:
         puppet.go.set()
         worker.stop()
         thread.join(10)
-        zmq_server.close()
-        http_server.close()
+        for server in servers:
+            server.close()
         assert not thread.is_alive()
 
 

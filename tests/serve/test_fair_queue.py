@@ -30,7 +30,7 @@ def test_entries_alike_are_taken_one_per_client_and_none_overtakes_its_own() -> 
     for client, entry in (("a", "x1"), ("a", "y1"), ("b", "y2"), ("c", "x2"), ("c", "x3")):
         queue.put(client, entry)
     assert queue.take(0) == "x1"
-    assert queue.take_like(lambda entry: entry.startswith("x"), 5, 0) == ["x2", "x3"]
+    assert queue.take_like(lambda entry: entry.startswith("x"), range(6)) == ["x2", "x3"]
     assert len(queue) == 2
 
 
@@ -39,10 +39,21 @@ def test_alike_entries_are_waited_for_as_long_as_said() -> None:
     timer = threading.Timer(0.05, lambda: queue.put("b", "x2"))
     timer.start()
     began = time.monotonic()
-    assert queue.take_like(lambda entry: True, 1, 5.0) == ["x2"]
+    assert queue.take_like(lambda entry: True, [0, 1], 5.0) == ["x2"]
     assert time.monotonic() - began < 4
     timer.join()
-    assert queue.take_like(lambda entry: True, 1, 0.02) == []
+    assert queue.take_like(lambda entry: True, [0, 1], 0.02) == []
+
+
+def test_whole_buckets_are_taken_in_turn_and_nobody_is_overtaken_by_a_request_of_his_own() -> None:
+    queue: FairQueue[str] = FairQueue(20)
+    for client, entry in (("a", "x1"), ("a", "x2"), ("b", "y1"), ("b", "x3"), ("c", "x4"), ("c", "x5"), ("d", "x6")):
+        queue.put(client, entry)
+    x = lambda entry: entry.startswith("x")  # noqa: E731
+    assert queue.take_like(x, [0, 1, 3, 7]) == ["x1", "x4", "x6"]  # five fit, x3 stands behind y1
+    assert queue.take_like(x, [3, 7]) == []
+    assert queue.take_like(x, [0, 2]) == ["x2", "x5"]
+    assert [queue.take(0) for _ in range(3)] == ["y1", "x3", None]
 
 
 def test_after_the_end_nothing_is_accepted() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from websockets.sync.client import connect
 
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans.schema import SUBMODULES
@@ -24,6 +25,7 @@ from gr00t_trt.serve.__main__ import main
 from gr00t_trt.serve.client import RobotInferenceClient
 from gr00t_trt.serve.flags import is_loopback, parse, plan_of
 from gr00t_trt.serve.http_client import HttpInferenceClient
+from gr00t_trt.serve.openpi_wire import decode_openpi, encode_openpi
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,8 +99,8 @@ def test_ready_made_engines_are_asked_for_by_the_published_flag_or_by_name() -> 
         ("--server --max_queue 0", "--max_queue: 0 is out of range"),
         ("--server --use_torch_tensorrt --backend eager", "exclude each other"),
         ("--server --use_torch_tensorrt --use_tensorrt", "exclude each other"),
-        ("--server --use_torch_tensorrt --vit-dtype fp8", "'fp8' is a quantised type"),
-        ("--server --precision fp8", "'fp8' is a quantised type"),
+        ("--server --use_torch_tensorrt --vit-dtype fp8", "does not build it"),
+        ("--server --precision fp8", "needs a calibration"),
         ("--server --http_server --http_port 8000", "leave one of them out"),
         ("--server --api_token_file /nowhere/token", "cannot be read: No such file"),
         ("--server --api_token_file x --api_token y", "exclude each other"),
@@ -139,6 +141,7 @@ class Running:
     process: subprocess.Popen
     port: int
     http_port: int
+    websocket_port: int
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,7 @@ def running() -> Iterator[Running]:
         "fp32",
         "--port=0",
         "--http_port=0",
+        "--websocket_port=0",
         "--max_batch=4",
         "--log=requests",
     ]
@@ -159,8 +163,8 @@ def running() -> Iterator[Running]:
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "100"},
     )  # fmt: skip
     try:
-        ready = [process.stdout.readline().strip() for _ in range(2)]  # type: ignore[union-attr]
-        addresses = [re.fullmatch(r"ready (tcp|http)://127\.0\.0\.1:(\d+)", line) for line in ready]
+        ready = [process.stdout.readline().strip() for _ in range(3)]  # type: ignore[union-attr]
+        addresses = [re.fullmatch(r"ready (tcp|http|ws)://127\.0\.0\.1:(\d+)", line) for line in ready]
         assert all(addresses), (ready, process.stderr.read())  # type: ignore[union-attr]
         yield Running(process, *(int(each[2]) for each in addresses if each))
     finally:
@@ -207,6 +211,26 @@ def test_a_wrong_observation_is_told_as_the_policy_tells_it(running: Running) ->
             with pytest.raises(RuntimeError, match=words):
                 client.get_action({**good, key: value})
         assert "action.waist" in client.get_action(good)
+
+
+def test_openpis_protocol_gives_the_same_action(running: Running) -> None:
+    with RobotInferenceClient(port=running.port) as client:
+        request = example_of(client.status())
+        expected = client.get_action(request, seed=5)
+    step = {key: value[0] for key, value in request.items()}
+    language = next(key for key in step if key.startswith("annotation."))
+    with connect(f"ws://127.0.0.1:{running.websocket_port}", proxy=None) as connection:
+        about = decode_openpi(connection.recv(10, decode=False))
+        connection.send(encode_openpi({**step, "prompt": step[language], "seed": 5} | {language: None}))
+        assert "leave prompt out" in connection.recv(20)
+        del step[language]
+        connection.send(encode_openpi({**step, "prompt": request[language][0], "seed": 5}))
+        action = decode_openpi(connection.recv(20, decode=False))
+    assert about["data_config"] == "fourier_gr1_arms_waist"
+    for key, value in expected.items():
+        np.testing.assert_array_equal(action[key], value)
+    stacked = np.concatenate([expected[key] for key in about["modality_keys"]["action"]], axis=-1)
+    np.testing.assert_array_equal(action["actions"], stacked)
 
 
 def test_frames_of_a_camera_are_resized_to_what_the_checkpoint_wants(running: Running) -> None:

@@ -16,7 +16,8 @@ from gr00t_trt.serve import worker
 from gr00t_trt.serve.batching import Batcher
 from gr00t_trt.serve.metrics import Metrics
 from gr00t_trt.serve.refusal import Refusal
-from gr00t_trt.serve.worker import Answer, PolicyWorker, Request
+from gr00t_trt.serve.waiting import Answer, Request
+from gr00t_trt.serve.worker import PolicyWorker
 
 
 class Run:
@@ -101,6 +102,27 @@ def test_waiting_requests_share_a_pass_and_each_gets_its_own_answer() -> None:
         assert answer.action is not None
         assert answer.action["action.arm"].shape == (16, 5)
         assert (answer.action["action.arm"] == i).all()
+
+
+@pytest.mark.parametrize(
+    ("buckets", "batches"), [(None, [1, 5, 2]), ([1, 2, 4, 8], [1, 4, 1, 2])], ids=["any", "buckets"]
+)
+def test_what_waits_when_the_device_is_free_is_taken_together(buckets: Any, batches: list[int]) -> None:
+    with Run(max_batch=8, buckets=buckets) as run:
+        run.puppet.go.clear()
+        first = run.ask(0.0)
+        wait_until(lambda: run.puppet.calls)
+        gone: list[Answer] = []
+        run.worker.submit(Request("gone", observation(), gone.append, gone=lambda: True))
+        waiting = [run.ask(float(i), client=str(i)) for i in range(1, 6)]
+        longer = [run.ask(float(i), "longer", client=str(i)) for i in range(6, 8)]
+        run.puppet.go.set()
+        answers = answered(first, *waiting, *longer)
+    assert gone[0].error is not None
+    assert [len(call["state.arm"]) if call["state.arm"].ndim == 3 else 1 for call in run.puppet.calls] == batches
+    for value, answer in enumerate(answers):
+        assert answer.action is not None
+        assert (answer.action["action.arm"] == value).all()
 
 
 def test_one_bad_request_of_a_shared_pass_harms_itself_alone() -> None:

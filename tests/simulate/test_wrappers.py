@@ -13,7 +13,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from gr00t_trt.errors import AccuracyError, ObservationError
-from gr00t_trt.simulate.environments import abandon
+from gr00t_trt.simulate.caption import caption
+from gr00t_trt.simulate.environments import abandon, numbers
 from gr00t_trt.simulate.episodes import play, share
 from gr00t_trt.simulate.wrappers import EpisodeVideo, MultiStep
 
@@ -54,6 +55,17 @@ class Counting(gymnasium.Env):
 
     def render(self):
         return self._observation()["video.ego_view"]
+
+
+class Saying(Counting):
+    """One step long, with an instruction of its own."""
+
+    def __init__(self, text: str):
+        super().__init__(1, success=False)
+        self.text = text
+
+    def _observation(self) -> dict[str, Any]:
+        return {**super()._observation(), "annotation.task": self.text}
 
 
 def several(env: gymnasium.Env) -> MultiStep:
@@ -101,7 +113,7 @@ def test_an_observation_of_an_unknown_kind_is_refused() -> None:
 
 
 def test_videos_are_named_by_result_and_play(tmp_path: Path) -> None:
-    env = EpisodeVideo(Counting(7), tmp_path, episodes=2)
+    env = EpisodeVideo(Counting(7), tmp_path, episodes=[3, 5])
     for _ in range(3):  # the third is one too many, and is not recorded
         env.reset()
         for _ in range(7):
@@ -109,19 +121,19 @@ def test_videos_are_named_by_result_and_play(tmp_path: Path) -> None:
     env.env.success = False
     env.close()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 2
-    assert all(name.endswith("_success1.mp4") for name in names)
+    assert names == ["episode0003_count_success1.mp4", "episode0005_count_success1.mp4"]
     with av.open(str(tmp_path / names[0])) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         assert (context.name, context.pix_fmt, context.profile) == ("h264", "yuv420p", "High")
         assert stream.average_rate == 10
-        levels = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(stream)]
-    np.testing.assert_allclose(levels, [0, 80, 160, 240], atol=4)  # the reset, and every other step
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    levels = [frame[:32].mean() for frame in frames]
+    np.testing.assert_allclose(levels, [0, 80, 160, 240, 280 % 256], atol=4)  # the reset, every other step, the last
 
 
 def test_a_failure_is_named_so_and_an_unfinished_episode_leaves_nothing(tmp_path: Path) -> None:
-    env = EpisodeVideo(Counting(2, success=False), tmp_path, episodes=2)
+    env = EpisodeVideo(Counting(2, success=False), tmp_path, episodes=[0, 1])
     env.reset()
     env.step(None)
     env.step(None)
@@ -129,7 +141,43 @@ def test_a_failure_is_named_so_and_an_unfinished_episode_leaves_nothing(tmp_path
     env.step(None)
     env.close()
     (path,) = tmp_path.iterdir()
-    assert path.name.endswith("_success0.mp4")
+    assert path.name == "episode0000_count_success0.mp4"
+
+
+def test_the_caption_stands_below_the_picture_and_says_the_step() -> None:
+    image = np.full((256, 256, 3), 77, np.uint8)
+    shown = caption(image, "STEP 12")
+    assert shown.shape == (274, 256, 3)
+    np.testing.assert_array_equal(shown[:256], image)
+    read = ["".join("#" if pixel.max() > 128 else "." for pixel in row[:60:2]) for row in shown[256 + 4 : 256 + 14 : 2]]
+    assert read == [
+        "..###.###.###.###......#..###.",
+        "..#....#..#...#.#.....##....#.",
+        "..###..#..###.###......#..###.",
+        "....#..#..#...#........#..#...",
+        "..###..#..###.#.......###.###.",
+    ]
+    assert not np.array_equal(shown, caption(image, "STEP 13"))
+    assert caption(image[:32, :32], "EPISODE 0 STEP 1000 SUCCESS").shape == (50, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Put it THERE, now!", "put-it-there-now"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("", ""),
+        ("拿起梨", ""),
+        ("a" * 300, "a" * 80),
+    ],
+)
+def test_an_instruction_becomes_a_harmless_file_name(tmp_path: Path, text: str, name: str) -> None:
+    env = EpisodeVideo(Saying(text), tmp_path, episodes=[0])
+    env.reset()
+    env.step(None)
+    env.close()
+    (path,) = tmp_path.iterdir()
+    assert path.name == "_".join(filter(None, ("episode0000", name, "success0.mp4")))
 
 
 class Still:
@@ -165,6 +213,8 @@ def test_shares_are_fixed_beforehand_so_that_quick_episodes_do_not_crowd_out_slo
         *[(0, True, 4, 1)] * 3,
         *[(1, False, 20, 5)] * 3,
     ]
+    assert [o.episode for o in outcomes if o.environment == 0] == numbers(0, 3, 2) == [0, 2, 4]
+    assert [o.episode for o in outcomes if o.environment == 1] == numbers(1, 3, 2) == [1, 3, 5]
     assert told == [(i, 6) for i in range(1, 7)]
     assert len(latencies) == policy.asked
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from ...common.install import install
 from ...errors import BackendError, PlanError
 from ...model.targets import Target, tracing_example
 from ...plans.schema import BuildOptions
@@ -37,7 +38,7 @@ class InductorBackend:
         versions = {"torch": str(torch.__version__)}
         caveats: tuple[str, ...] = ()
         if torch.cuda.is_available():
-            missing = "" if importlib.util.find_spec("triton") else "inductor needs Triton: pip install triton"
+            missing = "" if importlib.util.find_spec("triton") else f"inductor needs Triton: {install('triton')}"
         else:
             missing = _missing_cpp_compiler()
             caveats = ("No CUDA device: submodules are compiled to C++ for the CPU.",)
@@ -178,5 +179,5 @@ def _compile_error(error: BaseException) -> str | None:
     if "InvalidCxxCompiler" in repr(error):
         return "no working C++ compiler was found; install g++ or clang++, or name one in CXX"
     if "TritonMissing" in repr(error):
-        return "Triton is missing; pip install triton"
+        return f"Triton is missing; {install('triton')}"
     return None

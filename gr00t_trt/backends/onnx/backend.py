@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...common.install import install_extra
 from ...errors import BackendError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
@@ -64,7 +65,7 @@ class OnnxRuntimeBackend:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name.replace("-", "_")] = importlib.metadata.version(name)
         if importlib.util.find_spec("onnxruntime") is None:
-            return Availability(False, "onnxruntime is not installed: pip install 'gr00t_trt[onnx]'", versions)
+            return Availability(False, f"onnxruntime is not installed: {install_extra('onnx')}", versions)
         if reason := onnx_export.missing():
             return Availability(False, reason, versions)
         import onnxruntime

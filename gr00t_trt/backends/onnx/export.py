@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ...common.install import install_extra
 from ...engines.files import cannot_write, prepare_engine_dir
 from ...engines.weights_hash import weights_hash
 from ...errors import BackendError, Gr00tError
@@ -63,7 +64,7 @@ class OnnxFile:
 def missing() -> str:
     """What is not installed of what exporting needs, as a sentence; empty when all is there."""
     names = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(names)} not installed: pip install 'gr00t_trt[onnx]'" if names else ""
+    return f"{' and '.join(names)} not installed: {install_extra('onnx')}" if names else ""
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import importlib.util
 
 import torch
 
+from ...common.install import install, install_extra
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, BuildContext, Built, Capturable
@@ -21,7 +22,7 @@ from ..torch_tensorrt.settings import TENSORRT_RTX
 from . import network as trt_network
 from .job import OnnxJob
 
-_INSTALL = "pip install tensorrt on a machine with a GPU, or 'gr00t_trt[rtx]' for TensorRT-RTX on any"
+_INSTALL = f"{install('tensorrt')} on a machine with a GPU, or {install_extra('rtx')} for TensorRT-RTX on any"
 
 
 class TensorRTBackend:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...common.install import install_extra
 from ...engines.manifest import Binding
 from ...engines.serialized_engine import SerializedEngine, dtype_name, input_bindings
 from ...errors import BackendError, PlanError
@@ -132,7 +133,7 @@ def refuse_options(trt: TensorRT, options: BuildOptions) -> None:
         raise PlanError(
             f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for the GPU "
             "that it runs on",
-            fix="install TensorRT-RTX to build for other GPUs (pip install 'gr00t_trt[rtx]'), or leave it empty",
+            fix=f"install TensorRT-RTX to build for other GPUs ({install_extra('rtx')}), or leave it empty",
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ...common.install import install_extra
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, BuildContext, Built, Capturable
@@ -32,7 +33,7 @@ from .job import TrtJob
 from .settings import NEWEST, OLDEST, TENSORRT, TENSORRT_RTX, map_settings, release_tuple
 
 _DISTRIBUTIONS = {TENSORRT: "torch-tensorrt", TENSORRT_RTX: "torch-tensorrt-rtx"}
-_INSTALL = 'pip install "gr00t_trt[tensorrt]" (or "gr00t_trt[rtx]" for TensorRT-RTX, also on a machine without a GPU)'
+_INSTALL = f"{install_extra('tensorrt')} (or {install_extra('rtx')} for TensorRT-RTX, also on a machine without a GPU)"
 
 
 class TorchTensorRTBackend:

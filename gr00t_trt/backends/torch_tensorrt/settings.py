@@ -11,6 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+from ...common.install import install_extra
 from ...errors import BackendError, PlanError
 from ...plans.schema import BuildOptions
 
@@ -91,7 +92,7 @@ def map_settings(
             raise PlanError(
                 f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for "
                 "the GPU that it runs on",
-                fix='install TensorRT-RTX to build for other GPUs (pip install "gr00t_trt[rtx]"), or leave it empty',
+                fix=f"install TensorRT-RTX to build for other GPUs ({install_extra('rtx')}), or leave it empty",
             )
     debugger = options.debug
     if options.debug and "debug" in fields:

@@ -40,8 +40,13 @@ class CompiledStages:
         finally:
             self._paused = before
 
+    def mark(self) -> None:
+        """Called before anything of a request is given to the device: `after` waits for nothing that comes later."""
+        if self._watch is not None:
+            self._watch.mark()
+
     def before(self, model: nn.Module, stages: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        """Called before a request. Raises: PlanError for stages whose weights were changed since."""
+        """Called while a request is answered. Raises: PlanError for stages whose weights were changed since."""
         compiled = {name: stage for name, stage in stages.items() if stage is not own.get(name)}
         self._used = bool(compiled) and not self._paused
         if self._paused or not (compiled or self._watch):
@@ -51,8 +56,6 @@ class CompiledStages:
         self._refuse(compiled)
         if not known:
             self._seen = _alive(self._seen) | {id(stage): weakref.ref(stage) for stage in compiled.values()}
-        if self._used and self._watch is not None:
-            self._watch.mark()
 
     def after(self, stages: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Called before a request's result is given out. Raises: as `before`."""

@@ -140,6 +140,7 @@ class Gr00tN1d5(StagedModel):
         Returns: ``action_pred`` float32 [B, T, 32], normalised and zero padded in its last axis by convention only.
         Raises: ObservationError naming key, value and fix; PlanError when weights changed under a compiled stage.
         """
+        self._compiled.mark()
         self._compiled.before(self, self.stages, self._own)
         x = self.prepare(inputs)
         noise = self.start(x[STATE].shape[0], noise)

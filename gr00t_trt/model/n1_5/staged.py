@@ -29,7 +29,8 @@ class StagedModel(nn.Module):
         stages: Name -> callable on positional tensors. Every call of a part goes through this table; the entries are
             not registered as submodules, so replacing one leaves `state_dict` alone.
         stage_dtypes: Name -> dtype that the floating inputs of a stage are cast to before it is called.
-        graphs: What answers requests by replay, such as `fast.graphs.RequestGraphs`; None calls the stages.
+        graphs: What answers requests by replay, such as `fast.graphs.RequestGraphs`; None calls the stages. One with
+            `launch` may start a request before it and the weights are looked at, see `fast.captured.Replayer`.
     """
 
     architecture = N1_5

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import CheckpointError, unknown
+from ..stored import HALF, remember
 from ..weights import set_parameter
 from . import config as geometry
 
@@ -82,22 +84,27 @@ def tiny_config() -> geometry.Gr00tConfig:
     )
 
 
-def fill_synthetic(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+def fill_synthetic(model: nn.Module, *, device: torch.device, dtype: torch.dtype | None = None) -> None:
     """Give every parameter of `model`, which may be on the meta device, its synthetic value.
 
     A value depends on key and shape alone: it is drawn in fp32 on the host, then cast, so that models in different
     dtypes and on different devices are roundings of the same one.
+
+    Args:
+        dtype: Of all parameters; None keeps that of each.
     """
 
-    def fill(item: tuple[str, tuple[int, ...]]) -> tuple[str, torch.Tensor]:
-        name, shape = item
-        return name, _value(name, shape, dtype, device)
+    def fill(item: tuple[str, nn.Parameter]) -> tuple[str, torch.Tensor]:
+        name, empty = item
+        return name, _value(name, tuple(empty.shape), dtype or empty.dtype, device)
 
-    shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-    shapes.sort(key=lambda item: -math.prod(item[1]))
+    wanted = sorted(model.named_parameters(), key=lambda item: -item[1].numel())
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for name, value in pool.map(fill, shapes):
+        for name, value in pool.map(fill, wanted):
             set_parameter(model, name, value)
+    rounded = {name: tuple(held.shape) for name, held in model.named_parameters() if held.dtype in HALF}
+    host = torch.device("cpu")
+    remember(model, {name: partial(_value, name, shape, torch.float32, host) for name, shape in rounded.items()})
 
 
 def _value(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Notices that a model's weights are no longer what they were, at a cost that a request does not feel.
 
-Before a request every weight is asked for its identity, its address and its version. That shows a replaced module or
-parameter, ``load_state_dict(assign=True)``, a cast, a move, ``weight.data = ...`` and every write in place, but not a
-write in place through ``weight.data``, which leaves all three as they were. So values are looked at after each request,
-before its result is given out: `SAMPLES` places of every weight each time, which shows whatever touches most of a
-weight, such as a merged adapter; and the checksum of one part after the other, which shows the rest, a single row or
-number, once every part has had its turn (`WeightWatch.turns` requests).
+In every request each weight is asked for its identity, its address and its version: before the request is computed, or,
+where it is replayed as a graph, while the device works. That shows a replaced module or parameter,
+``load_state_dict(assign=True)``, a cast, a move, ``weight.data = ...`` and every write in place, but not a write in
+place through ``weight.data``, which leaves all three as they were. So values are looked at after each request, before
+its result is given out: `SAMPLES` places of every weight each time, which shows whatever touches most of a weight, such
+as a merged adapter; and the checksum of one part after the other, which shows the rest, a single row or number, once
+every part has had its turn (`WeightWatch.turns` requests).
 """
 
 from __future__ import annotations

@@ -30,12 +30,17 @@ def one_warm_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclasses.dataclass
 class Subject:
-    """A restructured model answered by graphs, beside the plain one."""
+    """A restructured model answered by graphs, beside the plain one.
+
+    Attributes:
+        wasted: Replays that were launched and thrown away, as far as the test knows.
+    """
 
     model: FastGr00tN1d5
     plain: Gr00tN1d5
     graphs: RequestGraphs
     capturer: FakeCapturer
+    wasted: int = 0
 
     def check(self, inputs: dict[str, Tensor], noise: Tensor) -> Tensor:
         """The answer, which is the plain model's."""
@@ -50,7 +55,7 @@ class Subject:
     @property
     def counts(self) -> tuple[int, int]:
         """Captures, and requests answered by replay; comparing a capture takes two replays."""
-        return self.capturer.captured, self.capturer.replays - 2 * self.capturer.captured
+        return self.capturer.captured, self.capturer.replays - 2 * self.capturer.captured - self.wasted
 
 
 @pytest.fixture
@@ -181,6 +186,7 @@ def test_changed_weights_are_captured_anew(make, make_request, change: Callable[
     after = subject.check(inputs, noise(1))
     assert (change is _moved) == torch.equal(before, after)
     subject.check(inputs, noise(1, seed=1))
+    subject.wasted = int(change is _in_place)  # the others pass through the model, which gives its graphs up
     assert subject.counts == (2, 3)
 
 
@@ -206,6 +212,7 @@ def test_swapped_stages_are_captured_anew_or_refused(make, make_request) -> None
     doubled = model.get_action(inputs, noise=noise(1))["action_pred"]
     model.reset_stages()
     torch.testing.assert_close(doubled, subject.check(inputs, noise(1)) * 2)
+    subject.wasted = 1
     assert subject.counts == (3, 2)
 
     def waiting(*args: Tensor) -> Tensor:
@@ -218,6 +225,7 @@ def test_swapped_stages_are_captured_anew_or_refused(make, make_request) -> None
         subject.check(inputs, noise(1, seed=seed))
     model.reset_stages()
     subject.check(inputs, noise(1))
+    subject.wasted = 2
     assert subject.counts == (4, 3)
 
 
@@ -383,16 +391,34 @@ def test_the_recorder_refuses_what_cuda_does(refused: Callable[[Tensor], object]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def callers() -> list[str]:
+    """The name of the stream that is current, in a list of one."""
+    return ["caller"]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, callers: list[str]) -> list[str]:
     """torch.cuda replaced by one that writes down what it is told."""
     log: list[str] = []
 
+    @dataclasses.dataclass
     class Stream:
-        def __init__(self, name: object):
-            self.name = "own" if isinstance(name, torch.device) else name
+        name: object
 
-        def wait_stream(self, other: Stream) -> None:
-            log.append(f"{self.name} waits for {other.name}")
+        def __post_init__(self) -> None:
+            self.name = "own" if isinstance(self.name, torch.device) else self.name
+
+        def wait_event(self, event: Event) -> None:
+            log.append(f"{self.name} waits for {event.after}")
+
+    class Event:
+        after = "nothing"
+
+        def __init__(self) -> None:
+            log.append("event made")
+
+        def record(self, stream: Stream) -> None:
+            self.after = stream.name
 
     @contextlib.contextmanager
     def inside(what: str) -> Iterator[None]:
@@ -407,7 +433,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     pools = iter("ABC")
     fakes: dict[str, Any] = {
         "Stream": Stream,
-        "current_stream": lambda device: Stream("caller"),
+        "Event": Event,
+        "current_stream": lambda device: Stream(callers[0]),
         "graph_pool_handle": lambda: next(pools),
         "CUDAGraph": Graph,
         "device": lambda device: contextlib.nullcontext(),
@@ -423,18 +450,40 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_capturer_keeps_to_its_stream_and_pool(told: list[str]) -> None:
     capturer = CudaCapturer(torch.device("cuda:0"))
+    assert told == ["event made"] * 2
+    told.clear()
     with capturer.scope():
         graph = capturer.capture(lambda: torch.ones(1))
         graph.replay()
     capture = "capture on own into A, thread_local"
     assert told == [
-        "own waits for caller", "on own", capture, f"{capture} ends", "replay", "on own ends", "caller waits for own",
+        "own waits for caller", "own waits for nothing",
+        "on own", capture, f"{capture} ends", "replay", "on own ends", "caller waits for own",
     ]  # fmt: skip
     assert torch.equal(graph.output, torch.ones(1))
     told.clear()
     with pytest.raises(RuntimeError, match="not permitted"), capturer.scope():
         capturer.capture(_not_permitted)
     assert told[-1] == "caller waits for own"
+
+
+def test_a_replay_stays_on_the_callers_stream_and_waits_for_those_of_other_streams(told, callers) -> None:
+    capturer = CudaCapturer(torch.device("cuda:0"))
+    with capturer.scope():
+        graph = capturer.capture(lambda: torch.ones(1))
+    told.clear()
+    for name, waits in (("caller", []), ("caller", []), ("other", ["other waits for caller"]), ("other", [])):
+        callers[0] = name
+        with capturer.turn():
+            graph.replay()
+        assert told == [*waits, "replay"], name
+        told.clear()
+    callers[0] = "caller"
+    with capturer.scope():
+        pass
+    assert told == [
+        "own waits for caller", "own waits for other", "on own", "on own ends", "caller waits for own",
+    ]  # fmt: skip
 
 
 def test_graphs_share_a_pool_that_lives_and_has_not_seen_a_failure(told: list[str]) -> None:

@@ -25,10 +25,10 @@ class CudaGraph:
 
 
 class CudaCapturer:
-    """Captures and replays on a stream of its own; all its graphs share one memory pool.
+    """Captures on a stream of its own and replays on the caller's; all its graphs share one memory pool.
 
-    Sharing is safe because graphs of one capturer never overlap: they run on one stream, and what a replay leaves is
-    copied out before the next.
+    Sharing is safe because graphs of one capturer never overlap: each scope and each turn comes after the one before
+    it, and what a replay leaves is copied out before the next. One thread at a time may be in either.
 
     Args:
         device: A CUDA device.
@@ -37,6 +37,9 @@ class CudaCapturer:
     def __init__(self, device: torch.device):
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        # Made once: a new pair of events in every request is felt by the host.
+        self._before, self._done = torch.cuda.Event(), torch.cuda.Event()
+        self._last: Any = None
         self._pool: Any = None
         self._in_pool: weakref.WeakSet[CudaGraph] = weakref.WeakSet()
 
@@ -44,13 +47,30 @@ class CudaCapturer:
     def scope(self) -> Iterator[None]:
         """Work goes to this object's stream, after the caller's so far and before the caller's from then on."""
         caller = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(caller)
+        self._before.record(caller)
+        self._stream.wait_event(self._before)
+        self._stream.wait_event(self._done)
         try:
             with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
                 yield
         finally:
             # Also what keeps tensors of either stream from being reused while the other still reads them.
-            caller.wait_stream(self._stream)
+            self._done.record(self._stream)
+            caller.wait_event(self._done)
+            self._last = caller
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Work stays on the caller's stream, after whatever was done in an earlier turn or scope."""
+        caller = torch.cuda.current_stream(self._device)
+        if caller != self._last:
+            caller.wait_event(self._done)
+        try:
+            with torch.cuda.device(self._device):
+                yield
+        finally:
+            self._done.record(caller)
+            self._last = caller
 
     def capture(self, call: Callable[[], Tensor]) -> CudaGraph:
         """Raises: RuntimeError when `call` synchronises, copies from unpinned memory, or leaves the stream."""

@@ -2,23 +2,31 @@
 
 A graph holds the kernels of one request and the addresses they read and write; replaying it costs the host one call.
 Whatever else a request depends on is therefore part of what a graph is looked up by, or copied to those addresses.
+
+A request like an earlier one is replayed first and looked at afterwards, while the device works: see
+`RequestGraphs.launch`.
 """
 
 from __future__ import annotations
 
+import operator
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from ....errors import Gr00tError
+from ...protocol import Inputs
+from ..inputs import LOOKED_UP, PIXELS, STATE
+from .captured import Captured, Capturer, Key, Known, Launch
+from .input_block import InputBlock
 from .model import FastGr00tN1d5, Prepared
+from .prompts import KEPT_PROMPTS, Prompt
 
 LIMIT = 8
 """Graphs kept, unless more are asked for. Each owns the memory of its inputs, see `RequestGraphs.input_bytes`; what is
@@ -28,51 +36,7 @@ WARM_CALLS = 3
 """Calls before a capture: tables, compilers' choices and library workspaces must exist by then."""
 
 EVERY_TIME = ("pixel_values", "state", "noise")
-"""Inputs that are new in every request; the others follow from the prompt."""
-
-
-class Graph(Protocol):
-    """One captured call."""
-
-    @property
-    def output(self) -> Tensor:
-        """What the call returned; every replay writes it again."""
-        ...
-
-    def replay(self) -> None: ...
-
-
-class Capturer(Protocol):
-    """How calls become graphs."""
-
-    def scope(self) -> AbstractContextManager[None]:
-        """What is done inside comes after the caller's work on the device and before what the caller does next."""
-        ...
-
-    def capture(self, call: Callable[[], Tensor]) -> Graph:
-        """Record what `call` does on the device. Raises: whatever stands in the way, such as a synchronisation."""
-        ...
-
-
-@dataclass
-class _Captured:
-    """A graph that was compared and found right.
-
-    Attributes:
-        inputs: Name -> the memory that the graph reads, noise included.
-        prompt: Whose values are in `inputs` now; None while they change.
-        depends_on: What the graph was captured with, as `FastGr00tN1d5.dependencies`.
-        constants: Tensors behind addresses in the graph that nothing else may be holding.
-        max_rel_error: The largest difference to the uncaptured call that the comparison saw, over the larger of 1 and
-            the largest action.
-    """
-
-    graph: Graph
-    inputs: dict[str, Tensor]
-    prompt: object
-    depends_on: tuple[object, ...]
-    constants: object
-    max_rel_error: float
+"""Inputs that are new in every request, all fp32; the others follow from the prompt."""
 
 
 class RequestGraphs:
@@ -83,7 +47,7 @@ class RequestGraphs:
     common lengths: the vision-language layers attend to every position, so padding would change the actions. Images,
     prompts, state and noise are copied in for every request. Weights are read where they lie. When one behind kept
     values was written, when any was moved, cast or replaced, or an entry of `stages` has changed, the graph is captured
-    anew.
+    anew; until that is noticed, graphs keep the memory alive that they read.
 
     A request whose prompt or embodiments lie on the GPU is not looked up, which would stall it, and runs uncaptured.
 
@@ -106,11 +70,16 @@ class RequestGraphs:
         limit: int = LIMIT,
     ):
         self._model, self._capturer, self._tolerance = model, capturer, tolerance
+        # Has steps and horizon; a module's own modules are slow to reach.
+        self._head = model.action_head
         self._on_demand = on_demand and not one_shape
         self._one_shape, self._limit = one_shape, 1 if one_shape else limit
-        self._kept: OrderedDict[Hashable, _Captured] = OrderedDict()
-        self._asked: set[Hashable] = set()
-        self._refused: dict[Hashable, tuple[object, ...]] = {}
+        self._kept: OrderedDict[Key, Captured] = OrderedDict()
+        # By the values that were looked up; and the one used last, whose tensors are often the very same objects.
+        self._known: OrderedDict[Hashable, Known] = OrderedDict()
+        self._last: Known | None = None
+        self._asked: set[Key] = set()
+        self._refused: dict[Key, tuple[object, ...]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -131,10 +100,35 @@ class RequestGraphs:
         """The largest difference between a kept graph and the uncaptured model when they were compared."""
         return max((kept.max_rel_error for kept in self._kept.values()), default=None)
 
+    def launch(self, inputs: Inputs, noise: object) -> Launch | None:
+        """Replay a request whose prompt and embodiments an earlier one had, before anything else is looked at.
+
+        The answer is not to be given out before `Launch.stands`: the caller looks at inputs and weights meanwhile.
+
+        Args:
+            noise: [B, T, 32] on any device; None draws it, as `StagedModel.start` does.
+        Returns: None where no earlier request is like it, or pixels, state and noise have other shapes.
+        """
+        with self._lock:
+            known = self._recalled(inputs)
+            if known is None:
+                return None
+            fixed_pixels, fixed_state, fixed_noise = known.kept.every_time.tensors
+            pixels, state = inputs.get(PIXELS), inputs.get(STATE)
+            if not (_fits(pixels, fixed_pixels) and _fits(state, fixed_state)):
+                return None
+            start = noise
+            if start is None:
+                start = torch.randn(fixed_noise.shape, device=fixed_noise.device, dtype=torch.float32)
+            if not _fits(start, fixed_noise):
+                return None
+            return Launch(known, start, self._replay(known.kept, known.prompt, (pixels, state, start)))
+
     def __call__(self, x: Prepared, noise: Tensor) -> Tensor:
         """Actions fp32 [B, T, 32], owned by the caller.
 
         Args:
+            x: Prepared from the weights as they are.
             noise: fp32 [B, T, 32] on the model's device.
         """
         key = self._key(x, noise)
@@ -142,8 +136,9 @@ class RequestGraphs:
             if key is None:
                 return self._uncaptured(x, noise)
             depends_on = self._model.dependencies()
+            self._drop({old: kept for old, kept in self._kept.items() if kept.depends_on != depends_on})
             kept = self._kept.get(key)
-            if kept is None or kept.depends_on != depends_on:
+            if kept is None:
                 if not (self._on_demand or key in self._asked) or self._refused.get(key) == depends_on:
                     return self._uncaptured(x, noise)
                 found = self._capture(key, x, noise, depends_on)
@@ -151,8 +146,8 @@ class RequestGraphs:
                     warnings.warn(f"no CUDA graph of this request: {found}", RuntimeWarning, stacklevel=2)
                     return self._uncaptured(x, noise)
                 kept = found
-            self._kept.move_to_end(key)
-            return self._replay(kept, x, noise)
+            self._remember(x, kept)
+            return self._replay(kept, x.prompt, (x.pixel_values, x.state, noise))
 
     @torch.no_grad()
     def capture(self, x: Prepared, noise: Tensor) -> str | None:
@@ -167,43 +162,81 @@ class RequestGraphs:
             return "its prompt or its embodiments were not given in host memory"
         with self._lock:
             found = self._capture(key, x, noise, self._model.dependencies())
-        if isinstance(found, str):
-            return found
-        self._asked.add(key)
+            if isinstance(found, str):
+                return found
+            self._asked.add(key)
+            self._remember(x, found)
         return None
 
-    def _key(self, x: Prepared, noise: Tensor) -> Hashable | None:
+    def forget(self) -> None:
+        """Give up every graph, and the memory that they read; what was asked for is captured again when it comes."""
+        with self._lock:
+            self._drop(self._kept)
+
+    def _drop(self, which: Iterable[Key]) -> None:
+        keys = list(which)
+        for key in keys:
+            del self._kept[key]
+        if keys:
+            self._known.clear()
+            self._last = None
+
+    def _key(self, x: Prepared, noise: Tensor) -> Key | None:
         if x.embodiments.key is None or x.prompt.image_rows is None:
             return None
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in _inputs(x, noise).items())
-        return (shapes, x.embodiments.key, self._model.denoising_steps, self._model.loop)
+        return Key(shapes, x.embodiments.key, noise.shape[1], self._model.denoising_steps, self._model.loop)
+
+    def _recalled(self, inputs: Inputs) -> Known | None:
+        """The earlier request that had the same prompt and embodiments, where it was asked for in the same way."""
+        given = tuple(map(inputs.get, LOOKED_UP))
+        known = self._last
+        if known is None or not all(map(operator.is_, given, known.given)):
+            values = _host_values(given)
+            known = self._known.get(values) if values is not None else None
+            if known is None:
+                return None
+            self._last = known = replace(known, given=given)
+            self._known.move_to_end(values)
+        key, head = known.kept.key, self._head
+        alike = key.steps == head.steps and key.horizon == head.horizon and key.loop == self._model.loop
+        return known if alike else None
+
+    def _remember(self, x: Prepared, kept: Captured) -> None:
+        self._kept.move_to_end(kept.key)
+        values = _host_values(x.looked_up)
+        if values is None:
+            return
+        self._known[values] = self._last = Known(x.looked_up, kept, x.prompt)
+        self._known.move_to_end(values)
+        if len(self._known) > KEPT_PROMPTS:
+            self._known.popitem(last=False)
 
     def _uncaptured(self, x: Prepared, noise: Tensor) -> Tensor:
         if self._one_shape:
-            self._kept.clear()
+            self._drop(self._kept)
         return self._model.run(x, noise)
 
-    def _replay(self, kept: _Captured, x: Prepared, noise: Tensor) -> Tensor:
-        actions = torch.empty_like(kept.graph.output)
-        with self._capturer.scope():
+    def _replay(self, kept: Captured, prompt: Prompt, every_time: Sequence[Tensor]) -> Tensor:
+        with self._capturer.turn():
+            kept.every_time.fill(every_time)
             # A prompt is the same object as long as it is the same instruction.
-            same, kept.prompt = kept.prompt is x.prompt, None
-            for name, value in _inputs(x, noise).items():
-                if not same or name in EVERY_TIME:
-                    kept.inputs[name].copy_(value)
-            kept.prompt = x.prompt
+            if kept.prompt is not prompt:
+                kept.prompt = None
+                values = _prompt_inputs(prompt)
+                torch._foreach_copy_([kept.inputs[name] for name in values], list(values.values()))
+                kept.prompt = prompt
             kept.graph.replay()
-            return actions.copy_(kept.graph.output)
+            return kept.graph.output.clone()
 
-    def _capture(self, key: Hashable, x: Prepared, noise: Tensor, depends_on: tuple[object, ...]) -> _Captured | str:
-        # Room first: an old graph of this shape, or the one used longest ago, gives its memory back.
-        self._kept.pop(key, None)
-        while len(self._kept) >= self._limit:
-            self._kept.popitem(last=False)
+    def _capture(self, key: Key, x: Prepared, noise: Tensor, depends_on: tuple[object, ...]) -> Captured | str:
+        # Room first: an old graph of this shape, or the ones used longest ago, give their memory back.
+        older = [old for old in self._kept if old != key]
+        self._drop([*older[: max(len(older) + 1 - self._limit, 0)], *([key] if key in self._kept else [])])
         # Tensors made in inference mode could not be written outside of it later.
         with torch.inference_mode(False), torch.no_grad():
             try:
-                found = self._capture_and_compare(x, noise, depends_on)
+                found = self._capture_and_compare(key, x, noise, depends_on)
             except Gr00tError:
                 raise
             except Exception as error:  # a driver, a compiler's runtime or a kernel: anything may refuse a capture
@@ -215,11 +248,15 @@ class RequestGraphs:
             self._kept[key] = found
         return found
 
-    def _capture_and_compare(self, x: Prepared, noise: Tensor, depends_on: tuple[object, ...]) -> _Captured | str:
+    def _capture_and_compare(
+        self, key: Key, x: Prepared, noise: Tensor, depends_on: tuple[object, ...]
+    ) -> Captured | str:
         model = self._model
         given = _inputs(x, noise)
         with self._capturer.scope():
-            fixed = {name: value.clone() for name, value in given.items()}
+            block = InputBlock([given[name] for name in EVERY_TIME], pinned=noise.device.type == "cuda")
+            every_time = dict(zip(EVERY_TIME, block.tensors, strict=True))
+            fixed = {name: every_time[name] if name in every_time else value.clone() for name, value in given.items()}
             on_fixed = _with(x, fixed)
             for _ in range(WARM_CALLS):
                 model.run(on_fixed, fixed["noise"])
@@ -238,7 +275,7 @@ class RequestGraphs:
         worst, allowed = max(errors), self._tolerance
         if not all(value <= allowed for value in errors):  # NaN is not either
             return f"its replay is off the uncaptured call by {worst:.2g}, more than {allowed:g}"
-        return _Captured(graph, fixed, x.prompt, depends_on, (constants, x.embodiments), worst)
+        return Captured(key, graph, fixed, block, x.prompt, depends_on, (constants, x.embodiments), worst)
 
 
 def _said(error: BaseException) -> str:
@@ -247,18 +284,27 @@ def _said(error: BaseException) -> str:
     return ", after ".join(f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')}" for e in errors)
 
 
+def _fits(value: object, fixed: Tensor) -> TypeGuard[Tensor]:
+    """Whether a value can be copied to fixed memory as `prepare` would have, which casts it too."""
+    return isinstance(value, Tensor) and value.dtype.is_floating_point and value.shape == fixed.shape
+
+
+def _host_values(tensors: Sequence[object]) -> Hashable | None:
+    """What several tensors hold, and their shapes and dtypes; None where one is not in host memory."""
+    arrays = [t.numpy() for t in tensors if isinstance(t, Tensor) and t.is_cpu]
+    return tuple((a.shape, a.dtype, a.tobytes()) for a in arrays) if len(arrays) == len(tensors) else None
+
+
 def _inputs(x: Prepared, noise: Tensor) -> dict[str, Tensor]:
     """Everything that may differ between two requests of one key."""
-    prompt = x.prompt
+    return {"pixel_values": x.pixel_values, "state": x.state, "noise": noise, **_prompt_inputs(x.prompt)}
+
+
+def _prompt_inputs(prompt: Prompt) -> dict[str, Tensor]:
+    """What follows from the prompt among them."""
     optional = {"image_rows": prompt.image_rows, "key_mask": prompt.key_mask, "query_mask": prompt.query_mask}
-    return {
-        "pixel_values": x.pixel_values,
-        "state": x.state,
-        "noise": noise,
-        "embeds": prompt.embeds,
-        "rotation": prompt.rotation,
-        **{name: value for name, value in optional.items() if value is not None},
-    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {"embeds": prompt.embeds, "rotation": prompt.rotation, **given}
 
 
 def _with(x: Prepared, inputs: Mapping[str, Tensor]) -> Prepared:

@@ -17,9 +17,10 @@ from ...targets import DimRange, Recording, Target, make_target, recording_calls
 from ..architecture import N1_5
 from ..backbone import apply_linear
 from ..gr00t import Gr00tN1d5
-from ..inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE, check_inputs
+from ..inputs import EMBODIMENT, IDS, LOOKED_UP, MASK, PIXELS, STATE, check_inputs
 from ..staged import StagedModel
 from ..weight_watch import ModuleTree, WeightWatch
+from .captured import Launch, Replayer
 from .constants import KEPT_SETS, Embodiments, FoldedConstants
 from .denoise import join_tokens
 from .projections import join_all
@@ -35,6 +36,7 @@ class Prepared:
     Attributes:
         pixel_values: fp32 [N, 3, 224, 224]. state: fp32 [B, 1, 64].
         kept_by: What held the values computed from the weights, a new object when the weights have changed.
+        looked_up: The tensors that prompt and embodiments were looked up by, as they were given.
     """
 
     pixel_values: Tensor
@@ -42,6 +44,7 @@ class Prepared:
     state: Tensor
     embodiments: Embodiments
     kept_by: FoldedConstants = field(repr=False, compare=False)
+    looked_up: tuple[Tensor, ...] = field(repr=False, compare=False)
 
 
 class FastGr00tN1d5(StagedModel):
@@ -107,6 +110,9 @@ class FastGr00tN1d5(StagedModel):
         self._embodiments: WeightCache[Embodiments] = WeightCache(KEPT_SETS)
         # Made by the next request: a model is cast stage by stage, and a watch reads all that it watches.
         self._watch: WeightWatch | None = None
+        # None of them can answer any more, and each keeps the memory of the weights that it was captured with.
+        if (replayer := self._replayer()) is not None:
+            replayer.forget()
 
     def _settle(self) -> WeightWatch:
         """Refresh where a weight has changed in the open. Raises: PlanError for modules that are no longer the same."""
@@ -166,13 +172,18 @@ class FastGr00tN1d5(StagedModel):
 
     def _prepare(self, inputs: Inputs) -> Prepared:
         checked = check_inputs(inputs, self.config)
+        prompt, embodiments = self._looked_up(checked)
         return Prepared(
             pixel_values=checked[PIXELS].to(self.device, torch.float32, non_blocking=True),
-            prompt=self._prompts.get(checked[IDS], checked[MASK]),
+            prompt=prompt,
             state=checked[STATE].to(self.device, torch.float32, non_blocking=True),
-            embodiments=self._embodiments_of(checked[EMBODIMENT]),
+            embodiments=embodiments,
             kept_by=self._constants,
+            looked_up=tuple(checked[name] for name in LOOKED_UP),
         )
+
+    def _looked_up(self, checked: Mapping[str, Tensor]) -> tuple[Prompt, Embodiments]:
+        return self._prompts.get(checked[IDS], checked[MASK]), self._embodiments_of(checked[EMBODIMENT])
 
     def _embodiments_of(self, ids: Tensor) -> Embodiments:
         if ids.device.type != "cpu":
@@ -192,24 +203,47 @@ class FastGr00tN1d5(StagedModel):
         Raises: ObservationError naming key, value and fix; PlanError when weights changed under a compiled stage, a
             module was replaced, or a prepared request is older than the weights.
         """
+        self._compiled.mark()
+        # What is like an earlier request is with the device from here on; everything is looked at meanwhile.
+        launch = self._launch(inputs, noise)
         self._compiled.before(self, self.stages, self._own)
-        x, watch = self._request(inputs)
-        noise = self.start(x.state.shape[0], noise)
-        answer = self.run if self.graphs is None else self.graphs
-        watch.mark()
-        actions = answer(x, noise)
+        watch = self._settle()
+        # Drawn once: thrown away, a request is answered anew from the same noise.
+        noise = noise if launch is None else launch.noise
+        if launch is not None and self._stands(launch, inputs):
+            actions = launch.actions
+        else:
+            actions, noise = self._answer(inputs, noise, watch)
         self._compiled.after(self.stages, self._own)
         if not watch.values_intact():
             self.refresh()
-            actions = answer(self._request(inputs)[0], noise)
+            actions, _ = self._answer(inputs, noise, self._settle())
         return {"action_pred": actions}
 
-    def _request(self, inputs: Inputs | Prepared) -> tuple[Prepared, WeightWatch]:
-        """The request, prepared from the weights as they are, and what watches them."""
-        watch = self._settle()
+    def _launch(self, inputs: Inputs | Prepared, noise: Tensor | None) -> Launch | None:
+        replayer = self._replayer()
+        if replayer is None or not isinstance(inputs, Mapping):
+            return None
+        if self._watch is not None:
+            self._watch.mark()
+        return replayer.launch(inputs, noise)
+
+    def _stands(self, launch: Launch, inputs: Inputs | Prepared) -> bool:
+        """Whether what was launched is this request's. Raises: ObservationError as `prepare`."""
+        assert isinstance(inputs, Mapping)
+        return launch.stands(*self._looked_up(check_inputs(inputs, self.config)), self.dependencies())
+
+    def _answer(self, inputs: Inputs | Prepared, noise: Tensor | None, watch: WeightWatch) -> tuple[Tensor, Tensor]:
+        """The answer of a request that is looked at first, and the noise that it started from."""
         x = inputs if isinstance(inputs, Prepared) else self._prepare(inputs)
         self.check_prepared(x)
-        return x, watch
+        start = self.start(x.state.shape[0], noise)
+        watch.mark()
+        return (self.run if self.graphs is None else self.graphs)(x, start), start
+
+    def _replayer(self) -> Replayer | None:
+        graphs: Any = self.graphs
+        return graphs if hasattr(graphs, "launch") else None
 
     def check_prepared(self, x: Prepared) -> None:
         """Raises: PlanError for a request that was prepared before the weights were changed."""
@@ -265,8 +299,11 @@ class FastGr00tN1d5(StagedModel):
         return make_target(spec, module, recording[name][0], self.argument_dtypes(name), self.device, dims)
 
     def constants(self, x: Prepared, horizon: int) -> tuple[object, ...]:
-        """What `run` computes from weights once and finds again for requests like `x`, as long as it is kept."""
+        """What `run` reads for requests like `x`, kept alive by the result: the memory of every weight, whatever
+        becomes of the weights, and what was computed from them once.
+        """
         return (
+            tuple(t.detach() for t in self._tree.tensors() or ()),
             self._constants.weights(x.embodiments, horizon),
             self._constants.tables(x.embodiments, self.denoising_steps),
         )

@@ -1,0 +1,161 @@
+"""How fast this CPU multiplies matrices, by number format and by library; measured, because no name tells it.
+
+AVX512-BF16 makes bf16 four times as fast as fp32 on one processor and one and a half times as slow on another, and MKL
+reaches half of oneDNN's speed where it does not know the processor. Imports torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+ROWS, OUTPUTS, INPUTS = 49, 1536, 1536
+"""One product of the model: a projection of the diffusion transformer."""
+ROUNDS = 6
+HOPELESS = 3.0
+"""A format that takes this many times as long as fp32 at its second call is not called again."""
+CLEARLY_FASTER = 0.8
+"""Of the time in fp32: with less to gain, noise would choose another format at every start."""
+FASTER = 0.9
+FP32_ERROR = 1e-5
+"""Largest error of a product in fp32, over its largest value; rounding to bf16 makes 2e-3, to TF32 3e-4."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The shortest times of one product on one thread, in ms.
+
+    Attributes:
+        ms: ``float32``, ``bfloat16``, ``float16`` -> as PyTorch does it by itself.
+        onednn_ms: fp32 by oneDNN; None where that is not fp32 arithmetic, as with Intel's AMX.
+    """
+
+    ms: Mapping[str, float]
+    onednn_ms: float | None
+
+    @property
+    def onednn(self) -> bool:
+        """Whether oneDNN is the faster library for fp32, and computes in fp32."""
+        return self.onednn_ms is not None and self.onednn_ms < FASTER * self.ms["float32"]
+
+    def fast_in(self, dtype: str) -> bool:
+        """Whether a format is fp32, or clearly faster."""
+        fp32 = min(self.ms["float32"], self.onednn_ms or float("inf"))
+        return dtype == "float32" or self.ms.get(dtype, float("inf")) < CLEARLY_FASTER * fp32
+
+    def said(self) -> str:
+        """The times, for a note."""
+        names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+        parts = [f"{names[name]} {ms:.3g}" for name, ms in self.ms.items()]
+        return ", ".join([*parts, *([f"fp32 by oneDNN {self.onednn_ms:.3g}"] if self.onednn_ms is not None else [])])
+
+
+@cache
+@torch.no_grad()
+def speed() -> Speed:
+    """Measured at the first call, in a tenth of a second where no format is hopeless; the same afterwards.
+
+    On one thread, by the time that it spent on the processor: other programs hardly change that.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measured()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured() -> Speed:
+    x, weight = _spread(ROWS, INPUTS), _spread(OUTPUTS, INPUTS)
+    pairs = {
+        str(dtype).removeprefix("torch."): (x.to(dtype), weight.to(dtype))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
+    calls: dict[str, Callable[[], object]] = {name: _product(*pair) for name, pair in pairs.items()}
+    if _is_fp32(_by_onednn, x, weight) and _is_fp32(_by_onednn, _spread(4 * ROWS, INPUTS), weight[:256]):
+        calls["onednn"] = lambda: _by_onednn(x, weight)
+    shortest = dict.fromkeys(calls, float("inf"))
+    for turn in range(ROUNDS + 1):
+        for name, call in calls.items():
+            if shortest[name] > HOPELESS * shortest["float32"] and turn > 1:
+                continue
+            took = _ms(call)
+            if turn:  # the first call chooses and compiles a kernel
+                shortest[name] = min(shortest[name], took)
+    return Speed({name: shortest[name] for name in pairs}, shortest.get("onednn"))
+
+
+def prefer_onednn() -> bool:
+    """Give fp32 products of this process to oneDNN where it is faster, and say whether that is so.
+
+    For a process that computes on its CPU alone: PyTorch has one setting for all devices, which would allow TF32 on a
+    GPU. Nothing changes where someone has chosen a setting already.
+    """
+    if torch.cuda.is_available() or _setting() not in ("highest", "medium") or not speed().onednn:
+        return False
+    torch.set_float32_matmul_precision("medium")
+    return True
+
+
+@contextmanager
+def own_products() -> Iterator[None]:
+    """Inside, products are PyTorch's own choice again, in the most exact arithmetic that it has."""
+    before = _setting()
+    if before in (None, "highest"):
+        yield
+        return
+    with _set_to("highest", before):
+        yield
+
+
+def _setting() -> str | None:
+    """PyTorch's setting for fp32 products; None where it was chosen by device or library, and has no one name."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _set_to(name: str, before: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """The setting allows bf16, and is what gives the product to oneDNN; whether it becomes bf16 is up to the CPU."""
+    with _set_to("medium", _setting() or "highest"):
+        return linear(x, weight)
+
+
+def _is_fp32(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> bool:
+    """Whether a product has the rounding error of fp32, by value."""
+    some = 64
+    exact = x.double() @ weight[:some].double().T
+    error = (product(x, weight)[:, :some].double() - exact).abs().max()
+    return bool(error <= FP32_ERROR * exact.abs().max())
+
+
+def _product(x: Tensor, weight: Tensor) -> Callable[[], object]:
+    return lambda: linear(x, weight)
+
+
+def _spread(rows: int, columns: int) -> Tensor:
+    """Values that neither bf16 nor TF32 holds exactly, made faster than random ones; fp32 [rows, columns]."""
+    return torch.arange(rows * columns, dtype=torch.float32).mul_(0.6180339887).sin_().view(rows, columns)
+
+
+def _ms(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return (time.thread_time() - start) * 1e3

@@ -1,0 +1,78 @@
+"""Layers ranked by the noise that each one alone adds to its stage: noise adds up, so that any mixture follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PlanError
+from ..plans.precisions import Gate
+from ..plans.schema import CALIBRATE
+
+MARGIN_DB = 1.0
+"""What a prediction must be better than the gate: the frames of a ranking are not those of a check."""
+
+
+def decibels(share: float) -> float:
+    """A noise share as a signal-to-noise ratio; infinite for none."""
+    return -10 * math.log10(share) if share > 0 else math.inf
+
+
+def needed_db(gate: Gate) -> float:
+    """The signal-to-noise ratio at which both the cosine and the decibels of a gate hold."""
+    cosine = gate.cosine or 0.0
+    from_cosine = decibels(2 * (1 - cosine)) if cosine < 1 else math.inf
+    return max(from_cosine, gate.sqnr_db or 0.0)
+
+
+def worst(noise: Mapping[str, float | None], form: str, gate: Gate, calibration: str) -> tuple[str, ...]:
+    """The fewest layers that must stay in 16 bit for the rest to pass a gate, the worst first.
+
+    Args:
+        noise: Layer -> its share of noise when it alone is quantised; None where that was not measured.
+        calibration: The file that they come from, for the message.
+    Raises: PlanError for layers that were not ranked.
+    """
+    known = {name: share for name, share in noise.items() if share is not None}
+    if len(known) < len(noise):
+        missing = next(name for name in noise if name not in known)
+        raise PlanError(
+            f"keep: auto: {calibration} has no ranking for {form}: {missing} is not in it",
+            fix=f"rank its layers: {CALIBRATE} --rank {form}",
+        )
+    ranked = sorted(known, key=known.__getitem__, reverse=True)
+    needed, left = needed_db(gate) + MARGIN_DB, math.fsum(known.values())
+    kept = []
+    for name in ranked:
+        if decibels(left) >= needed:
+            break
+        kept.append(name)
+        left = math.fsum(known[other] for other in ranked[len(kept) :])
+    return tuple(kept)
+
+
+@torch.no_grad()
+def noise_by_layer(
+    run: Callable[[nn.Module], Sequence[Tensor]],
+    stage: nn.Module,
+    quantized: Mapping[str, Callable[[], nn.Module]],
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Layer -> noise power over signal power of a stage's outputs, with that layer alone quantised.
+
+    Args:
+        run: Gives the outputs of a stage, or of one made from it, on the same inputs each time.
+        quantized: Layer -> makes the stage in which it is quantised.
+        advance: Called after each layer.
+    """
+    expected = run(stage)
+    signal = math.fsum(float(one.double().square().sum()) for one in expected)
+    out = {}
+    for name, make in quantized.items():
+        pairs = zip(run(make()), expected, strict=True)
+        out[name] = math.fsum(float((got.double() - want.double()).square().sum()) for got, want in pairs) / signal
+        advance()
+    return out

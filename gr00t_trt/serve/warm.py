@@ -1,0 +1,49 @@
+"""The batches that a server may make, got ready before it reports so: one graph or one warm call for each size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..common.devices import side_stream
+from ..common.interface import Observation
+from ..errors import UsageError
+from ..measure.workloads import one_request
+from ..policy.policy import Gr00tPolicy
+from .batching import Batcher
+
+
+def warm_batches(
+    policy: Gr00tPolicy, batcher: Batcher, observation: Observation, sizes: Sequence[int], note: Callable[[str], None]
+) -> None:
+    """Answer an observation as a batch of each size, or capture that where requests are replayed.
+
+    Args:
+        observation: A single one, of which batches are made; what cannot be joined is left alone.
+        note: Told in a sentence of a size that no graph was captured for.
+    Raises: UsageError where what was compiled keeps one graph, which every other batch would throw away.
+    """
+    if batcher.form(observation) is None:
+        return
+    graphs: Any = policy.model.graphs
+    with side_stream(policy.model.device):
+        for size in sizes:
+            joined = batcher.join([observation] * size)
+            if graphs is None:
+                policy.get_action(joined)
+            else:
+                _capture(policy, graphs, joined, size, note)
+
+
+def _capture(policy: Gr00tPolicy, graphs: Any, joined: Observation, size: int, note: Callable[[str], None]) -> None:
+    before = len(graphs)
+    request = one_request(policy, joined, seed=0)
+    refused = graphs.capture(policy.model.prepare(request.inputs), request.noise)
+    if refused is not None:
+        note(f"batches of {size} run kernel by kernel: {refused}")
+    elif len(graphs) <= before:
+        raise UsageError(
+            f"--max_batch and --cuda_graph: what was compiled keeps {before} graphs, and each batch needs one",
+            known="backends without state of their own, such as inductor",
+            fix="leave one of both out",
+        )

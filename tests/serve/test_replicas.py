@@ -1,0 +1,115 @@
+"""Two policies on Ray Serve behind one server: the same answers as one process, and none lost when one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from gr00t_trt.errors import ServiceError, UsageError
+from gr00t_trt.serve.ask import example
+from gr00t_trt.serve.client import RobotInferenceClient
+from gr00t_trt.serve.flags import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    line = ["--server", "--model_path", "synthetic", "--device", "cpu", "--port", "0", *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gr00t_trt", "serve", *line],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        assert ready.startswith("ready tcp://")
+        yield process, int(ready.rpartition(":")[2])
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(port: int, observations: list[dict[str, Any]]) -> list[dict[str, np.ndarray]]:
+    with RobotInferenceClient("127.0.0.1", port) as client:
+        return [client.get_action(each, seed=seed) for seed, each in enumerate(observations)]
+
+
+def test_an_address_without_replicas_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match="say how many with --replicas"):
+        parse(["--server", "--ray_address", "auto"])
+
+
+@pytest.mark.ray
+def test_two_replicas_answer_like_one_process_and_lose_nothing_when_one_is_killed() -> None:
+    pytest.importorskip("ray", reason="needs ray[serve]")
+    with server() as (_, port):
+        with RobotInferenceClient("127.0.0.1", port) as client:
+            wanted = client.status()["observation"]
+        observations = [example(wanted) for _ in range(6)]
+        alone = answers(port, observations)
+    with server("--replicas", "2") as (process, port):
+        for one, two in zip(alone, answers(port, observations), strict=True):
+            for key, value in one.items():
+                np.testing.assert_array_equal(value, two[key])
+        refused_alike(port, observations[0])
+        wrong: list[Any] = []
+        stop = threading.Event()
+
+        def drive(number: int) -> None:
+            with RobotInferenceClient("127.0.0.1", port, timeout_ms=30_000) as client:
+                while not stop.is_set():
+                    try:
+                        action = client.get_action(observations[number], seed=number)
+                        done[number] += 1
+                        if any((value != alone[number][key]).any() for key, value in action.items()):
+                            wrong.append(number)
+                    except ServiceError as error:
+                        wrong.append(str(error))
+
+        done = [0] * 6
+        robots = [threading.Thread(target=drive, args=(number,)) for number in range(6)]
+        for robot in robots:
+            robot.start()
+        time.sleep(1.0)
+        replicas = [each for each in psutil.Process(process.pid).children(recursive=True) if "Replica" in named(each)]
+        assert len(replicas) == 2
+        before = list(done)
+        replicas[0].kill()
+        time.sleep(3.0)
+        stop.set()
+        for robot in robots:
+            robot.join(40)
+        assert not wrong
+        assert all(after > own for after, own in zip(done, before, strict=True))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def named(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def refused_alike(port: int, observation: dict[str, Any]) -> None:
+    key = next(key for key in observation if key.startswith("state."))
+    nine = {k: np.stack([v] * 9) if isinstance(v, np.ndarray) else v * 9 for k, v in observation.items()}
+    with RobotInferenceClient("127.0.0.1", port) as client:
+        with pytest.raises(ServiceError, match="Server error: state"):
+            client.get_action({**observation, key: observation[key] * np.nan})
+        with pytest.raises(ServiceError, match="a batch of 9, more than the 8"):
+            client.get_action(nine)
