@@ -205,7 +205,7 @@ def test_what_is_not_installed_is_told_with_the_extra(monkeypatch: pytest.Monkey
     for name in ("onnxruntime", "tensorrt"):
         available = get_backend(name).availability()
         assert not available.installed
-        with pytest.raises(BackendError, match=r"encoder: .*not installed: uv pip install"):
+        with pytest.raises(BackendError, match=r"encoder: .*not installed: (uv )?pip install"):
             get_backend(name).build(make_target("encoder"), BuildOptions(), BuildContext(None, print))
 
 
