@@ -81,6 +81,9 @@ def plan_of(args: argparse.Namespace) -> Plan | None:
     backend = flags.one_backend({"--use_torch_tensorrt": compiled, f"--backend {args.backend}": args.backend})
     if backend is None and args.config is None:
         if args.precision is None:
+            if args.calibration is not None:
+                fix = "add --precision int8, fp8 or nvfp4"
+                raise UsageError("--calibration: no quantised precision is asked for, so it would not be used", fix=fix)
             return None
         backend = "eager"
     return flags.plan_from(args, {**flags.overrides_of(args), "backend": backend})
