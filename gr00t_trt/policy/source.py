@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class Source:
 
         Raises: Gr00tError, as `choice.choose_data`.
         """
+        return self._data
+
+    @cached_property
+    def _data(self) -> tuple[Any, str]:
+        # Once: a hub would be asked, and a user's own file of a data config run, at every look.
         return choose_data(resolve_checkpoint(self.model_path, weights=False), self.data_config, self.embodiment_tag)
 
     def dataset(self) -> LeRobotDataset:

@@ -132,3 +132,12 @@ def wait_until(true: Any, seconds: float = 5.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.005)
+
+
+def at_once(drive: Callable[[int], None], count: int) -> None:
+    """Call ``drive(0)`` to ``drive(count - 1)``, each in a thread of its own, and wait for all."""
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)

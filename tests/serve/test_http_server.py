@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import socket
-import threading
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ import hostile
 import httpx
 import numpy as np
 import pytest
-from puppet import Served, observation, serving
+from puppet import Served, at_once, observation, serving
 
 CLIENT = httpx.Client(timeout=10, verify=False)  # certificates take longer to load than all these tests
 
@@ -159,11 +158,7 @@ def test_eight_clients_at_once_each_get_their_own_answer(served: Served) -> None
                 if reply.status_code != 200 or not (array_of(reply.json()["action.arm"]) == value).all():
                     wrong.append((value, reply.text))
 
-    threads = [threading.Thread(target=drive, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    at_once(drive, 8)
     assert not wrong
 
 

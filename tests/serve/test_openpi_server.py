@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import httpx
 import msgpack
 import numpy as np
 import pytest
-from puppet import Served, observation, serving, wait_until
+from puppet import Served, at_once, observation, serving, wait_until
 from test_attacks import connections, ended
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -294,11 +293,7 @@ def test_clients_of_all_protocols_at_once_each_get_their_own_answer(served: Serv
                 if isinstance(reply, str) or not (reply["actions"] == value).all():
                     wrong.append((value, reply))
 
-    threads = [threading.Thread(target=drive, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    at_once(drive, 8)
     assert not wrong
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from puppet import Served, observation, serving, wait_until
+from puppet import Served, at_once, observation, serving, wait_until
 
 from gr00t_trt.errors import ServiceError
 from gr00t_trt.serve.service import UNAUTHORISED
@@ -137,11 +136,7 @@ def test_eight_clients_at_once_each_get_their_own_answer(served: Served) -> None
                 if "error" in reply or not (array_of(reply["action.arm"]) == value).all():
                     wrong.append((value, reply))
 
-    threads = [threading.Thread(target=drive, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    at_once(drive, 8)
     assert not wrong
 
 
