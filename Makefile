@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@# torch by itself first: it keeps pip from weighing releases that the constraints rule out anyway.
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rtx,onnx,serve,sim,plots,rerun,notebooks,test,lint]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[rtx,onnx,serve,sim,finetune,plots,rerun,notebooks,test,lint]'
 	@# Pinned to numpy 1 without need; the test of openpi's protocol speaks through it.
 	@$(BIN)/python -m pip install --quiet --no-deps openpi-client==0.1.2
 	@touch $@

@@ -1,4 +1,4 @@
-"""`gr00t-trt COMMAND ...`: one name for every program of the package; `python -m gr00t_trt.COMMAND` is the same."""
+"""`gr00t-trt COMMAND ...`: one name for every program of the package; `python -m gr00t_trt COMMAND` is the same."""
 
 from __future__ import annotations
 
@@ -23,16 +23,27 @@ COMMANDS: Mapping[str, str] = {
     "measure": "measure the model in many forms, each against eager PyTorch, in one record",
     "report": "records as one HTML page, and as pictures",
     "serve": "answer robots and simulators over ZeroMQ or HTTP, or ask a server once",
+    "bundle": "write a compiled and checked policy into one folder that a server starts from",
+    "deploy-weights": "give a running service the weights of another checkpoint, without a restart",
     "rollout": "let a policy drive a robot, real or simulated: latencies, loop times, jitter",
     "simulate": "let a policy act in a simulated world: success rate, videos",
     "evaluate": "compare a policy's actions with recorded episodes: errors, plots, latencies",
+    "finetune": "train on demonstrations, from a checkpoint to a checkpoint: the published flags",
     "metadata": "statistics of a dataset, as a checkpoint's metadata.json",
     "calibrate": "how large every layer's input gets in recorded frames: for int8, fp8 and nvfp4",
     "bisect": "where a submodule that misses its accuracy gate leaves eager fp32: the layer or operator",
     "plans": "the plans that come with the package, for --config",
     "engines": "list and prune the engines that earlier runs built",
 }
-"""Name -> what it does in a few words; `gr00t_trt/NAME/program.py` is the program."""
+"""Name -> what it does in a few words; `home` says where it is."""
+
+ROOMS: Mapping[str, str] = {
+    "bisect": "tools.bisect",
+    "bundle": "deploy.bundle",
+    "deploy-weights": "serve.deploy_weights",
+    "metadata": "tools.metadata",
+}
+"""The programs that are not `gr00t_trt/NAME` but in a room with others."""
 
 OPTIONS: Mapping[str, str] = {
     "--help": "this list; gr00t-trt COMMAND --help explains a command's flags",
@@ -51,19 +62,25 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Call the command that is named first; returns its exit status, 2 for a name that is none."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] in COMMANDS:
-        return int(_program(argv[0]).main(argv[1:]))
+    name = argv[0].replace("_", "-") if argv else ""
+    if name in COMMANDS:
+        return int(_program(name).main(argv[1:]))
     return run_program(_options, argv)
 
 
+def home(name: str) -> str:
+    """The folder of a program below the package, dotted; ``program.py`` in it has `main`."""
+    return ROOMS.get(name, name)
+
+
 def _program(name: str) -> Any:
-    return importlib.import_module(f".{name}.program", __package__)
+    return importlib.import_module(f".{home(name)}.program", __package__)
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
     """A program's flags, which are in a file of their own where there are many."""
     program = _program(name)
-    parser = getattr(program, "parser", None) or importlib.import_module(f".{name}.flags", __package__).parser
+    parser = getattr(program, "parser", None) or importlib.import_module(f".{home(name)}.flags", __package__).parser
     found: argparse.ArgumentParser = parser()
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gr00t_trt.__main__ import COMMANDS
+from gr00t_trt.__main__ import COMMANDS, home
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gr00t_trt"
 
@@ -24,7 +24,7 @@ ORDER = [
     {"compile"},
     {"measure"},
     {"deploy"},
-    {"run", "export", "serve", "metadata", "calibrate", "bisect"},
+    {"run", "export", "serve", "calibrate", "tools", "finetune"},
     {"evaluate"},
     {"simulate"},
     {"rollout"},
@@ -124,7 +124,7 @@ class Late:
         "gr00t_trt.record",
         "gr00t_trt.report",
         "gr00t_trt.evaluate.policies",
-        *(f"gr00t_trt.{name}.program" for name in COMMANDS),
+        *(f"gr00t_trt.{home(name)}.program" for name in COMMANDS),
     ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
@@ -180,8 +180,9 @@ def test_the_first_level_can_be_read_in_ten_seconds() -> None:
 
 def test_every_command_is_the_room_of_its_name() -> None:
     for name in COMMANDS:
-        assert (PACKAGE / name / "program.py").is_file()
-        assert (PACKAGE / name / "__main__.py").is_file()
+        folder = PACKAGE / home(name).replace(".", "/")
+        assert (folder / "program.py").is_file()
+        assert (folder / "__main__.py").is_file()
 
 
 def test_the_package_exports_what_it_says() -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import gr00t_trt
-from gr00t_trt.__main__ import COMMANDS, main
+from gr00t_trt.__main__ import COMMANDS, home, main
 from gr00t_trt.common.install import install, install_extra
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_its_flags(name: str, capsys) -> None:
-    assert callable(importlib.import_module(f"gr00t_trt.{name}.program").main)
+    assert callable(importlib.import_module(f"gr00t_trt.{home(name)}.program").main)
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0

@@ -6,15 +6,22 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..errors import BackendError, PlanError, unknown
+from ..model.targets import Target
+from ..plans.checks import COMPUTE_CAPABILITIES
+from ..plans.precisions import PRECISIONS, PrecisionRow
+from ..plans.schema import BuildOptions
+from ..quantize.linear import formats_in
 from .cpu_only import replaced
 
 PORTABLE_TARGETS = "8.0, 8.6, 8.9, 12.0 and newer (not for Orin, Hopper or Thor)"
 """What TensorRT-RTX builds for on a machine without a GPU when it is asked for nothing else."""
+OLDEST_PORTABLE = "8.0"
 
 
 def set_compute_capabilities(tensorrt: Any, config: Any, names: Sequence[str]) -> None:
@@ -57,6 +64,50 @@ def check_this_gpu(capabilities: Sequence[str]) -> None:
             f"compute_capabilities: {list(capabilities)} leaves out this GPU, {here}, where the engine is to run",
             fix=f"add {here}, or build for the others on a machine without a GPU",
         )
+
+
+def refuse_older_gpu(target: Target) -> None:
+    """Refuse to run quantised products on a GPU that cannot compute them; where there is none nothing is refused.
+
+    Raises: BackendError.
+    """
+    if not torch.cuda.is_available():
+        return
+    here = "{}.{}".format(*torch.cuda.get_device_capability())
+    for row in _rows(target):
+        if not row.computes_on(here):
+            raise BackendError(
+                f"{target.name}: this GPU, of compute capability {here}, cannot multiply in {row.name}",
+                known=f"{row.least_capability} and newer",
+                fix="use int8 from 8.0 on, or bf16; --backend eager computes its accuracy anywhere",
+            )
+
+
+def for_formats(target: Target, options: BuildOptions, *, ahead_of_time: bool) -> BuildOptions:
+    """The options with engines of quantised products kept to the GPUs that can compute them.
+
+    TensorRT-RTX itself builds such an engine for its portable set without a word, and older GPUs of that set then fail
+    to load it.
+
+    Args:
+        ahead_of_time: The engine is built here and runs elsewhere.
+    Raises: PlanError for a GPU of the list, and BackendError for this one, whose products are of an older kind.
+    """
+    refuse_older_gpu(target)
+    for row in _rows(target):
+        for name in options.compute_capabilities:
+            if not row.computes_on(name):
+                what = f"compute_capabilities: {target.name} is in {row.name}, in which {name} cannot multiply"
+                raise PlanError(what, known=f"{row.least_capability} and newer", fix=f"leave {name} out")
+        narrower = ahead_of_time and not options.compute_capabilities and not row.computes_on(OLDEST_PORTABLE)
+        if narrower and not torch.cuda.is_available():
+            able = tuple(name for name in COMPUTE_CAPABILITIES if row.computes_on(name))
+            options = replace(options, compute_capabilities=able)
+    return options
+
+
+def _rows(target: Target) -> list[PrecisionRow]:
+    return [PRECISIONS[form] for form in formats_in(target.module)]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Exit status: 0 done, 2 bad input, 130 interrupted, 141 nobody reads the output.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 from .. import __version__
 from ..common.command import Parser, check_least, discard, parse_flags, run_program, setting
 from ..common.files import prepare_file
+from ..common.install import install_extra
 from ..common.progress import Steps, progress
 from ..errors import RecordError, UsageError, unknown
 from ..plans.precisions import PRECISIONS, find_precision
@@ -69,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--rank", nargs="+", metavar="P", help="rank the layers by their noise in these precisions: one evaluation each"
     )
+    g.add_argument("--plot", metavar="FILE", help="draw the ranking: noise by layer, bytes saved against decibels")
     return p
 
 
@@ -87,6 +90,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if Path(args.out).suffix != ".safetensors":
             raise UsageError(f"--out: {args.out} is no .safetensors file", fix=f"--out {args.out}.safetensors")
         prepare_file(args.out, "calibration", "--out")
+    if args.plot is not None:
+        if not args.rank:
+            raise UsageError("--plot: there is no ranking to draw", fix="add --rank int8, fp8 or nvfp4")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UsageError("--plot needs matplotlib, which is not installed", fix=install_extra("plots"))
+        prepare_file(args.plot, "picture", "--plot")
     return args
 
 
@@ -111,7 +120,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
     if args.out is not None:
         write_calibration(calibration, args.out)
         said.append(f"written: {args.out}")
-    _print(requests, calibration, args.rank)
+    _print(requests, calibration, args.rank, args.plot)
+    if args.plot is not None:
+        said.append(f"written: {args.plot}")
     for text in said:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -166,7 +177,7 @@ def doubts(calibration: Calibration) -> list[str]:
     return out
 
 
-def _print(requests: Requests, calibration: Calibration, forms: Sequence[str]) -> None:
+def _print(requests: Requests, calibration: Calibration, forms: Sequence[str], plot: str | None) -> None:
     from ..quantize.formats import FORMATS
     from ..quantize.layers import linear_layers
     from .tables import ranking_table, seen_table
@@ -174,13 +185,18 @@ def _print(requests: Requests, calibration: Calibration, forms: Sequence[str]) -
     out = Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     layers = calibration.layers
     sizes = {name: layer.weight.numel() for name, layer in linear_layers(requests.model).items()}
+    noise = {name: seen.noise for name, seen in layers.items() if seen.noise}
+    bits = {form: FORMATS[form].bits for form in forms}
     with out.capture() as captured:
         out.print(seen_table(layers, len(calibration.provenance.frames)))
-        for form in forms:
-            noise = {name: seen.noise for name, seen in layers.items() if form in seen.noise}
+        for form, width in bits.items():
             out.print()
-            out.print(ranking_table(noise, sizes, form, FORMATS[form].bits))
+            out.print(ranking_table({name: own[form] for name, own in noise.items()}, sizes, form, width))
     _to_stdout(captured.get())
+    if plot is not None:
+        from .plot import draw
+
+        draw(Path(plot), noise, sizes, bits)
 
 
 def _to_stdout(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -37,24 +38,60 @@ def seen_table(layers: Mapping[str, Any], frames: int) -> Table:
     return table
 
 
-def ranking_table(noise: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int], form: str, bits: float) -> Table:
-    """Layers from the noisiest: alone, and the stage with it and all less noisy ones quantised, against bytes saved.
+@dataclass(frozen=True)
+class Ranked:
+    """A layer among those of its stage, from the noisiest.
+
+    Attributes:
+        place: In the order of a request.
+        share: Of the stage's output, what becomes noise when it alone is quantised.
+        share_below: The same of it and all less noisy ones together. saved, saved_below: Megabytes less than in 16 bit.
+    """
+
+    name: str
+    place: int
+    share: float
+    share_below: float
+    saved: float
+    saved_below: float
+
+
+def ranked_stages(noise: Mapping[str, float], sizes: Mapping[str, int], bits: float) -> dict[str, list[Ranked]]:
+    """Stage -> its layers from the noisiest.
 
     Args:
-        noise: Layer -> format -> share. sizes: Layer -> weights. bits: Of a quantised weight.
+        noise: Layer -> share. sizes: Layer -> weights. bits: Of a quantised weight.
     """
-    table = _table("layer", f"{form} alone, dB", "with all below, dB", "MB saved", "with all below, MB")
     stages: dict[str, list[str]] = {}
     for name in noise:
         stages.setdefault(name.partition("/")[0], []).append(name)
-    for names in stages.values():
-        ranked = sorted(names, key=lambda name: noise[name][form], reverse=True)
-        for number, name in enumerate(ranked):
-            rest = ranked[number:]
-            both = noise[name][form], sum(noise[other][form] for other in rest)
-            saved = _saved([name], sizes, bits), _saved(rest, sizes, bits)
-            first, second = (f"{decibels(share):.1f}" for share in both)
-            table.add_row(name, first, second, *(f"{megabytes:.2f}" for megabytes in saved), end_section=len(rest) == 1)
+    return {stage: _ranked(names, noise, sizes, bits) for stage, names in stages.items()}
+
+
+def _ranked(names: Sequence[str], noise: Mapping[str, float], sizes: Mapping[str, int], bits: float) -> list[Ranked]:
+    ranked = sorted(names, key=lambda name: noise[name], reverse=True)
+    out = []
+    for number, name in enumerate(ranked):
+        rest = ranked[number:]
+        below = sum(noise[other] for other in rest)
+        saved = _saved([name], sizes, bits), _saved(rest, sizes, bits)
+        out.append(Ranked(name, names.index(name), noise[name], below, *saved))
+    return out
+
+
+def ranking_table(noise: Mapping[str, float], sizes: Mapping[str, int], form: str, bits: float) -> Table:
+    """Layers from the noisiest: alone, and the stage with it and all less noisy ones quantised, against bytes saved.
+
+    Args:
+        noise: Layer -> share. sizes: Layer -> weights. bits: Of a quantised weight.
+    """
+    table = _table("layer", f"{form} alone, dB", "with all below, dB", "MB saved", "with all below, MB")
+    for layers in ranked_stages(noise, sizes, bits).values():
+        for one in layers:
+            noises = f"{decibels(one.share):.1f}", f"{decibels(one.share_below):.1f}"
+            table.add_row(
+                one.name, *noises, f"{one.saved:.2f}", f"{one.saved_below:.2f}", end_section=one is layers[-1]
+            )
     return table
 
 

@@ -1,6 +1,7 @@
 """Data: datasets on disk, observations, and the arithmetic between them and the model's inputs and actions."""
 
 from ..common.interface import ModalityConfig
+from .concat_transform import ConcatTransform
 from .embodiments import DATA_CONFIGS, DataConfig, Processing, data_config
 from .lerobot import FRAME_LOOKUPS, LeRobotDataset
 from .metadata import EMBODIMENT_TAGS, DatasetMetadata, PartInfo, Statistics, VideoInfo, embodiment_index, metadata_path
@@ -15,7 +16,7 @@ from .state_action_transforms import (
 )
 from .synthetic import synthetic_dataset, write_synthetic_dataset
 from .tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, synthetic_tokenizer
-from .transforms import DEFAULT_TEXT, ComposedModalityTransform, ConcatTransform, GR00TTransform, ModalityTransform
+from .transforms import DEFAULT_TEXT, ComposedModalityTransform, GR00TTransform, ModalityTransform
 from .video_transforms import (
     VideoColorJitter,
     VideoCrop,

@@ -26,14 +26,24 @@ class PartStatistics:
     Args:
         parts: Full key -> layout, of the parts that are needed.
         advance: Told about the reading of parquet files, which takes long in a large dataset.
+        from_rows: Compute them, whatever stats.json says.
     Raises: DatasetError where they cannot be had, or are ones that no recording can have.
 
     Attributes:
         notes: Where they come from, in whole sentences.
     """
 
-    def __init__(self, root: Path, storage: Storage, parts: Mapping[str, PartLayout], advance: Advance):
+    def __init__(
+        self,
+        root: Path,
+        storage: Storage,
+        parts: Mapping[str, PartLayout],
+        advance: Advance,
+        *,
+        from_rows: bool = False,
+    ):
         self._root, self._storage, self._parts, self._advance = root, storage, parts, advance
+        self._from_rows = from_rows
         self.notes: list[str] = []
         self._file = root / "meta" / "stats.json"
         self._entries = self._read()
@@ -60,7 +70,9 @@ class PartStatistics:
         return statistics_from(self._entries.get(column), f"{self._file}: {column}", DatasetError)
 
     def _lacking(self, column: str) -> str:
-        """Why the file's entry of a column cannot be used though nothing in it is wrong; empty where it can."""
+        """Why the file's entry of a column is not used though nothing in it is wrong; empty where it is."""
+        if self._from_rows:
+            return "episodes that it covers are missing"
         entry = self._entries.get(column)
         if not isinstance(entry, Mapping):
             return "no entry"
@@ -115,7 +127,7 @@ class PartStatistics:
             f"{self._file} has no statistics to use ({why}): they are computed from the rows, "
             f"{len(files)} of {len(listed)} parquet files being here."
         )
-        if self._file.exists() or len(files) < len(listed):
+        if not self._from_rows and (self._file.exists() or len(files) < len(listed)):
             warn_once(self.notes[-1])
         return statistics_of_columns(self._tables(files), {name: self._elements(name) for name in absent})
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from ..common.interface import ModalityConfig
 from ..errors import Gr00tError, PlanError, unknown
+from .concat_transform import ConcatTransform
 from .metadata import EMBODIMENT_TAGS, embodiment_index
 from .state_action_transforms import StateActionSinCosTransform, StateActionToTensor, StateActionTransform
-from .transforms import ComposedModalityTransform, ConcatTransform, GR00TTransform, ModalityTransform
+from .transforms import ComposedModalityTransform, GR00TTransform, ModalityTransform
 from .video_transforms import VideoColorJitter, VideoCrop, VideoResize, VideoToNumpy, VideoToTensor
 
 __all__ = ["DATA_CONFIGS", "EMBODIMENT_TAGS", "DataConfig", "Processing", "data_config", "embodiment_index"]

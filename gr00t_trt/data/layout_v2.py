@@ -31,6 +31,9 @@ class StorageV2:
             self._last = EpisodeRows(self._open(episode), 0, episode)
         return self._last
 
+    def file(self, episode: Episode) -> Path:
+        return self._info.parquet_file(episode.index, alone=self._alone)
+
     def clip(self, episode: Episode, feature: str) -> Clip:
         return Clip(self._info.video_file(episode.index, feature, alone=self._alone))
 
@@ -40,13 +43,10 @@ class StorageV2:
     def table(self, path: Path) -> Table:
         return self._open(self._by_file[path])
 
-    def _file(self, episode: Episode) -> Path:
-        return self._info.parquet_file(episode.index, alone=self._alone)
-
     @cached_property
     def _by_file(self) -> dict[Path, Episode]:
-        return {self._file(episode): episode for episode in self.episodes if episode.length}
+        return {self.file(episode): episode for episode in self.episodes if episode.length}
 
     def _open(self, episode: Episode) -> Table:
         said = f"{self.listing} says {episode.length} for episode {episode.index}"
-        return open_table(self._file(episode), episode.length, said)
+        return open_table(self.file(episode), episode.length, said)

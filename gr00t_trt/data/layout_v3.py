@@ -27,6 +27,7 @@ class StorageV3:
     def __init__(self, root: Path, info: DatasetInfo):
         self._root, self._info = root, info
         self._tables = self._listings()
+        self._columns: dict[str, np.ndarray] = {}
         indices, lengths = self._whole("episode_index"), self._whole("length")
         listed = [Episode(int(index), int(length)) for index, length in zip(indices, lengths, strict=True)]
         places = [(f"row {row}", episode) for row, episode in enumerate(listed)]
@@ -49,8 +50,11 @@ class StorageV3:
         texts = table.texts("task" if "task" in names else names[0])
         return dict(zip(table.scalars("task_index").tolist(), texts, strict=True))
 
+    def file(self, episode: Episode) -> Path:
+        return self._files[self._row[episode.index]]
+
     def rows(self, episode: Episode) -> EpisodeRows:
-        path = self._files[self._row[episode.index]]
+        path = self.file(episode)
         if self._table is None or self._table.path != path:
             self._table = self.table(path)
         if self._last is None or self._last.episode != episode:
@@ -88,7 +92,9 @@ class StorageV3:
 
     def _column(self, name: str) -> np.ndarray:
         """A column of the listing, all files of it; float64 or int64 [episodes]."""
-        return np.concatenate([table.scalars(name) for table in self._tables])
+        if name not in self._columns:
+            self._columns[name] = np.concatenate([table.scalars(name) for table in self._tables])
+        return self._columns[name]
 
     def _whole(self, name: str) -> np.ndarray:
         column = self._column(name)

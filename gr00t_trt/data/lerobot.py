@@ -117,8 +117,31 @@ class LeRobotDataset:
         for config in self.modality_config.values():
             rows = base_index + np.asarray(config.delta_indices, dtype=np.int64)
             for key in config.modality_keys:
-                out[key] = self._value(self._episode(episode), key, rows)
+                out[key] = self.values(episode, key, rows)
         return out
+
+    def values(self, episode: int, key: str, rows: np.ndarray) -> Any:
+        """One key at some rows of an episode, int64 [T], as in `step`."""
+        return self._value(self._episode(episode), key, rows)
+
+    def blank_outside(self, key: str, values: Any, outside: np.ndarray) -> Any:
+        """Set the rows of a part that lie outside the episode to zero, unless it is absolute.
+
+        Args:
+            values: Of the nearest row inside, [T, D]; changed in place. Anything but a part is left as it is.
+            outside: bool [T].
+        """
+        section = key.partition(".")[0]
+        if section in ("state", "action") and key != TASK_PROGRESS and not self._part(key).info.absolute:
+            values[outside] = 0.0
+        return values
+
+    def files(self, episode: int) -> list[Path]:
+        """The files that the configured keys of an episode are read from, present or not. Raises: DatasetError."""
+        found = self._episode(episode)
+        features = [self.layout.video[key.partition(".")[2]] for key in self._keys("video")]
+        clips = [self._storage.clip(found, name).path for name in features if not self.info.is_image(name)]
+        return [self._storage.file(found), *clips]
 
     def raw(self, episode: int, base_index: int) -> dict[str, Any]:
         """Every key of the layout at one row, whatever the modality config; values as in `step` with T = 1."""
@@ -130,7 +153,9 @@ class LeRobotDataset:
         """A whole parquet column of one episode, [N] or [N, D]."""
         return self._storage.rows(self._episode(episode)).column(name)
 
-    def metadata(self, tag: str, advance: Advance = lambda done, total: None) -> DatasetMetadata:
+    def metadata(
+        self, tag: str, advance: Advance = lambda done, total: None, *, from_rows: bool = False
+    ) -> DatasetMetadata:
         """Statistics and layout under embodiment tag `tag`; `notes` says where the statistics come from.
 
         They come from meta/stats.json; what it lacks of the configured keys is computed from all parquet files that
@@ -138,10 +163,11 @@ class LeRobotDataset:
 
         Args:
             advance: Told how many of how many parquet files are read.
+            from_rows: Compute those of the configured keys, whatever stats.json says.
         Raises: DatasetError when no statistics can be had, and for ones that no recording can have.
         """
         wanted = {key: self._part(key) for key in self._keys("state", "action") if key != TASK_PROGRESS}
-        statistics = PartStatistics(self.path, self._storage, wanted, advance)
+        statistics = PartStatistics(self.path, self._storage, wanted, advance, from_rows=from_rows)
         self.notes += [note for note in statistics.notes if note not in self.notes]
         views = [key.partition(".")[2] for key in self._keys("video")]
         metadata = build_metadata(tag, self.info, self.layout, statistics, views)
@@ -203,10 +229,7 @@ class LeRobotDataset:
         if section == "annotation":
             return self._texts(episode, name, inside)
         part = self._part(key)
-        values = self._storage.rows(episode).part(key, part, inside)
-        if not part.info.absolute:
-            values[rows != inside] = 0.0
-        return values
+        return self.blank_outside(key, self._storage.rows(episode).part(key, part, inside), rows != inside)
 
     def _frames(self, episode: Episode, view: str, rows: np.ndarray) -> np.ndarray:
         feature = self.layout.video[view]

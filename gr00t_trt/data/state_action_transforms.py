@@ -16,7 +16,7 @@ from ..errors import ObservationError, PlanError, unknown
 from .device import on_host
 from .metadata import ROTATIONS, DatasetMetadata, Statistics
 from .rotations import BOUNDS, WIDTHS, convert
-from .transforms import Data, ModalityTransform
+from .transforms import Data, Draw, ModalityTransform
 
 MODES = ("min_max", "q99", "mean_std", "binary", "scale")
 
@@ -249,14 +249,40 @@ class StateActionSinCosTransform(ModalityTransform):
 
 
 class StateActionPerturbation(ModalityTransform):
-    """Noise on the listed keys in training; nothing here."""
+    """In training, noise on the listed keys, each kept within its own least and greatest value; else nothing.
+
+    Args:
+        std: Standard deviation of the noise, in the unit that the values have at this place of the chain.
+    """
 
     def __init__(self, apply_to: Iterable[str], std: float = 0.0):
         super().__init__(apply_to)
+        self.std = std
+
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        if draw is None or not self.std:
+            return self.apply(data)
+        random = draw(f"noise on {', '.join(self.apply_to)}")
+
+        def change(_: str, value: Any) -> Tensor:
+            value = torch.as_tensor(value)
+            noise = torch.randn(value.shape, generator=random, dtype=torch.float64)
+            return (value + (noise * self.std).to(value.dtype)).clamp(value.min(), value.max())
+
+        return self._each(data, change)
 
 
 class StateActionDropout(ModalityTransform):
-    """Zeros the listed keys at random in training; nothing here."""
+    """In training, all listed keys zero with a probability of `dropout_prob`; else nothing."""
 
     def __init__(self, apply_to: Iterable[str], dropout_prob: float = 0.0):
         super().__init__(apply_to)
+        self.dropout_prob = dropout_prob
+
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        if draw is None or not self.dropout_prob:
+            return self.apply(data)
+        chance = torch.rand((), generator=draw(f"dropout of {', '.join(self.apply_to)}"), dtype=torch.float64)
+        if chance >= self.dropout_prob:
+            return self.apply(data)
+        return self._each(data, lambda _, value: torch.zeros_like(torch.as_tensor(value)))

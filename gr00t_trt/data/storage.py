@@ -41,6 +41,9 @@ class Storage(Protocol):
     def rows(self, episode: Episode) -> EpisodeRows:
         """An episode's rows; the last file stays in memory. Raises: DatasetError."""
 
+    def file(self, episode: Episode) -> Path:
+        """The parquet file of an episode's rows, present or not. Raises: DatasetError."""
+
     def clip(self, episode: Episode, feature: str) -> Clip:
         """Where a video feature's frames are. Raises: DatasetError."""
 

@@ -6,6 +6,7 @@ tokenizers is imported here only.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,16 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; nothing is added at either end."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that it does, to tell it from others."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+
+    def write(self, folder: Path) -> Path:
+        """Write it as ``tokenizer.json`` into a folder; returns the file."""
+        file = folder / "tokenizer.json"
+        self._tokenizer.save(str(file))
+        return file
 
 
 def load_tokenizer(

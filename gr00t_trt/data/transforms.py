@@ -1,16 +1,15 @@
-"""The chain from an observation to model inputs: base classes, composition, concatenation, padding.
+"""The chain from an observation to model inputs: base class, composition, padding.
 
 Class names and parameters are those of Isaac-GR00T, so that a data config written for it only needs its imports
-changed. There is no training mode: random augmentations do nothing, and everything else does what it does in
-evaluation.
+changed. `apply` is evaluation, in which random augmentations do nothing; a training calls `apply_training`.
 
-Source: Isaac-GR00T, gr00t/data/transform/{base,concat}.py and gr00t/model/transforms.py.
+Source: Isaac-GR00T, gr00t/data/transform/base.py and gr00t/model/transforms.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ DEFAULT_TEXT = "Perform the default behavior."
 """The instruction of an observation without an annotation."""
 
 Data = dict[str, Any]
+Draw = Callable[[str], torch.Generator]
+"""Purpose, such as ``crop`` -> a generator that is a function of the sample and the purpose."""
 
 
 class ModalityTransform:
@@ -45,6 +46,15 @@ class ModalityTransform:
         """Data after this step; the dict that was given is not changed."""
         return dict(data)
 
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        """`apply` as a training does it: augmentations are random, and the model's inputs have the actions.
+
+        Args:
+            draw: None draws nothing, for held-out samples.
+        Raises: PlanError for one that is not carried out in a training.
+        """
+        return self.apply(data)
+
     def unapply(self, data: Data) -> Data:
         """Undo `apply` on whatever keys are there."""
         return dict(data)
@@ -54,7 +64,7 @@ class ModalityTransform:
         return {**data, **{key: change(key, data[key]) for key in self.apply_to if key in data}}
 
     def eval(self) -> ModalityTransform:
-        """Returns itself: evaluation is the only mode."""
+        """Returns itself: `apply` is evaluation."""
         return self
 
     def __call__(self, data: Data) -> Data:
@@ -80,6 +90,12 @@ class ComposedModalityTransform(ModalityTransform):
         for transform in self.transforms:
             if isinstance(transform, GR00TTransform | ComposedModalityTransform):
                 transform.set_prompter(prompter)
+
+    def set_action_dim(self, action_dim: int) -> None:
+        """Tell every `GR00TTransform` of the chain how wide the model's actions are."""
+        for transform in self.transforms:
+            if isinstance(transform, GR00TTransform | ComposedModalityTransform):
+                transform.set_action_dim(action_dim)
 
     @property
     def default_instruction(self) -> str:
@@ -107,6 +123,14 @@ class ComposedModalityTransform(ModalityTransform):
             data = self._run(position, transform, "apply", data)
         return data
 
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        for position, transform in enumerate(self.transforms):
+            if isinstance(transform, ModalityTransform):
+                data = self._run(position, transform, "apply_training", data, draw)
+            else:
+                data = self._run(position, transform, "apply", data)
+        return data
+
     def unapply(self, data: Data) -> Data:
         for position, transform in reversed(list(enumerate(self.transforms))):
             # Transforms from a user's own config may lack an inverse, as upstream's do.
@@ -115,9 +139,9 @@ class ComposedModalityTransform(ModalityTransform):
         return data
 
     @staticmethod
-    def _run(position: int, transform: ModalityTransform, method: str, data: Data) -> Data:
+    def _run(position: int, transform: ModalityTransform, method: str, data: Data, *more: Any) -> Data:
         try:
-            return getattr(transform, method)(data)
+            return getattr(transform, method)(data, *more)
         except Gr00tError:
             raise
         except Exception as error:
@@ -127,85 +151,6 @@ class ComposedModalityTransform(ModalityTransform):
             ) from error
 
 
-class ConcatTransform(ModalityTransform):
-    """Views stacked, state and action parts joined, in the order of the data config.
-
-    Args:
-        video_concat_order: Views, [..., T, H, W, C] each, stacked before H into ``video`` [..., T, V, H, W, C].
-        state_concat_order: State parts, joined on the last axis into ``state``.
-        action_concat_order: Action parts, likewise; only when the data holds actions.
-    """
-
-    def __init__(
-        self,
-        apply_to: Iterable[str] = (),
-        video_concat_order: Sequence[str] = (),
-        state_concat_order: Sequence[str] | None = None,
-        action_concat_order: Sequence[str] | None = None,
-    ):
-        super().__init__(apply_to)
-        self.video_concat_order = list(video_concat_order)
-        self.state_concat_order = list(state_concat_order or ())
-        self.action_concat_order = list(action_concat_order or ())
-        self._metadata: DatasetMetadata | None = None
-
-    def set_metadata(self, metadata: DatasetMetadata) -> None:
-        self._metadata = metadata
-        for key in self.state_concat_order + self.action_concat_order:
-            metadata.part(key)
-
-    def apply(self, data: Data) -> Data:
-        metadata = _require(self._metadata, self)
-        out = {k: v for k, v in data.items() if not k.startswith(("video.", "state.", "action."))}
-        if self.video_concat_order:
-            views = [_get(data, key) for key in self.video_concat_order]
-            views = [view if isinstance(view, torch.Tensor) else np.asarray(view) for view in views]
-            if len({tuple(view.shape) for view in views}) > 1:
-                shapes = {key: tuple(view.shape) for key, view in zip(self.video_concat_order, views, strict=True)}
-                raise ObservationError(f"views differ in shape: {shapes}", known="all views share [T, H, W, C]")
-            out["video"] = _stack(views)
-        if any(k.startswith("state.") for k in data):
-            for key in self.state_concat_order:
-                info = metadata.part(key)
-                allowed = {info.width, 2 * info.width} | ({6} if info.rotation_type else set())
-                _check_width(key, _get(data, key), allowed)
-            if self.state_concat_order:
-                out["state"] = _join([data[key] for key in self.state_concat_order])
-        present = [k for k in data if k.startswith("action.")]
-        if present and self.action_concat_order:
-            if set(present) != set(self.action_concat_order):
-                raise ObservationError(
-                    f"action keys {sorted(present)}",
-                    known=f"all of {', '.join(self.action_concat_order)}, or none",
-                    fix="leave recorded actions out of the observation",
-                )
-            for key in self.action_concat_order:
-                _check_width(key, data[key], {metadata.part(key).width})
-            out["action"] = _join([data[key] for key in self.action_concat_order])
-        return out
-
-    def unapply(self, data: Data) -> Data:
-        """Slices of ``action`` in order, padding ignored; and of ``state``, where no part has changed its width."""
-        metadata = _require(self._metadata, self)
-        out = dict(data)
-        for name, order in (("action", self.action_concat_order), ("state", self.state_concat_order)):
-            width = sum(metadata.part(key).width for key in order)
-            if name not in data or (name == "state" and data[name].shape[-1] != width):
-                continue
-            del out[name]
-            start = 0
-            for key in order:
-                end = start + metadata.part(key).width
-                if end > data[name].shape[-1]:
-                    raise ObservationError(
-                        f"{name} is {data[name].shape[-1]} wide, {key} ends at {end}",
-                        fix="the model's action_dim is smaller than this data config's action",
-                    )
-                out[key] = data[name][..., start:end]
-                start = end
-        return out
-
-
 class GR00TTransform(ModalityTransform):
     """Model inputs: padded state, embodiment index, and the prompt when a prompter is set.
 
@@ -213,6 +158,8 @@ class GR00TTransform(ModalityTransform):
     ``state_mask`` bool likewise, ``embodiment_id`` int64 [B]; with a prompter its ``eagle_*`` tensors, without one
     ``images`` uint8 [B, T, V, H, W, 3] and ``texts``, a list of B instructions, to hand to one. Actions are dropped:
     the model predicts them. State and pixels stay on the device of what came in, all else is on the host.
+    `apply_training` adds ``action`` float32 [B, T, max_action_dim] and ``action_mask`` bool likewise, true for columns
+    that the robot has.
 
     Args:
         state_horizon: Rows of state, T; other lengths are refused.
@@ -224,7 +171,7 @@ class GR00TTransform(ModalityTransform):
         render: Makes of an instruction the text of the prompt; None puts it in verbatim.
         max_tiles: Most tiles of an image that is not of the model's size.
         embodiment: Index of the projector; that of the metadata's embodiment tag when None.
-        training: Upstream's parameters of training, accepted and ignored.
+        training: Upstream's parameters of training. A ``language_dropout_prob`` is refused in one, others are ignored.
     Raises: ObservationError.
     """
 
@@ -248,6 +195,12 @@ class GR00TTransform(ModalityTransform):
         self.prompter, self.default_instruction = prompter, default_instruction
         self.render, self.max_tiles, self._own_embodiment = render, max_tiles, embodiment
         self._embodiment: int | None = embodiment
+        self._training = training
+
+    @property
+    def embodiment(self) -> int:
+        """Index of the projector. Raises: PlanError before the metadata is known."""
+        return int(require(self._embodiment, self))
 
     def set_metadata(self, metadata: DatasetMetadata) -> None:
         own = self._own_embodiment
@@ -256,9 +209,12 @@ class GR00TTransform(ModalityTransform):
     def set_prompter(self, prompter: Prompter) -> None:
         self.prompter = prompter
 
+    def set_action_dim(self, action_dim: int) -> None:
+        self.max_action_dim = action_dim
+
     def apply(self, data: Data) -> Data:
-        embodiment = _require(self._embodiment, self)
-        images = _get(data, "video")
+        embodiment = require(self._embodiment, self)
+        images = get(data, "video")
         if not isinstance(images, torch.Tensor):
             images = np.asarray(images)
         if images.ndim not in (5, 6):
@@ -280,6 +236,30 @@ class GR00TTransform(ModalityTransform):
             "state_mask": mask,
             "embodiment_id": torch.full((len(images),), embodiment, dtype=torch.int64),
         }
+
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        if draw is not None and self._training.get("language_dropout_prob"):
+            refuse_in_training(self, "language_dropout_prob")
+        out = self.apply(data)
+        action, mask = self._action(get(data, "action"), len(out["state"]))
+        return {**out, "action": action, "action_mask": mask}
+
+    def _action(self, action: Any, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        action = torch.as_tensor(action)
+        action = action if action.ndim == 3 else action[None]
+        if tuple(action.shape[:2]) != (batch, self.action_horizon):
+            raise ObservationError(
+                f"action has shape {tuple(action.shape)}",
+                known=f"[{batch}, {self.action_horizon}, D]: batch and number of action rows",
+            )
+        width = action.shape[-1]
+        if width > self.max_action_dim:
+            raise ObservationError(f"action is {width} wide", known=f"at most {self.max_action_dim}, the model's width")
+        out = torch.zeros(batch, self.action_horizon, self.max_action_dim)
+        out[..., :width] = action
+        mask = torch.zeros(out.shape, dtype=torch.bool)
+        mask[..., :width] = True
+        return out, mask
 
     def _state(self, state: Any, batched: bool, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (batch, self.state_horizon, self.max_state_dim)
@@ -319,41 +299,29 @@ class GR00TTransform(ModalityTransform):
         return items
 
 
+def refuse_in_training(transform: ModalityTransform, what: str = "") -> NoReturn:
+    """Raises: PlanError for what would be random in a training, and is not carried out here."""
+    name = type(transform).__name__ + (f": {what}" if what else "")
+    raise PlanError(
+        f"{name} is not carried out in a training",
+        known="random in a training are VideoCrop, VideoColorJitter, StateActionPerturbation and StateActionDropout",
+        fix="take it out of the data config's transform()",
+    )
+
+
 def _ours(transform: Any) -> bool:
     return type(transform).__module__.startswith(f"{__package__}.")
 
 
-def _stack(views: Sequence[Any]) -> Any:
-    """[..., T, H, W, C] each to [..., T, V, H, W, C]; one view alone is not copied."""
-    if len(views) == 1:
-        return views[0][..., None, :, :, :]
-    stack: Any = torch.stack if isinstance(views[0], torch.Tensor) else np.stack
-    move: Any = torch.movedim if isinstance(views[0], torch.Tensor) else np.moveaxis
-    # Planes stay contiguous in memory, as the resized frames are; interleaving them is several times slower.
-    return move(stack([move(view, -1, -3) for view in views], -4), -3, -1)
-
-
-def _join(values: Sequence[Any]) -> Any:
-    if any(isinstance(v, torch.Tensor) for v in values):
-        return torch.cat([torch.as_tensor(v) for v in values], dim=-1)
-    return np.concatenate(values, axis=-1)
-
-
-def _get(data: Data, key: str) -> Any:
+def get(data: Data, key: str) -> Any:
+    """A value that must be there. Raises: ObservationError."""
     if key not in data:
         raise ObservationError(f"key {key!r} is missing", known=sorted(map(str, data)), fix=f"add {key} to the data")
     return data[key]
 
 
-def _check_width(key: str, value: Any, allowed: set[int]) -> None:
-    if value.shape[-1] not in allowed:
-        raise ObservationError(
-            f"{key} is {value.shape[-1]} wide",
-            known=f"{' or '.join(map(str, sorted(allowed)))} according to the metadata",
-        )
-
-
-def _require(value: Any, transform: ModalityTransform) -> Any:
+def require(value: Any, transform: ModalityTransform) -> Any:
+    """What the metadata gave a transform. Raises: PlanError before `set_metadata`."""
     if value is None:
         raise PlanError(f"{type(transform).__name__} has no metadata yet", fix="call set_metadata before apply")
     return value

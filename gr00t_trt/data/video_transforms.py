@@ -1,6 +1,6 @@
-"""Camera frames from the sensor's size to the model's: crop and resize, in float.
+"""Camera frames from the sensor's size to the model's: crop and resize, in float; crop and colours random in training.
 
-Source: Isaac-GR00T, gr00t/data/transform/video.py, with its torchvision backend in evaluation mode.
+Source: Isaac-GR00T, gr00t/data/transform/video.py, with its torchvision backend.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ObservationError, PlanError, unknown
+from .colors import Jitter, Range
 from .device import on_host, unit_interval
 from .metadata import DatasetMetadata
 from .resampling import Taps, resample
-from .transforms import Data, ModalityTransform
+from .transforms import Data, Draw, ModalityTransform, refuse_in_training
 
 INTERPOLATIONS = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic", "nearest_exact": "nearest-exact"}
 """Upstream's name -> torch's. Upstream's area, lanczos4, linear_exact and max have no counterpart for tensors."""
@@ -48,34 +49,63 @@ class VideoTransform(ModalityTransform):
 
 
 class _Identity(VideoTransform):
-    """An augmentation: random in training, nothing at inference. Parameters are accepted and ignored."""
+    """An augmentation: random in training, where it is refused, nothing in evaluation. Parameters are not looked at."""
 
     def __init__(self, apply_to: Iterable[str], *parameters: Any, backend: str = "torchvision", **named: Any):
         super().__init__(apply_to, backend)
 
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        if draw is not None:
+            refuse_in_training(self)
+        return self.apply(data)
 
-class VideoColorJitter(_Identity):
-    """Random brightness, contrast, saturation and hue in training; nothing here."""
+
+class VideoColorJitter(VideoTransform):
+    """Random colours in training, the same for all views of a sample; nothing in evaluation. See `colors.Jitter`.
+
+    Args:
+        brightness, contrast, saturation: The factor lies within 1 - x and 1 + x, but not below 0; or (low, high).
+        hue: The turn of the colour circle lies within -x and x, at most 0.5; or (low, high).
+    Raises: PlanError for a range that is none.
+    """
+
+    def __init__(
+        self,
+        apply_to: Iterable[str],
+        brightness: Range = 0.0,
+        contrast: Range = 0.0,
+        saturation: Range = 0.0,
+        hue: Range = 0.0,
+        backend: str = "torchvision",
+    ):
+        super().__init__(apply_to, backend)
+        self._jitter = Jitter.of(brightness, contrast, saturation, hue)
+
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        if draw is None:
+            return self.apply(data)
+        adjust = self._jitter.drawn(draw("color"))
+        return self._each(data, lambda _, frames: adjust(frames))
 
 
 class VideoRandomRotation(_Identity):
-    """Random rotation in training; nothing here."""
+    """Random rotation in training, where it is refused; nothing in evaluation."""
 
 
 class VideoHorizontalFlip(_Identity):
-    """Random flip in training; nothing here."""
+    """Random flip in training, where it is refused; nothing in evaluation."""
 
 
 class VideoGrayscale(_Identity):
-    """Grayscale in training; nothing here."""
+    """Grayscale in training, where it is refused; nothing in evaluation."""
 
 
 class VideoRandomGrayscale(_Identity):
-    """Random grayscale in training; nothing here."""
+    """Random grayscale in training, where it is refused; nothing in evaluation."""
 
 
 class VideoRandomPosterize(_Identity):
-    """Random posterisation in training; nothing here."""
+    """Random posterisation in training, where it is refused; nothing in evaluation."""
 
 
 class VideoToTensor(VideoTransform):
@@ -112,7 +142,9 @@ class VideoToTensor(VideoTransform):
 
 
 class VideoCrop(VideoTransform):
-    """Centre crop to int(scale * size) on both axes, of float [..., C, H, W].
+    """Crop to int(scale * size) on both axes, of float [..., C, H, W]: the centre, in training a random place.
+
+    The place is the same for all views of a sample that have the same size.
 
     Args:
         scale: Fraction of height and width that stays.
@@ -132,14 +164,35 @@ class VideoCrop(VideoTransform):
             raise PlanError(f"VideoCrop: scale {scale}", known="0 < scale <= 1")
         self.scale, self.height, self.width = scale, height, width
 
+    def apply_training(self, data: Data, draw: Draw | None) -> Data:
+        if draw is None:
+            return self.apply(data)
+        down, across = torch.rand(2, generator=draw("crop"), dtype=torch.float64).tolist()
+
+        def cut(key: str, frames: Tensor) -> Tensor:
+            height, width = self._cropped(key, frames)
+            rows, columns = frames.shape[-2] - height + 1, frames.shape[-1] - width + 1
+            return _cut(frames, int(down * rows), int(across * columns), height, width)
+
+        return self._each(data, cut)
+
     def _frames(self, key: str, frames: Tensor) -> Tensor:
+        height, width = self._cropped(key, frames)
+        # round() halves to even, which decides the offset of odd margins.
+        top, left = round((frames.shape[-2] - height) / 2), round((frames.shape[-1] - width) / 2)
+        return _cut(frames, top, left, height, width)
+
+    def _cropped(self, key: str, frames: Tensor) -> tuple[int, int]:
+        """Height and width of what stays."""
         height, width = frames.shape[-2:]
         new_height, new_width = int((self.height or height) * self.scale), int((self.width or width) * self.scale)
         if new_height > height or new_width > width:
             raise ObservationError(f"{key} is {width} x {height}, smaller than the crop {new_width} x {new_height}")
-        # round() halves to even, which decides the offset of odd margins.
-        top, left = round((height - new_height) / 2), round((width - new_width) / 2)
-        return frames[..., top : top + new_height, left : left + new_width]
+        return new_height, new_width
+
+
+def _cut(frames: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    return frames[..., top : top + height, left : left + width]
 
 
 class VideoResize(VideoTransform):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -15,12 +16,12 @@ from ..common.products import prefer_onednn, speed
 from ..common.progress import Steps
 from ..compile.build import torch_dtype
 from ..compile.capture import UNCAPTURED, capture_requests
-from ..engines.cache import open_cache
+from ..engines.cache import EngineCache, open_cache
 from ..errors import AccuracyError
 from ..measure.harness import Harness, build_all
 from ..measure.kept_reference import KeptActions, kept_actions
 from ..measure.reference import take_reference, take_requests
-from ..measure.results import Variant
+from ..measure.results import Part, Variant
 from ..measure.timers import drain
 from ..measure.workloads import one_request
 from ..model.stored import forget
@@ -38,6 +39,9 @@ WARM_CALLS = 2
 
 UNCHECKED = "not compared with eager fp32"
 
+Builder = Callable[[Harness, Resolved, EngineCache | None], dict[str, Part]]
+"""Builds every compile target and holds it against the reference, as `measure.harness.build_all`."""
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -48,11 +52,15 @@ class Deployment:
         backends: Submodule -> what runs it, in the words of a status page: ``torch_tensorrt fp16``, ``eager bf16``,
             or ``torch_tensorrt fp16, dry run: its graph on the CPU``.
         record: The start-up's record: build times, accuracy of every submodule and of the actions, what was skipped.
+        resolved: The plan that was carried out; None where nothing was built here, so that nothing can be replaced.
+        parts: Compile target -> what was built of it.
     """
 
     policy: ModelPolicy
     backends: dict[str, str]
     record: Record
+    resolved: Resolved | None = None
+    parts: Mapping[str, Part] = field(default_factory=dict, repr=False)
 
 
 def deploy(
@@ -65,6 +73,7 @@ def deploy(
     seed: int = 0,
     command: str = "",
     check: bool = True,
+    build: Builder = build_all,
 ) -> Deployment:
     """Carry out a plan on a policy, in place, and refuse it when it is not accurate enough.
 
@@ -79,6 +88,7 @@ def deploy(
         engine_cache: Folder of finished engines, or ``off``; None for the default, see `open_cache`.
         check: False leaves the comparison with fp32 out, for a quick start, and says so: accuracies are None, and no
             gate is asked.
+        build: What builds the compile targets, for whoever keeps what is built.
     Raises: AccuracyError when a gate is missed, naming it; PlanError for a plan that is not decided yet.
     """
     plan, device = decided(resolved).plan, policy.model.device
@@ -99,7 +109,7 @@ def deploy(
         harness = Harness(take(policy, request, wanted, steps), plan, steps)
         choose_products(harness, record)
         record.inputs = replace(request.described(seed), dataset=about)
-        parts = build_all(harness, built, open_cache(engine_cache))
+        parts = build(harness, built, open_cache(engine_cache))
         variant = harness.variant(_candidate(resolved), parts)
         record.results = [_told(harness.part_result(part), check) for part in parts.values()]
         record.results.append(_whole(harness, variant, check, kept, record))
@@ -112,7 +122,7 @@ def deploy(
         if parts or device.type == "cuda" or not check:
             _warm_up(policy, request.observation, steps)
     forget(cast(nn.Module, harness.plain))
-    return Deployment(policy, _backends(record, policy, resolved), record)
+    return Deployment(policy, _backends(record, policy, resolved), record, resolved, parts)
 
 
 def _built(resolved: Resolved) -> tuple[str, ...]:

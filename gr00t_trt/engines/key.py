@@ -33,7 +33,7 @@ Key = Mapping[str, Any]
 SCHEMA = 1
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SOURCES = ("model", "engines", "backends")
+_SOURCES = ("model", "engines", "quantize", "backends")
 """What of this package decides the graph of a submodule and what a compiler is told about it."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

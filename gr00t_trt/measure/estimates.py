@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..plans.backends import BACKENDS
 from ..record.result import REQUEST, Candidate, Workload
 from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, TUNED, Row
 
@@ -12,10 +13,10 @@ FEWEST = 5
 """Calls of each candidate below which no verdict is given."""
 
 BUILD_S_PER_LAYER = {
-    "cuda": {"default": 0.6, "max-autotune-no-cudagraphs": 2.5},
+    "cuda": {"default": 0.6, "max-autotune-no-cudagraphs": 2.5, "triton": 2.0},
     "cpu": {"default": 1.5},
 }
-"""Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
+"""Seconds of compiling per transformer layer by mode or backend, until the first build shows what they are here."""
 
 ROW_S = {"cuda": 12.0, "cpu": 30.0}
 """How long the calls of one row may take, unless the fewest take longer."""
@@ -67,9 +68,12 @@ class Estimates:
         if candidate.backend == "eager" or {candidate, bare} & set(made):
             return 0.0
         table = BUILD_S_PER_LAYER[self.kind]
-        layers = sum(self.layers[name] for name in (TUNED if candidate.settings else self.layers))
+        alone = BACKENDS[candidate.backend].falls_back is not None
+        names = TUNED if candidate.settings else (candidate.loop,) if alone else self.layers
+        layers = sum(self.layers[name] for name in names)
         # Ranges that begin at one take two graphs.
-        each = table.get(candidate.mode or "default", table["default"]) * (2 if candidate.dynamic else 1)
+        mode = candidate.backend if candidate.backend in table else candidate.mode or "default"
+        each = table.get(mode, table["default"]) * (2 if candidate.dynamic else 1)
         return self.correction * each * layers
 
     def round_s(self, row: Row) -> float:

@@ -45,7 +45,7 @@ from .accuracy import compare, judge
 from .memory import MemoryMeter
 from .reference import Reference, reference_actions, reference_recording
 from .replays import WatchedCapturer, launching
-from .results import Checked, Part, Timed, Variant, agreement_with, build_of, total
+from .results import Checked, Part, Timed, Variant, agreement_with, build_of, quantized_of, total
 from .stages import StageRow, StageTimer
 from .timers import Calls, drain, measure_alternating
 from .workloads import Request
@@ -143,14 +143,15 @@ class Harness:
             self.steps.step(f"{label or name}: {phase}")
 
         with MemoryMeter(self.device) as memory:
-            target, notes = quantized_target(model.target(name, recording, dims), model, resolved, self.policy)
+            target, done = quantized_target(model.target(name, recording, dims), model, resolved, self.policy)
+            quantized = quantized_of(done) if done else None
             maker = backend or get_backend(resolved.backend)
             built = maker.build(target, resolved.build, BuildContext(engine_dir, progress, cache))
-            built = replace(built, notes=(*notes, *built.notes))
+            built = replace(built, notes=(*(done.notes if done else ()), *built.notes))
             progress("comparing with eager fp32")
             agreement = agreement_with(built.call, recording[name], model.argument_dtypes(name), self.device)
         failures = judge(name, agreement, resolved.gate)
-        return Part(target, resolved, built, agreement, failures, memory.added_bytes)
+        return Part(target, resolved, built, agreement, failures, memory.added_bytes, quantized)
 
     def variant(self, candidate: Candidate, parts: Mapping[str, Part] | None = None) -> Variant:
         """The model of a candidate with what was built of it in its stages' place."""
@@ -329,6 +330,7 @@ class Harness:
             passed=not part.failures,
             failures=part.failures,
             peak_bytes=part.peak_bytes,
+            quantized=part.quantized,
             notes=part.built.notes,
         )
 

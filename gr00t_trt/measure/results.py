@@ -15,7 +15,8 @@ from ..model.protocol import Model
 from ..model.targets import Call, Target, cast_inputs
 from ..plans.resolve import Resolved
 from ..plans.submodules import ResolvedSubmodule
-from ..record.result import Agreement, Argument, Build, Candidate
+from ..quantize.layers import Quantized as QuantizedStage
+from ..record.result import Agreement, Argument, Build, Candidate, Quantized
 from ..record.samples import Samples
 from ..record.schema import StageTime
 from .accuracy import compare
@@ -33,6 +34,7 @@ class Part:
         agreement: Its worst agreement with eager fp32 over every call of the recorded request.
         failures: What the gate holds against it; empty when it passes.
         peak_bytes: The most memory that building and checking it took, on top of what was in use.
+        quantized: What was done to it in a quantised precision.
     """
 
     target: Target
@@ -41,6 +43,7 @@ class Part:
     agreement: Agreement
     failures: tuple[str, ...]
     peak_bytes: int | None = None
+    quantized: Quantized | None = None
 
     @property
     def is_baseline(self) -> bool:
@@ -147,6 +150,21 @@ def build_of(built: Built, target: Target | None = None, peak_bytes: int | None 
         peak_bytes=peak_bytes,
         settings=dict(built.settings),
         arguments=arguments,
+    )
+
+
+def quantized_of(done: QuantizedStage) -> Quantized:
+    """What was done to a submodule, with the noise that each layer makes of its recorded inputs."""
+    return Quantized(
+        format=done.form,
+        layers=len(done.layers),
+        kept=dict(done.kept),
+        percent=100 * done.share,
+        weight_bytes=done.weight_bytes,
+        half_bytes=done.half_bytes,
+        calibration=done.calibration.digest,
+        frames=len(done.calibration.provenance.frames),
+        sqnr_db=done.sqnr_db(),
     )
 
 

@@ -1,8 +1,9 @@
 """The shortest time in which a device could run a request: every matrix product at full speed, all else free.
 
 One product takes the longer of two times: its arithmetic at the device's peak, and its bytes at the device's bandwidth.
-The bytes are its operands and its result, each moved once; attention counts as one product that keeps its scores to
-itself. Products are added up, since each waits for the one before. What lies between them is assumed fused.
+The bytes are its operands and its result, each moved once; those of a quantised weight are its codes and scales.
+Attention counts as one product that keeps its scores to itself. Products are added up, since each waits for the one
+before. What lies between them is assumed fused.
 
 The products are those of the model at hand: `trace` runs it on the meta device, where tensors have shapes, not values.
 """
@@ -10,7 +11,7 @@ The products are those of the model at hand: `trace` runs it on the meta device,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ..errors import PlanError
+from ..quantize.operator import quantized_linear as _defined  # noqa: F401  the operator must exist
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -35,26 +37,31 @@ class Ceilings:
         bandwidth: Bytes per second.
         arithmetic: Floating point operations per second.
         source: Where the two come from.
+        faster: Quantised format -> how many times as many operations it has by the datasheet; none for a format that
+            the device cannot multiply in.
     """
 
     bandwidth: float
     arithmetic: float
     source: str
+    faster: Mapping[str, float] = field(default_factory=dict)
 
 
-def _derated(terabytes: float, teraflops: float) -> Ceilings:
+def _derated(terabytes: float, teraflops: float, **faster: float) -> Ceilings:
     source = f"datasheet {terabytes:g} TB/s and {teraflops:g} TFLOP/s, of which 0.90 and 0.80 are reachable"
-    return Ceilings(terabytes * 1e12 * 0.90, teraflops * 1e12 * 0.80, source)
+    return Ceilings(terabytes * 1e12 * 0.90, teraflops * 1e12 * 0.80, source, faster)
 
+
+_HOPPER = {"fp8": 2.0, "int8": 2.0}
 
 DEVICES: tuple[tuple[str, Ceilings], ...] = (
-    (r"NVIDIA H200", Ceilings(4.3e12, 790e12, "measured: copies at 4.3 TB/s, bf16 products at 790 TFLOP/s")),
-    (r"NVIDIA H100 80GB HBM3", _derated(3.35, 989)),
-    (r"NVIDIA GeForce RTX 5090", _derated(1.79, 209.5)),
-    (r"NVIDIA GeForce RTX 4090", _derated(1.008, 165)),
-    (r"NVIDIA A100-SXM4-80GB", _derated(2.04, 312)),
-    (r"(NVIDIA )?(Jetson )?(AGX )?Thor", _derated(0.273, 258)),
-    (r"(NVIDIA )?(Jetson )?(AGX )?Orin( \(nvgpu\))?", _derated(0.205, 42.5)),
+    (r"NVIDIA H200", Ceilings(4.3e12, 790e12, "measured: copies at 4.3 TB/s, bf16 products at 790 TFLOP/s", _HOPPER)),
+    (r"NVIDIA H100 80GB HBM3", _derated(3.35, 989, **_HOPPER)),
+    (r"NVIDIA GeForce RTX 5090", _derated(1.79, 209.5, fp8=2, int8=4, nvfp4=8)),
+    (r"NVIDIA GeForce RTX 4090", _derated(1.008, 165, fp8=2, int8=4)),
+    (r"NVIDIA A100-SXM4-80GB", _derated(2.04, 312, int8=2)),
+    (r"(NVIDIA )?(Jetson )?(AGX )?Thor", _derated(0.273, 258, fp8=2, nvfp4=4)),
+    (r"(NVIDIA )?(Jetson )?(AGX )?Orin( \(nvgpu\))?", _derated(0.205, 42.5, int8=2)),
 )
 """Full device name as the driver gives it -> ceilings. Boards of the same family with other memory are not listed, and
 so have no roofline. The derating is what an H200 was measured to keep of its own datasheet."""
@@ -73,14 +80,22 @@ class Product:
         flops: Multiplications and additions.
         weight_bytes: Of operands that were there before the call: parameters, or tables made of them.
         activation_bytes: Of the other operands and the result.
-        half: All operands are fp16 or bf16.
+        arithmetic: ``half`` where all operands are fp16 or bf16; the format of quantised ones; None for any other.
     """
 
     operator: str
     flops: int
     weight_bytes: int
     activation_bytes: int
-    half: bool
+    arithmetic: str | None
+
+    def milliseconds(self, device: Ceilings) -> float | None:
+        """None for arithmetic of which the device's speed is not known, or that it does not have."""
+        faster = 1.0 if self.arithmetic == "half" else device.faster.get(self.arithmetic or "")
+        if faster is None:
+            return None
+        moved = (self.weight_bytes + self.activation_bytes) / device.bandwidth
+        return 1e3 * max(self.flops / (device.arithmetic * faster), moved)
 
 
 @dataclass
@@ -109,13 +124,10 @@ class Trace:
         return sum(product.weight_bytes + product.activation_bytes for product in self.products)
 
     def milliseconds(self, device: Ceilings) -> float | None:
-        """The roofline time; None when a product is not in half precision, for which alone ceilings are known."""
-        if not all(product.half for product in self.products):
-            return None
-        return 1e3 * sum(
-            max(product.flops / device.arithmetic, (product.weight_bytes + product.activation_bytes) / device.bandwidth)
-            for product in self.products
-        )
+        """The roofline time; None when that of a product is not known."""
+        times = [product.milliseconds(device) for product in self.products]
+        known = [ms for ms in times if ms is not None]
+        return sum(known) if len(known) == len(times) else None
 
 
 def trace(call: Callable[[], object], inputs: Iterable[Tensor] = ()) -> Trace:
@@ -154,6 +166,10 @@ class _Operators(TorchDispatchMode):
         if func._overloadpacket in flop_registry:
             flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
             self.product(func._overloadpacket.__name__, flops, operands, results)
+        if func is torch.ops.gr00t_trt.quantized_linear.default:
+            # Without an input's scale the weight alone is quantised, and the product is one of 16 bits.
+            form = "half" if args[4] is None else args[7]
+            self.product("quantized_linear", 2 * args[0].numel() * out.shape[-1], operands, results, form)
         return out
 
     def made(self, results: Sequence[Tensor], operands: Sequence[Tensor]) -> None:
@@ -161,14 +177,22 @@ class _Operators(TorchDispatchMode):
         shared = {_storage(x) for x in operands}
         self._made |= {_storage(x) for x in results} - shared
 
-    def product(self, operator: str, flops: int, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+    def product(
+        self,
+        operator: str,
+        flops: int,
+        operands: Sequence[Tensor],
+        results: Sequence[Tensor],
+        arithmetic: str | None = None,
+    ) -> None:
         for x in operands:
             if x.device.type != "meta":
                 raise PlanError(f"roofline: {operator} on {x.device}", known="models and inputs on the meta device")
         weights = [x for x in operands if not self._is_made(x)]
         others = [x for x in operands if self._is_made(x)]
-        half = all(x.dtype in HALF for x in operands)
-        self.found.products.append(Product(operator, int(flops), _bytes(weights), _bytes([*others, *results]), half))
+        arithmetic = arithmetic or ("half" if all(x.dtype in HALF for x in operands) else None)
+        moved = _bytes(weights), _bytes([*others, *results])
+        self.found.products.append(Product(operator, int(flops), *moved, arithmetic))
 
     def _is_made(self, x: Tensor) -> bool:
         return _storage(x) in self._made

@@ -12,7 +12,7 @@ from ..backends.base import Backend
 from ..backends.guarded import first_line
 from ..backends.inductor.backend import InductorBackend
 from ..errors import BackendError
-from ..plans.backends import get_backend
+from ..plans.backends import BACKENDS, get_backend
 from ..plans.schema import Plan, Ranges
 from ..plans.submodules import resolve_submodule, select
 from ..record.result import Candidate
@@ -70,6 +70,10 @@ class Variants:
         if candidate.settings:
             others = self.get(replace(candidate, settings=())).parts
             return harness.variant(made, {**others, **self._parts(candidate, TUNED)})
+        other = BACKENDS[candidate.backend].falls_back
+        if other is not None:  # what it has nothing for is there already
+            parts = self.get(replace(candidate, backend=other)).parts
+            return harness.variant(made, {**parts, **self._parts(candidate, (candidate.loop,))})
         return harness.variant(made, self._parts(candidate, select("all", self._plan(candidate))))
 
     def _plan(self, candidate: Candidate) -> Plan:

@@ -16,6 +16,9 @@ from ..compile.build import torch_dtype
 from ..model import Gr00tConfig, Gr00tN1d5
 from ..model.n1_5.inputs import EMBODIMENT
 from ..model.protocol import Model
+from ..plans.precisions import PRECISIONS
+from ..quantize.layers import linear_layers, quantizable, with_replaced
+from ..quantize.linear import QuantLinear
 from ..record.environment import usable_cores
 from ..record.result import REQUEST, Candidate, Workload
 from .roofline import Trace, trace
@@ -44,12 +47,12 @@ class Counter:
     """Counts on a model without weights, on the meta device; each count is made once.
 
     Args:
-        precision: The dtype of all weights.
+        precision: Of all weights; a quantised one needs the restructured model.
         inputs: Host inputs of a workload, as `workloads.Requests.inputs` gives them.
     """
 
     def __init__(self, config: Gr00tConfig, precision: str, inputs: Callable[[Workload], dict[str, Tensor]]):
-        self._config, self._dtype, self._inputs = config, torch_dtype(precision), inputs
+        self._config, self._precision, self._inputs = config, precision, inputs
         self._traces: dict[Counted, Trace] = {}
         self._steps: dict[tuple[str, ...], int] = {}
 
@@ -70,7 +73,7 @@ class Counter:
             traces: dict[Counted, Future[Trace]] = {}
             steps: dict[tuple[str, ...], Future[int]] = {}
             for asked in questions:
-                traces[asked] = pool.submit(_traced, self._config, self._dtype, asked, self._inputs(asked.work))
+                traces[asked] = pool.submit(_traced, self._config, self._precision, asked, self._inputs(asked.work))
             for names in optimizations:
                 steps[names] = pool.submit(_operators_per_step, self._config, names, self._inputs(Workload()))
             yield
@@ -82,7 +85,7 @@ class Counter:
     def trace(self, question: Counted) -> Trace:
         """Everything that one call computes; what the restructured model keeps between calls is kept before."""
         if question not in self._traces:
-            self._traces[question] = _traced(self._config, self._dtype, question, self._inputs(question.work))
+            self._traces[question] = _traced(self._config, self._precision, question, self._inputs(question.work))
         return self._traces[question]
 
     def operators_per_step(self, optimizations: tuple[str, ...]) -> int:
@@ -106,18 +109,31 @@ def _noise(model: Model, batch: int) -> Tensor:
     return torch.zeros(batch, model.action_horizon, model.config.action_head.action_dim, device="meta")
 
 
-def _traced(config: Gr00tConfig, dtype: torch.dtype, question: Counted, inputs: dict[str, Tensor]) -> Trace:
-    plain = _without_weights(config, dtype)
+def _traced(config: Gr00tConfig, precision: str, question: Counted, inputs: dict[str, Tensor]) -> Trace:
+    plain = _without_weights(config, torch_dtype(precision))
     plain.denoising_steps = question.work.steps
     noise = _noise(plain, len(inputs[EMBODIMENT]))
     if not question.optimizations:
         resident = {name: value.to("meta") for name, value in inputs.items()}
         return trace(lambda: plain.get_action(resident, noise=noise), (*resident.values(), noise))
     model = plain.architecture.restructured(plain, question.optimizations)
+    if PRECISIONS[precision].quantized:
+        _quantize(model, precision)
     prepared = model.prepare(inputs)
     model.get_action(prepared, noise=noise)
     given = (prepared.pixel_values, prepared.state, prepared.prompt.ids, noise)
     return trace(lambda: model.get_action(prepared, noise=noise), given)
+
+
+def _quantize(model: Model, form: str) -> None:
+    """Put layers without values in the place of those that the format takes."""
+    layers = quantizable(linear_layers(model)).values()
+    made: dict[int, nn.Module] = {}
+    for layer in layers:
+        seen = torch.ones(layer.in_features, device="meta")
+        made[id(layer)] = QuantLinear(layer, form, seen, smoothing=0.0)
+    for name in model.stages:
+        model.stages[name] = with_replaced(model.eager_stage(name), made)
 
 
 def _operators_per_step(config: Gr00tConfig, optimizations: tuple[str, ...], inputs: dict[str, Tensor]) -> int:

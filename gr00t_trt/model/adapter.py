@@ -15,11 +15,11 @@ import torch
 
 from ..errors import CheckpointError
 from .config_section import Section, read_object
-from .folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .weight_files import Stored, header, opened
+from .folders import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from .weight_files import Stored, content_hash, header, opened
 from .weights import Change
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "inference_mode",
@@ -46,6 +46,21 @@ class Adapter:
     base: str
     rank: int
     scaling: float
+
+    def check_base(self, stored: Mapping[str, Stored]) -> None:
+        """Hold the base model against the hash that is kept beside an adapter, where one is; all of it is read.
+
+        Args:
+            stored: The base model's tensors, under the original's names.
+        Raises: CheckpointError for another model than the adapter was trained from.
+        """
+        file = self.folder / ADAPTER_BASE
+        if file.is_file() and Section.read(file).text("sha256") != content_hash(stored):
+            raise CheckpointError(
+                f"{self.folder}: its base model {self.base} is another one than it was trained from",
+                known=f"the SHA-256 in {file} is of other weights",
+                fix="put the base model back as it was, or train again from this one",
+            )
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -85,7 +100,7 @@ def read_changes(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> dic
     file = adapter.folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise refused(adapter.folder, f"{ADAPTER_WEIGHTS} is missing", adapter.base)
-    stored = {key.removeprefix(_PREFIX): found for key, found in header(file).items()}
+    stored = {key.removeprefix(PREFIX): found for key, found in header(file).items()}
     changes: dict[str, Change] = {}
     for key, found in stored.items():
         if key.endswith(_A):

@@ -7,7 +7,7 @@ A generation is one folder beside this file with an `Architecture` in its `archi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class Architecture:
         replay_needs: The optimization without which requests cannot be replayed as CUDA graphs.
         plain_only: Setting of a plan that the restructured model cannot honour -> why.
         restructure: ``module:function`` that makes the restructured model of a plain one and some optimizations.
+        kernels: ``module:function`` that gives a stage of the restructured model hand-written kernels, or None for one
+            that has none; what they leave to a compiler, the function's second argument compiles.
         colors: Stage of a request -> its colour in charts; stages of one colour are one part of a request.
     """
 
@@ -64,15 +66,22 @@ class Architecture:
     replay_needs: str
     plain_only: Mapping[str, str]
     restructure: str
+    kernels: str
     colors: Mapping[str, str]
 
     def restructured(self, plain: Any, optimizations: Sequence[str]) -> Any:
         """The `Model` with these optimizations, which shares the plain one's weights; without any, the plain one."""
-        if not optimizations:
-            return plain
-        module, _, name = self.restructure.partition(":")
-        return getattr(importlib.import_module(module), name)(plain, optimizations=optimizations)
+        return _named(self.restructure)(plain, optimizations=optimizations) if optimizations else plain
+
+    def with_kernels(self, stage: Any, compiled: Callable[[Any], Any]) -> Any:
+        """The stage with kernels of its own, an `nn.Module` on the same weights; None for one that has none."""
+        return _named(self.kernels)(stage, compiled)
 
     def parts_of(self, target: str) -> tuple[str, ...]:
         """The submodules that a compile target takes the place of: itself, or several."""
         return self.covers.get(target, self.joint.get(target, (target,)))
+
+
+def _named(source: str) -> Any:
+    module, _, name = source.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +19,8 @@ from .lerobot import read_lerobot_config
 from .n1_5.config import Gr00tConfig
 from .n1_5.gr00t import Gr00tN1d5
 from .n1_5.synthetic import fill_synthetic, is_synthetic, synthetic_config
-from .weight_files import headers
-from .weights import check_count, copy_weights, load_weights
+from .weight_files import content_hash, header, headers
+from .weights import check_count, copy_weights, load_weights, original_names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SIDE_FILES = ["*.json", "*.txt", "*.jinja", "experiment_cfg/*", "policy_*processor*.safetensors"]
@@ -64,13 +65,14 @@ def _empty(config: Gr00tConfig, dtype: torch.dtype | Cast) -> Gr00tN1d5:
 def _loaded(folder: Path, dtype: torch.dtype | Cast, device: torch.device) -> Gr00tN1d5:
     kind = identify(folder)
     adapter = read_adapter(folder) if kind is Kind.ADAPTER else None
-    base = folder if adapter is None else _base_of(adapter)
+    base = folder if adapter is None else base_of(adapter)
     config, described = _described(base, identify(base))
     stored = headers(base)
     check_count(config, stored, str(base), described)
     model = _empty(config, dtype)
     changes = {}
     if adapter is not None:
+        adapter.check_base(original_names(stored))
         changes = read_changes(adapter, {name: tuple(p.shape) for name, p in model.named_parameters()})
     where = str(folder)
     load_weights(model, stored, device=device, where=where, described=described, changes=changes)
@@ -84,7 +86,7 @@ def _described(folder: Path, kind: Kind) -> tuple[Gr00tConfig, str]:
     return read_config(folder), str(folder / CONFIG)
 
 
-def _base_of(adapter: Adapter, *, weights: bool = True) -> Path:
+def base_of(adapter: Adapter, *, weights: bool = True) -> Path:
     """The folder of an adapter's base model. Raises: CheckpointError where it is not to be had."""
     beside = adapter.folder / adapter.base
     try:
@@ -132,6 +134,22 @@ def load_config(path: str | Path) -> Gr00tConfig:
     return _described(base, identify(base, weights=False))[0]
 
 
+def content_hash_of(path: str | Path) -> str | None:
+    """SHA-256 over all tensors of a checkpoint, and of its base if it is an adapter; None for a synthetic model.
+
+    Everything is read: seconds for a checkpoint of gigabytes.
+    Raises: CheckpointError for what cannot be read.
+    """
+    folder = resolve_checkpoint(path)
+    if folder is None:
+        return None
+    if identify(folder) is not Kind.ADAPTER:
+        return content_hash(original_names(headers(folder)))
+    adapter = read_adapter(folder)
+    both = content_hash(header(folder / ADAPTER_WEIGHTS)), content_hash_of(base_of(adapter))
+    return hashlib.sha256(f"{both} {adapter.scaling}".encode()).hexdigest()
+
+
 def side_folders(folder: Path) -> list[Path]:
     """Where a checkpoint's statistics and tokenizer are looked for: in it, then in its base model if it is an adapter.
 
@@ -139,7 +157,7 @@ def side_folders(folder: Path) -> list[Path]:
     """
     if identify(folder, weights=False) is not Kind.ADAPTER:
         return [folder]
-    return [folder, _base_of(read_adapter(folder), weights=False)]
+    return [folder, base_of(read_adapter(folder), weights=False)]
 
 
 def resolve_checkpoint(path: str | Path, *, weights: bool = True) -> Path | None:

@@ -15,7 +15,8 @@ from ..errors import CheckpointError
 from .config_section import read_object
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+EAGLE_CONFIG = "eagle_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _GENERATIONS = {"gr00t_n1": "N1", "gr00tn1d6": "N1.6", "gr00t_n1_6": "N1.6", "gr00tn1d7": "N1.7", "gr00t_n1_7": "N1.7"}

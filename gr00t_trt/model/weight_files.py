@@ -6,10 +6,13 @@ change a model.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from ..errors import CheckpointError, refetch
 from .config_section import read_object
 from .folders import INDEX, SINGLE
 
+_PIECE_BYTES = 1 << 26
 _ONE_SAVE = "copy the whole checkpoint again, into an empty folder"
 
 
@@ -67,6 +71,66 @@ def header(file: Path) -> dict[str, Stored]:
     with opened(file) as handle:
         views = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118  a file handle, not a dict
         return {key: Stored(file, key, tuple(view.get_shape()), view.get_dtype()) for key, view in views.items()}
+
+
+def stored_size(stored: Stored) -> int:
+    """How many bytes a tensor takes in its file. Raises: CheckpointError for a file that cannot be read."""
+    return _place(stored)[1]
+
+
+def stored_bytes(stored: Stored) -> Iterator[memoryview]:
+    """The bytes of a tensor as they are in its file, in pieces.
+
+    Raises: CheckpointError for a file that cannot be read, or ends too soon.
+    """
+    start, size = _place(stored)
+    try:
+        with stored.file.open("rb") as file:
+            file.seek(start)
+            while size:
+                part = file.read(min(size, _PIECE_BYTES))
+                if not part:
+                    raise OSError("it ends too soon")
+                size -= len(part)
+                yield memoryview(part)
+    except OSError as e:
+        raise CheckpointError(f"{stored.file}: cannot be read: {e}", fix=refetch(stored.file)) from e
+
+
+def content_hash(stored: Mapping[str, Stored]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, however they are spread over files.
+
+    Raises: CheckpointError for a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(stored):
+        found = stored[name]
+        digest.update(f"{name} {found.dtype} {found.shape}\n".encode())
+        for part in stored_bytes(found):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _place(stored: Stored) -> tuple[int, int]:
+    """Where a tensor begins in its file, and how many bytes it has."""
+    try:
+        about = stored.file.stat()
+        start, end = _places(stored.file, about.st_size, about.st_mtime_ns)[stored.key]
+    except (OSError, ValueError, KeyError) as e:
+        raise CheckpointError(f"{stored.file}: cannot be read: {e}", fix=refetch(stored.file)) from e
+    return start, end - start
+
+
+@lru_cache(maxsize=64)
+def _places(file: Path, size: int, changed: int) -> Mapping[str, tuple[int, int]]:
+    """Key -> first byte and the one behind the last, of a file of that size, changed at that time."""
+    with file.open("rb") as opened_file:
+        length = int.from_bytes(opened_file.read(8), "little")
+        if length > size:
+            raise ValueError("the header is longer than the file")
+        entries = json.loads(opened_file.read(length))
+    data = {key: entry["data_offsets"] for key, entry in entries.items() if key != "__metadata__"}
+    return {key: (8 + length + start, 8 + length + end) for key, (start, end) in data.items()}
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:

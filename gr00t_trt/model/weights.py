@@ -171,11 +171,16 @@ def _check_finite(value: torch.Tensor, given: torch.Tensor, where: str) -> None:
 def _matched(stored: Mapping[str, Stored], model: Gr00tN1d5, where: str, described: str) -> dict[str, Stored]:
     """Parameter of `model` -> its stored tensor. Raises: CheckpointError."""
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    named = _with_inner_level(_strip_prefix(stored))
+    named = original_names(stored)
     if EMBEDDING not in named and VOCABULARY_HEAD in named:
         named[EMBEDDING] = named.pop(VOCABULARY_HEAD)
     _check_strict(where, described, wanted, dead_tensors(model.config), named)
     return {name: named[name] for name in wanted}
+
+
+def original_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors under the names of the public checkpoint, whoever saved them."""
+    return _with_inner_level(_strip_prefix(stored))
 
 
 def _with_inner_level(stored: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -46,6 +46,7 @@ class BackendRow:
         writes: What it leaves in `--engine_dir`.
         honors: The fields of `BuildOptions` that mean something to it.
         distributions: Python distributions whose versions a record names.
+        falls_back: The backend of the stages that it has nothing for.
         executed_by: Where engines are built and cannot run: what computes the numbers that are compared.
     """
 
@@ -57,6 +58,7 @@ class BackendRow:
     writes: Literal["engines", "ONNX files"] | None = None
     honors: tuple[str, ...] = ()
     distributions: tuple[str, ...] = ()
+    falls_back: str | None = None
     executed_by: str | None = None
 
     @functools.cached_property
@@ -80,6 +82,15 @@ BACKENDS: dict[str, BackendRow] = {
     for row in (
         BackendRow("eager", "eager PyTorch", ".eager:EagerBackend", "#8C8C8C", moving_parts=0),
         BackendRow("inductor", "torch.compile", ".inductor.backend:InductorBackend", "#E0B000", moving_parts=1),
+        BackendRow(
+            "triton",
+            "Triton kernels",
+            ".triton:TritonBackend",
+            "#D55E00",
+            moving_parts=2,
+            distributions=("triton",),
+            falls_back="inductor",
+        ),
         BackendRow(
             "onnxruntime",
             "ONNX Runtime",

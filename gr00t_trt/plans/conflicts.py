@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import PlanError
-from .backends import AUTO, honoring
+from .backends import AUTO, BACKENDS, honoring
 from .precisions import PRECISIONS, Gate
 from .schema import ARCHITECTURE, LOOPS, SUBMODULES, BuildOptions, Plan
 from .submodules import ResolvedSubmodule, resolve_submodule
@@ -79,7 +79,9 @@ def refuse_impossible(plan: Plan, where: str) -> None:
 
 
 def _refuse_unquantizable(plan: Plan, resolved: Mapping[str, ResolvedSubmodule], where: str) -> None:
-    """Raises: PlanError for a quantised precision where nothing can be quantised, or no backend builds it yet."""
+    """Raises: PlanError for a quantised precision where nothing can be quantised, and for a backend, or a GPU that
+    engines are asked for, that cannot compute in it.
+    """
     for name, own in resolved.items():
         row = PRECISIONS[own.precision]
         given = name in plan.submodules and plan.submodules[name].precision is not None
@@ -90,11 +92,21 @@ def _refuse_unquantizable(plan: Plan, resolved: Mapping[str, ResolvedSubmodule],
                 known=f"a quantised precision of {', '.join(ARCHITECTURE.attention)}",
             )
         if row.backends and own.backend not in row.backends:
+            best, *others = row.backends
             raise PlanError(
-                f"{at}: the backend {own.backend} does not build it yet; "
-                f"{' or '.join(row.backends)} does, as the reference in PyTorch: the accuracy, not the speed",
-                fix=f"use --backend {row.backends[0]}, or `backend: {row.backends[0]}` for this submodule",
+                f"{at}: the backend {own.backend} cannot build it",
+                known=f"{best}; and {' or '.join(others)}, its reference in PyTorch: the accuracy, not the speed",
+                fix=f"use --backend {best}, or `backend: {best}` for this submodule",
             )
+        builds = own.backend == AUTO or BACKENDS[own.backend].makes_engines
+        for capability in plan.build.compute_capabilities if builds else ():
+            if not row.computes_on(capability):
+                raise PlanError(
+                    f"{where}: build.compute_capabilities: a GPU of {capability} cannot multiply in {row.name}, the "
+                    f"precision of {name}",
+                    known=f"{row.least_capability} and newer",
+                    fix=f"leave {capability} out, or build in another precision for it",
+                )
         if row.quantized and len(plan.optimizations) < len(ARCHITECTURE.optimizations):
             raise PlanError(
                 f"{at}: calibrations are of the restructured model's layers",

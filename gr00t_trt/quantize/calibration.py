@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.files import parse_json
+from ..common.notice import warn_once
 from ..errors import PlanError, RecordError, unknown
 from ..plans.schema import CALIBRATE
 
@@ -78,6 +79,12 @@ class Calibration:
         """One hash of all calibrated weights, in 16 digits."""
         return _digest("".join(f"{name} {own.weight}" for name, own in self.layers.items()).encode())
 
+    @property
+    def digest(self) -> str:
+        """What tells it from another, in 16 digits: the ranges that were seen, and of which weights."""
+        seen = b"".join(own.channels.cpu().numpy().tobytes() for own in self.layers.values())
+        return _digest(seen + self.weights.encode())
+
     def ranked(self, noise: Mapping[str, Mapping[str, float]]) -> Calibration:
         """The same with a ranking.
 
@@ -110,13 +117,20 @@ class Calibration:
                 )
 
     def refuse_its_frames(self, dataset: Any, frames: Iterable[Frame]) -> None:
-        """For an evaluation: an accuracy on frames that were calibrated on flatters.
+        """For an evaluation: an accuracy on frames that were calibrated on flatters, and of another dataset is warned.
 
         Args:
             dataset: A `data.LeRobotDataset`. frames: Those that a policy is to be asked about.
         Raises: PlanError naming the first that was calibrated on.
         """
-        used = set(self.provenance.frames) if dataset_id(dataset) == self.provenance.dataset_id else set()
+        taken = self.provenance
+        if dataset_id(dataset) != taken.dataset_id:
+            warn_once(
+                f"the calibration was taken of the dataset {taken.dataset}, and {dataset.path.name} is another: "
+                "its scales may not fit other scenes and motions; calibrate on this one's episodes"
+            )
+            return
+        used = set(taken.frames)
         shared = next((frame for frame in frames if frame in used), None)
         if shared is not None:
             episodes = sorted({episode for episode, _ in used})

@@ -20,7 +20,7 @@ E4M3 = torch.float8_e4m3fn
 BLOCK = 16
 """Values that share a block scale in nvfp4, and what both sides of a quantised weight are a multiple of: tensor cores
 take no other."""
-_E4M3_LARGEST, _E2M1_LARGEST = 448.0, 6.0
+E4M3_LARGEST, _E2M1_LARGEST = 448.0, 6.0
 _LEAST_SCALE = 2.0**-60
 _LEAST_BLOCK_SCALE = 2.0**-9
 """The smallest e4m3 value: a block of zeros divides by it."""
@@ -51,8 +51,8 @@ FORMATS = {
     form.name: form
     for form in (
         Format("int8", 127.0, headroom=1.0, smoothing=0.5, bits=8),
-        Format("fp8", _E4M3_LARGEST, headroom=2.0, smoothing=0.0, bits=8),
-        Format("nvfp4", _E4M3_LARGEST * _E2M1_LARGEST, headroom=1.0, smoothing=0.5, bits=4.5),
+        Format("fp8", E4M3_LARGEST, headroom=2.0, smoothing=0.0, bits=8),
+        Format("nvfp4", E4M3_LARGEST * _E2M1_LARGEST, headroom=1.0, smoothing=0.5, bits=4.5),
     )
 }
 
@@ -108,7 +108,7 @@ def _encode(x: Tensor, scale: Tensor, name: str) -> Tensor:
     if name == "int8":
         return steps.round().clamp(-127, 127).to(torch.int8)
     # Clamped first: where a cast to e4m3 does not saturate, what is too large becomes NaN.
-    return steps.clamp(-_E4M3_LARGEST, _E4M3_LARGEST).to(E4M3).view(torch.uint8)
+    return steps.clamp(-E4M3_LARGEST, E4M3_LARGEST).to(E4M3).view(torch.uint8)
 
 
 def _decode(codes: Tensor, scale: Tensor, name: str) -> Tensor:
@@ -119,7 +119,7 @@ def _encode_blocks(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """[..., K] -> e2m1 codes, two in a byte [..., K / 2], and the bits of e4m3 block scales [..., K / 16]."""
     blocks = x.unflatten(-1, (-1, BLOCK))
     wanted = blocks.abs().amax(-1) / (_E2M1_LARGEST * scale)
-    block_scale = wanted.clamp(_LEAST_BLOCK_SCALE, _E4M3_LARGEST).to(E4M3)
+    block_scale = wanted.clamp(_LEAST_BLOCK_SCALE, E4M3_LARGEST).to(E4M3)
     codes = _e2m1(blocks / (block_scale.float() * scale).unsqueeze(-1)).flatten(-2)
     return codes[..., 0::2] | (codes[..., 1::2] << 4), block_scale.view(torch.uint8)
 

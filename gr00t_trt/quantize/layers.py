@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,10 +20,82 @@ from ..plans.submodules import Quantization, ResolvedSubmodule
 from .calibration import Calibration, read_calibration
 from .formats import FORMATS
 from .linear import QuantLinear, can_be_quantized
-from .ranking import worst
+from .ranking import decibels, noise_of_outputs, worst
 
 ALWAYS_KEPT = ("dit_model/proj_out_2",)
 """The last product of the transformer: its error goes into the actions undamped, and it has few bytes."""
+
+
+_AS_PLANNED, _NARROW, _UNDAMPED = "as the plan says", "a side is no multiple of 16", "the actions would get its error"
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What was done to a stage.
+
+    Attributes:
+        before: The stage as it was, in the 16-bit type that carries it.
+        form: A name of `formats.FORMATS`.
+        layers: Layer -> it, and what took its place.
+        kept: Layer that stays in 16 bit -> why; `weights` counts those of all layers together.
+        calibration: What gave the scales, and `file`, where that lies.
+    """
+
+    before: Target
+    form: str
+    layers: Mapping[str, tuple[nn.Linear, QuantLinear]]
+    kept: Mapping[str, str]
+    weights: int
+    calibration: Calibration
+    file: str
+
+    @property
+    def share(self) -> float:
+        """Of the linear layers' weights, what is quantised: 0 to 1."""
+        return sum(layer.weight.numel() for layer, _ in self.layers.values()) / max(self.weights, 1)
+
+    @property
+    def half_bytes(self) -> int:
+        """What all of the stage's parameters take in 16 bit."""
+        return 2 * sum(parameter.numel() for parameter in self.before.module.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """What they take now: codes, scales, and what stays in 16 bit."""
+        saved = sum(2 * layer.weight.numel() - _held_bytes(made) for layer, made in self.layers.values())
+        return self.half_bytes - saved
+
+    @property
+    def notes(self) -> tuple[str, str]:
+        """Sentences for the record."""
+        taken = self.calibration.provenance
+        source = f"{len(taken.frames)} frames of {taken.dataset}, weights {self.calibration.weights}"
+        return self._told(), f"calibration {self.file} ({self.calibration.digest}): {source}"
+
+    def sqnr_db(self) -> dict[str, float]:
+        """Layer -> signal over noise of its own output, on the inputs that it gets in the target's recorded call."""
+        noise = noise_of_outputs(lambda: self.before.module(*self.before.inputs), self.layers)
+        return {name: decibels(lost / signal) for name, (lost, signal) in noise.items() if lost > 0 and signal > 0}
+
+    def _told(self) -> str:
+        """How much of the stage is quantised, in one sentence."""
+        every = len(self.layers) + len(self.kept)
+        text = f"{self.form}: {len(self.layers)} of {every} linear layers, {100 * self.share:.0f} % of their weights, "
+        text += f"take {FORMATS[self.form].bits:g} bits a weight"
+        for why in (_AS_PLANNED, _NARROW):
+            if names := sorted(name for name, reason in self.kept.items() if reason == why):
+                shown = ", ".join(name.partition("/")[2] for name in names[:8])
+                carrier = PRECISIONS[self.form].carrier
+                text += f"; {len(names)} stay in {carrier}, {why}: {shown}{', ...' if len(names) > 8 else ''}"
+        return text
+
+
+def _held_bytes(made: QuantLinear) -> int:
+    return sum(
+        value.numel() * value.element_size()
+        for value in (made.codes, made.scale, made.block_scale)
+        if value is not None
+    )
 
 
 def linear_layers(model: Model) -> dict[str, nn.Linear]:
@@ -48,8 +120,8 @@ def matching(pattern: str, names: Iterable[str]) -> tuple[str, ...]:
 
 def quantized_target(
     target: Target, model: Model, resolved: ResolvedSubmodule, policy: object
-) -> tuple[Target, tuple[str, ...]]:
-    """The target with its linear layers quantised as the plan says, and sentences for the record.
+) -> tuple[Target, Quantized | None]:
+    """The target with its linear layers quantised as the plan says, and what was done; None for nothing.
 
     Args:
         target: A stage of `model`, which stays as it is: what is not replaced is shared.
@@ -59,23 +131,33 @@ def quantized_target(
     """
     wanted = resolved.quantization
     if wanted is None:
-        return target, ()
+        return target, None
     path, form = wanted.file(), resolved.precision
     calibration, known = read_calibration(path), linear_layers(model)
     names = {id(layer): name for name, layer in known.items()}
     own = {name: known[name] for one in target.module.modules() if (name := names.get(id(one))) is not None}
     calibration.refuse_other_weights({name: known[name] for name in _upstream(known, own)}, path)
     able = quantizable(own)
-    kept = kept_layers(calibration, form, able, wanted, resolved.gate, own if wanted.own else known)
-    made = {
-        id(layer): QuantLinear(layer, form, calibration.observed(name).channels)
+    planned = kept_layers(calibration, form, able, wanted, resolved.gate, own if wanted.own else known)
+    kept = {
+        name: _AS_PLANNED if name in planned else _why_never(name)
+        for name in own
+        if name in planned or name not in able
+    }
+    layers = {
+        name: (layer, QuantLinear(layer, form, calibration.observed(name).channels))
         for name, layer in able.items()
-        if name not in kept
+        if name not in planned
     }
     _warn_of_other_data(calibration, policy, path)
-    taken = calibration.provenance
-    source = f"calibration {path}: {len(taken.frames)} frames of {taken.dataset}, weights {calibration.weights}"
-    return replace(target, module=with_replaced(target.module, made)), (_told(form, able, own, kept), source)
+    weights = sum(layer.weight.numel() for layer in own.values())
+    done = Quantized(target, form, layers, kept, weights, calibration, path)
+    made = with_replaced(target.module, {id(layer): new for layer, new in layers.values()})
+    return replace(target, module=made), done
+
+
+def _why_never(name: str) -> str:
+    return _UNDAMPED if name in ALWAYS_KEPT else _NARROW
 
 
 def _upstream(known: Mapping[str, nn.Linear], own: Collection[str]) -> list[str]:
@@ -131,24 +213,15 @@ def with_replaced(module: nn.Module, made: Mapping[int, nn.Module]) -> Any:
     return twin
 
 
-def _told(form: str, able: Mapping[str, nn.Linear], own: Mapping[str, nn.Linear], kept: Collection[str]) -> str:
-    """How much of a stage is quantised, in one sentence."""
-    total = sum(layer.weight.numel() for layer in own.values())
-    done = sum(layer.weight.numel() for name, layer in able.items() if name not in kept)
-    text = f"{form}: {len(able) - len(kept)} of {len(own)} linear layers, {100 * done / max(total, 1):.0f} % of their "
-    text += f"weights, take {FORMATS[form].bits:g} bits a weight"
-    narrow = [name for name in own if name not in able and name not in ALWAYS_KEPT]
-    carrier = PRECISIONS[form].carrier
-    for names, why in ((sorted(kept), "as the plan says"), (narrow, "a side is no multiple of 16")):
-        if names:
-            shown = ", ".join(name.partition("/")[2] for name in names[:8])
-            text += f"; {len(names)} stay in {carrier}, {why}: {shown}{', ...' if len(names) > 8 else ''}"
-    return text
-
-
 def _warn_of_other_data(calibration: Calibration, policy: object, path: str) -> None:
-    """Say so where the policy has another data config than the one that was calibrated with."""
-    taken, config = calibration.provenance.data_config, getattr(policy, "config_name", None)
-    if config is not None and config != taken:
-        why = "its scales may not fit other cameras and parts; calibrate again with this one"
-        warn_once(f"calibration {path}: it was taken with the data config {taken}, and this one is {config}: {why}")
+    """Say so where the policy has another data config or embodiment than the ones that were calibrated with."""
+    taken = calibration.provenance
+    tag = getattr(getattr(policy, "metadata", None), "embodiment_tag", None)
+    pairs = {
+        "data config": (taken.data_config, getattr(policy, "config_name", None)),
+        "embodiment": (taken.embodiment_tag, None if tag is None else str(getattr(tag, "value", tag))),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if ours is not None and ours != theirs:
+            why = "its scales may not fit other cameras and parts; calibrate again with this one"
+            warn_once(f"calibration {path}: it was taken with the {what} {theirs}, and this one is {ours}: {why}")

@@ -79,6 +79,11 @@ class QuantLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, form={self.form}"
 
 
+def formats_in(module: nn.Module) -> tuple[str, ...]:
+    """The formats of a module's quantised layers, each once; empty for a module without such layers."""
+    return tuple(dict.fromkeys(layer.form for layer in module.modules() if isinstance(layer, QuantLinear)))
+
+
 def smoothing_factors(channels: Tensor, weight: Tensor, exponent: float) -> Tensor | None:
     """What the input channels are multiplied with, and the weight's columns divided by: fp32 [K]; None for exponent 0.
 

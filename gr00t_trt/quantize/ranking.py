@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PlanError
@@ -75,4 +76,34 @@ def noise_by_layer(
         pairs = zip(run(make()), expected, strict=True)
         out[name] = math.fsum(float((got.double() - want.double()).square().sum()) for got, want in pairs) / signal
         advance()
+    return out
+
+
+@torch.no_grad()
+def noise_of_outputs(
+    run: Callable[[], object], layers: Mapping[str, tuple[nn.Linear, nn.Module]]
+) -> dict[str, tuple[float, float]]:
+    """Layer -> noise power and signal power of its own output, on the inputs that it gets while `run` runs.
+
+    Args:
+        layers: Layer -> it, and what would take its place; both are asked in fp32. A layer that does not run is absent.
+    """
+    out: dict[str, tuple[float, float]] = {}
+
+    def watch(name: str, layer: nn.Linear, other: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+            x, bias = args[0].float(), None if layer.bias is None else layer.bias.float()
+            exact = F.linear(x, layer.weight.float(), bias)
+            noise, signal = out.get(name, (0.0, 0.0))
+            error = other(x) - exact
+            out[name] = noise + float(error.double().square().sum()), signal + float(exact.double().square().sum())
+
+        return hook
+
+    handles = [one.register_forward_hook(watch(name, one, other)) for name, (one, other) in layers.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
     return out

@@ -271,6 +271,29 @@ class Roofline:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """Linear layers of a submodule in 8 or 4 bits.
+
+    Attributes:
+        layers: How many are; kept: layer that stays in 16 bit -> why.
+        percent: Of the linear layers' weights, what is quantised.
+        weight_bytes: What all of the submodule's parameters take; half_bytes: what they took in 16 bit.
+        calibration: Hash of what gave the scales. frames: How many it was taken of.
+        sqnr_db: Layer -> signal over noise of its own output, in decibels, the layers before it exact.
+    """
+
+    format: str | None = None
+    layers: int | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+    percent: float | None = None
+    weight_bytes: int | None = None
+    half_bytes: int | None = None
+    calibration: str | None = None
+    frames: int | None = None
+    sqnr_db: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Result:
     """One candidate on one subject.
 
@@ -285,6 +308,7 @@ class Result:
             a latency, or where nothing was compared.
         stages_ms: Stage -> p50 in ms, all its calls in one call added up.
         launch: Of whole calls on a GPU.
+        quantized: Of a submodule in a quantised precision.
         split: The stages as graphs of their own; what `latency_ms` has beyond their sum lies between them.
     """
 
@@ -311,6 +335,7 @@ class Result:
     launch: Launch | None = None
     split: tuple[StageReplay, ...] | None = None
     card: Card | None = None
+    quantized: Quantized | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 from .environment import Environment, Git, environment, git_state
 from .result import REQUEST, Agreement, Baseline, Result
 from .samples import Samples
+from .simulation import Simulation
 
 SCHEMA = 2
 
@@ -159,7 +160,7 @@ class Record:
     per_key: Mapping[str, Agreement] = field(default_factory=dict)
     cuda_graph: Replay | None = None
     evaluation: Any = None
-    simulation: Any = None
+    simulation: Simulation | None = None
     rollout: Any = None
     drift: Drift | None = None
     telemetry: Telemetry | None = None

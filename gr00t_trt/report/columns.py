@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..record.numbers import cosine, digits, gate, percent, small
-from ..record.result import REQUEST, Build, Result, Status
+from ..record.result import REQUEST, Build, Quantized, Result, Status
 from .views import View
 
 DASH = "-"
@@ -165,6 +165,37 @@ def _card(what: str) -> Callable[[View], Cell]:
     return lambda view: number(getattr(view.result.card, what, None))
 
 
+def _quantized(get: Callable[[Quantized], Cell]) -> Callable[[View], Cell]:
+    return lambda view: Cell() if view.result.quantized is None else get(view.result.quantized)
+
+
+def _layers_in_format(found: Quantized) -> Cell:
+    if found.layers is None:
+        return Cell()
+    reasons: dict[str, list[str]] = {}
+    for name, why in found.kept.items():
+        reasons.setdefault(why, []).append(name.partition("/")[2])
+    notes = tuple(f"in 16 bit, {why}: {', '.join(names)}" for why, names in reasons.items())
+    return Cell(f"{found.layers} of {found.layers + len(found.kept)}", float(found.layers), notes=notes)
+
+
+def _share(value: float | None, whole: float | None) -> Cell:
+    part = 100 * value / whole if value is not None and whole else None
+    return Cell() if part is None else Cell(f"{part:.1f} %", part)
+
+
+def _engine_share(view: View) -> Cell:
+    built, found = view.result.build, view.result.quantized
+    return _share(built.engine_bytes if built else None, found.half_bytes if found else None)
+
+
+def _noisiest(found: Quantized) -> Cell:
+    if not found.sqnr_db:
+        return Cell()
+    name, least = min(found.sqnr_db.items(), key=lambda item: item[1])
+    return number(least, notes=(f"of its own output: {name.partition('/')[2]}",))
+
+
 def remarks(result: Result) -> tuple[str, ...]:
     """What a table says of a result in sentences."""
     build = result.build
@@ -225,6 +256,14 @@ COLUMNS: Mapping[str, Column] = {
     "card": Column("GPU", lambda v: Cell((v.result.card.name if v.result.card else None) or DASH)),
     "clock": Column("MHz", _card("sm_clock_mhz")),
     "watts": Column("W", _card("power_w")),
+    "in_format": Column("layers", _quantized(_layers_in_format)),
+    "in_format_percent": Column("of weights", _quantized(lambda q: _share(q.percent, 100.0)), "in_format"),
+    "weights_mb": Column("weights MB", _quantized(lambda q: number(q.weight_bytes, 1e-6))),
+    "weights_share": Column("of 16 bit", _quantized(lambda q: _share(q.weight_bytes, q.half_bytes)), "weights_mb"),
+    "engine_mb": Column("engine MB", _built(lambda b: number(b.engine_bytes, 1e-6))),
+    "engine_share": Column("of 16 bit", _engine_share, "engine_mb"),
+    "sqnr": Column("stage dB", lambda v: number(v.result.accuracy.sqnr_db if v.result.accuracy else None)),
+    "noisiest": Column("worst layer", _quantized(_noisiest), "sqnr"),
     "notes": Column("notes", _notes),
 }
 """Key -> figure."""

@@ -63,6 +63,11 @@ def _commit(record: Record) -> Cell | None:
     return None if commit is None else Cell(f"{commit[:12]} {state}", mark="dirty" if dirty else "")
 
 
+def _simulator(record: Record) -> str:
+    known = record.simulation.simulator if record.simulation else {}
+    return ", ".join(f"{name} {version}" for name, version in known.items() if version)
+
+
 def _peak(record: Record) -> str:
     peak = record.peak_memory
     if peak is None or peak.peak_bytes is None:
@@ -104,6 +109,7 @@ FACTS: Mapping[str, Callable[[Record], Any]] = {
     "system": lambda record: record.environment.platform,
     "Python": lambda record: record.environment.python,
     "versions": versions_of,
+    "simulator": _simulator,
     "commit": _commit,
     "1,000 additions": lambda record: _unit(record.host_adds_us, "µs to launch"),
     "taken": lambda record: record.created_utc,

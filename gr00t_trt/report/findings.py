@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from ..record.numbers import cosine, digits
 from ..record.result import REQUEST
+from ..record.simulation import Simulation
+from ..record.success import share
 from .terminal import drift_text
 from .views import Loaded, View, counted, fastest, listed, rivals, rows_of, several, told
 
@@ -24,6 +26,8 @@ def ms(value: float | None, unit: str = "ms") -> str:
 
 def answer(one: Loaded) -> str:
     """Which backend serves a request fastest here, or that no engine has run, and whether the gates hold."""
+    if one.record.simulation is not None and one.record.simulation.played:
+        return f"{'. '.join(one.record.simulation.sentences)}."
     tried = rivals(one)
     built = [v for v in listed([one]) if not v.whole and v.result.build and v.result.build.engine_bytes is not None]
     sentences = []
@@ -89,6 +93,8 @@ def _judged(view: View) -> str:
 
 def key_figures(one: Loaded) -> list[Figure]:
     """The figures to look at first."""
+    if one.record.simulation is not None and one.record.simulation.played:
+        return _of_simulation(one.record.simulation)
     ranked = _ranked(rivals(one))
     best = ranked[0] if ranked else None
     latency = best.latency if best else None
@@ -116,6 +122,20 @@ def key_figures(one: Loaded) -> list[Figure]:
         ("peak memory", ms(None if used is None else used / 1e9, "GB"),
          (peak.kind if peak else None) or "not measured"),
     ]  # fmt: skip
+
+
+def _of_simulation(found: Simulation) -> list[Figure]:
+    """Of each policy: how often it succeeded, and how long a question took."""
+    out = []
+    for name in found.names:
+        own, latency = found.of(name), found.latency(name)
+        rate = own[0].rate if len(own) == 1 else None
+        shown, of = (share(rate.rate), rate.text) if rate else (share(found.mean(name)), f"mean of {found.tasks} tasks")
+        out += [
+            (f"success, {name}", shown, of),
+            (f"a question, p50, {name}", ms(latency.p50 if latency else None), name),
+        ]
+    return out
 
 
 def _slowest(best: View | None, one: Loaded) -> Figure:

@@ -14,6 +14,7 @@ from .charts import Bars
 from .columns import Cell, Table, table
 from .facts import facts_table
 from .markup import Child, Html, contents, element, join, section, sorted_table
+from .simulations import simulations
 from .svg import MOST_ROWS, draw, legend, more, palette
 from .tables import BASELINES, action_table, kernel_table, split_table
 from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, in_short, listed, rivals, rows_of, several
@@ -48,6 +49,7 @@ def page(loaded: Sequence[Loaded], title: str) -> str:
     """The whole document. Pointing at a mark or a cell, or moving the focus to it, shows the exact figures."""
     own = style()
     shown = (
+        simulations(loaded, written),
         _latency(loaded),
         _submodules(loaded),
         _speed_accuracy(loaded),

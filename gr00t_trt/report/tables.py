@@ -18,6 +18,9 @@ SUBMODULE = ("submodule", "backend", "precision", "coverage", "mb", "build", "ba
 WHOLE_REQUEST = ("submodule", "mb", "build", "baseline", "p50", "speed_up", "cosine", "max_abs", "gate")
 
 
+QUANTIZED = ("what", "precision", "in_format", "in_format_percent", "weights_mb", "weights_share", "engine_mb",
+             "engine_share", "sqnr", "noisiest")  # fmt: skip
+
 BASELINES = {"submodules": "the same in eager PyTorch", "settings": "the same without it"}
 """Group of a measuring run -> what its latencies are held against, where that is not the original."""
 
@@ -51,7 +54,15 @@ def run_tables(one: Loaded) -> list[Table]:
             baseline="original ms",
             p50="compiled ms",
         ),
+        *quantized_tables([View(one, result) for result in record.submodules]),
     ]
+
+
+def quantized_tables(views: Iterable[View]) -> list[Table]:
+    """What is quantised of each submodule that is, against the same weights in 16 bit; no table for none."""
+    shown = [view for view in views if view.result.quantized is not None]
+    title = "Linear layers in 8 and 4 bits; sizes against the submodule's weights in 16 bit, noise against fp32"
+    return [table(title, shown, QUANTIZED, texts=2, what="submodule")] if shown else []
 
 
 def request_of(record: Record) -> Result:

@@ -89,6 +89,6 @@ def _classes(kind: str) -> tuple[Any, Any]:
             return getattr(found, TYPES[kind]), getattr(found, f"{TYPES[kind]}Config")
     raise PlanError(
         f"--robot.type {kind} needs LeRobot, whose robots cannot be imported",
-        known="simulated, and gymnasium ids such as gr00t_trt/TableTop-v0, need none",
+        known="simulated, and gymnasium ids such as gr00t_trt/SO101PickPlace-v0, need none",
         fix=install("lerobot[feetech]"),
     )

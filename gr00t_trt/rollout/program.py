@@ -22,6 +22,7 @@ from ..evaluate.timeline import Timeline, open_timeline, rerun_flag
 from ..record.files import deliver, record_flags, record_path
 from ..record.schema import Inputs
 from ..serve.api_token import redacted
+from ..simulate.defaults import DEFAULT_ENV
 from .loop import Chunk, Loop, Trace
 from .robots import EnvironmentRobot, Robot, check_fit
 from .timing import Timing, live, summarise, timing_table
@@ -35,7 +36,7 @@ LIVE_S = 1.0
 
 EPILOG = """\
 examples:
-  try it, nothing needed (a generated model, a simulated arm), both ways of executing:
+  try it (a generated model, an arm simulated by MuJoCo), both ways of executing:
     gr00t-trt rollout --model_path synthetic --actions_to_execute 10 --compare_overlap
   a compiled checkpoint and an SO-100 in one process:
     gr00t-trt rollout --model_path CHECKPOINT --use_torch_tensorrt --overlap --robot.type so100_follower \\
@@ -55,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     what = "Let a policy drive a robot: observe, ask, act, and see how fast and how evenly that goes."
     p = Parser(prog="gr00t-trt rollout", description=what, epilog=EPILOG)
     g = p.add_argument_group("the robot")
-    help = "simulated, so100_follower, so101_follower (with LeRobot), or a gymnasium id [%(default)s]"
+    help = (
+        "simulated, so100_follower, so101_follower (with LeRobot), or a gymnasium id, such as module:id [%(default)s]"
+    )
     g.add_argument("--robot.type", dest="robot_type", default=SIMULATED, metavar="TYPE", help=help)
     g.add_argument("--robot.port", dest="robot_port", metavar="PATH", help="serial port of the arm")
     g.add_argument("--robot.id", dest="robot_id", metavar="NAME", help="whose calibration LeRobot uses")
@@ -86,8 +89,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"--control_hz: {args.control_hz:g} is out of range", known="above 0, at most 1000")
     args.robot_type = ARMS.get(args.robot_type, args.robot_type)
     arm = args.robot_type in ARMS.values()
-    if not arm and args.robot_type != SIMULATED and "/" not in args.robot_type:
-        known = [SIMULATED, *ARMS, *ARMS.values(), "gr00t_trt/TableTop-v0"]
+    if not arm and args.robot_type != SIMULATED and not {"/", ":"} & set(args.robot_type):
+        known = [SIMULATED, *ARMS, *ARMS.values(), DEFAULT_ENV]
         raise unknown(UsageError, "--robot.type", args.robot_type, known)
     given = [name for name in ("robot_port", "robot_id", "robot_cameras") if getattr(args, name) is not None]
     if given and not arm:

@@ -75,17 +75,16 @@ class EnvironmentRobot:
     """
 
     def __init__(self, env_id: str, *, seed: int):
-        from ..simulate.environments import LONG_VIEW, VIEW, make_plain
+        from ..simulate.environments import make_plain
 
-        self._env, self._views = make_plain(env_id), {LONG_VIEW: VIEW}
+        self._env = make_plain(env_id)
         self._now, _ = self._env.reset(seed=seed)
-        keys = [self._views.get(key, key).split(".", 1) for key in self._now]
+        keys = [key.split(".", 1) for key in self._now]
         self.cameras = [name for kind, name in keys if kind == "video"]
         self.parts = [name for kind, name in keys if kind == "state"]
 
     def observe(self) -> Observation:
-        seen = {key: np.asarray(value)[None] for key, value in self._now.items() if not key.startswith("annotation.")}
-        return {self._views.get(key, key): value for key, value in seen.items()}
+        return {key: np.asarray(value)[None] for key, value in self._now.items() if not key.startswith("annotation.")}
 
     def act(self, action: Mapping[str, np.ndarray]) -> None:
         self._now, _, terminated, truncated, _ = self._env.step(action)

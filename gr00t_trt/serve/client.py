@@ -214,6 +214,14 @@ class RemotePolicy(ABC):
         """What a server of this package says of itself: what runs each submodule, versions, counts, timings."""
 
     @abstractmethod
+    def reload(self, checkpoint: str) -> Message:
+        """Begin to change the weights of a server of this package to those of a checkpoint, a folder on its machine.
+
+        Returns: At once, the ``number`` of this change among them; ``status()["reload"]`` tells what becomes of it.
+        Raises: ServiceError where the server does not allow that.
+        """
+
+    @abstractmethod
     def _act(self, observation: Message, more: Message) -> Message:
         """Send an observation, with `more` beside it in the request."""
 
@@ -241,6 +249,9 @@ class RobotInferenceClient(RemotePolicy, BaseInferenceClient):
 
     def status(self) -> Message:
         return self.call_endpoint("status", requires_input=False)
+
+    def reload(self, checkpoint: str) -> Message:
+        return self.call_endpoint("reload", {"checkpoint": checkpoint})
 
     def _act(self, observation: Message, more: Message) -> Message:
         return self._call({"endpoint": "get_action", "data": observation, **more})

@@ -5,20 +5,37 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections.abc import Sequence
+from pathlib import Path
 
-from ..common.command import Parser, parse_flags, setting, switch
+from ..common.command import Parser, parse_flags, setting, switch, underscored
+from ..deploy.bundle.manifest import plan_of_bundle
+from ..deploy.defaults import with_fp32_acc
 from ..errors import UsageError
 from ..plans import flags
-from ..plans.backends import AUTO, BACKENDS
-from ..plans.load import merge
-from ..plans.schema import SUBMODULES, Plan
-from ..plans.submodules import resolve_submodule
+from ..plans.load import load_plan
+from ..plans.schema import Plan
 from ..policy.flags import source_flags
 from .api_token import token_flags, token_of
 from .request_log import REQUESTS
 
 ENGINES = "gr00t_engine"
 """Where NVIDIA's build script leaves its engines."""
+
+DECIDED = (
+    *(
+        "model_path",
+        "data_config",
+        "embodiment_tag",
+        "denoising_steps",
+        "metadata",
+        "tokenizer",
+        "bracketed_instruction",
+    ),
+    *("use_torch_tensorrt", "use_tensorrt", "trt_engine_path", "backend", "config", "precision", "calibration"),
+    *("vit_dtype", "llm_dtype", "dit_dtype", "use_explicit_typing", "use_fp32_acc", "cuda_graph", "engine_dir"),
+    *("engine_cache", "no_check", "dataset_path"),
+)
+"""Flags about what was decided when a bundle was made."""
 
 EPILOG = """\
 examples:
@@ -32,6 +49,9 @@ examples:
     gr00t-trt serve --server --http_port 8000
   for programs that speak openpi's protocol, beside the others:
     gr00t-trt serve --server --websocket_port 8001
+  from a bundle, without the checkpoint; nothing is built, and nothing is downloaded:
+    gr00t-trt bundle OUT --model_path CHECKPOINT --config fast
+    gr00t-trt serve --server --bundle OUT
   many robots: what waits when the device becomes free shares a pass through the model:
     gr00t-trt serve --server --max_batch 8
 
@@ -65,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
         helps={"device": "cuda, cuda:1, cpu [cuda where there is one]"},
     )
 
+    help = "folder of gr00t-trt bundle: starts from it alone, and has its own checkpoint, data config and plan [none]"
+    g.add_argument("--bundle", metavar="DIR", help=help)
+
     g = p.add_argument_group("how it is compiled")
     switch(g, "use_torch_tensorrt", help="compile with Torch-TensorRT at start-up: --backend torch_tensorrt")
     switch(g, "use_tensorrt", help="--backend tensorrt, with ready-made engines where they fit and its own elsewhere")
@@ -94,6 +117,10 @@ def parser() -> argparse.ArgumentParser:
     setting(g, "max_queue", 64, "requests that may wait, each sample of a batch counted")
     setting(g, "max_batch", 1, "waiting requests that may share a pass; 1, 2, 4, 8, ... of them where graphs replay")
     setting(g, "batch_wait_ms", 0.0, "longest wait of the first one for others to share with", metavar="MS")
+
+    g = p.add_argument_group("other weights while it runs (gr00t-trt deploy-weights)")
+    help = "let a request replace the weights by those of a checkpoint below this folder, at once and checked [none]"
+    g.add_argument("--allow_reload", metavar="DIR", help=help)
 
     g = p.add_argument_group("more than one GPU (needs gr00t_trt[replicas])")
     help = "so many policies on Ray Serve, one a GPU, or with --device cpu in so many processes [none: in this process]"
@@ -127,10 +154,14 @@ def _where(p: argparse.ArgumentParser) -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, checked as far as they can be without a plan; `api_token` also from its file or the environment.
 
-    Raises: UsageError for an unknown flag, a value out of range, or flags that exclude each other.
+    Raises: UsageError for an unknown flag, a value out of range, or flags that exclude each other; RecordError for a
+        folder that is no bundle.
     """
     args = parse_flags(parser(), argv)
     args.api_token = token_of(args)
+    if args.bundle is not None:
+        _refuse_what_a_bundle_has(argv)
+        plan_of_bundle(Path(args.bundle))  # before anybody waits for PyTorch
     if not (args.server or args.client):
         raise UsageError("neither --server nor --client was given", fix="--help shows an example of each")
     for flag, lowest, highest in (
@@ -157,8 +188,36 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _refuse_what_a_bundle_has(argv: Sequence[str]) -> None:
+    """Raises: UsageError for a flag about what was decided when the bundle was made."""
+    given = {word.partition("=")[0].removeprefix("--") for word in underscored(argv) if word.startswith("--")}
+    decided = [name for name in DECIDED if given & {name, f"no_{name}"}]
+    if decided:
+        raise UsageError(
+            f"--{decided[0]}: a bundle has its own, decided when it was made",
+            known="with --bundle: --device, and the flags of where it listens, limits, replicas and log",
+            fix="leave it out, or make another bundle with it",
+        )
+    if "allow_reload" in given:
+        raise UsageError(
+            "--allow_reload: a bundle's code and engines are those of its own weights",
+            fix="make a bundle of the other checkpoint, and start a server from that",
+        )
+
+
 def plan_of(args: argparse.Namespace) -> Plan:
-    """What is to be compiled, and how. Raises: PlanError for what cannot work."""
+    """What is to be compiled, and how; of a bundle, what was. Raises: PlanError for what cannot work."""
+    plan = load_plan(plan_of_bundle(Path(args.bundle))) if args.bundle is not None else _plan_of_flags(args)
+    if args.max_batch > plan.ranges.batch[1]:
+        raise UsageError(
+            f"--max_batch: {args.max_batch} is more than the plan's batches",
+            known=f"up to {plan.ranges.batch[1]}",
+            fix="raise `ranges: {batch: [1, N]}` in a plan file",
+        )
+    return plan
+
+
+def _plan_of_flags(args: argparse.Namespace) -> Plan:
     overrides = flags.overrides_of(
         args, use_explicit_typing="build.use_explicit_typing", use_fp32_acc="build.use_fp32_acc"
     )
@@ -170,19 +229,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     overrides["backend"] = flags.one_backend(wanted)
     if args.use_tensorrt or args.trt_engine_path:
         overrides["build.trt_engine_path"] = args.trt_engine_path or ENGINES
-    plan = flags.plan_from(args, overrides, Plan(backend="eager", precision="bf16"))
-    if args.config is None:
-        # On by default as in the original; only fp16 engines know it.
-        used = [own for name in SUBMODULES if (own := resolve_submodule(plan, name)).backend != AUTO]
-        fp16 = any(BACKENDS[own.backend].makes_engines and own.precision == "fp16" for own in used)
-        if args.use_fp32_acc is None and fp16:
-            plan = merge(plan, {"build.use_fp32_acc": True})
-    if args.max_batch > plan.ranges.batch[1]:
-        raise UsageError(
-            f"--max_batch: {args.max_batch} is more than the plan's batches",
-            known=f"up to {plan.ranges.batch[1]}",
-            fix="raise `ranges: {batch: [1, N]}` in a plan file",
-        )
+    plan = with_fp32_acc(flags.plan_from(args, overrides, Plan(backend="eager", precision="bf16")), args)
     return plan
 
 

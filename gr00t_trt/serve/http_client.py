@@ -60,6 +60,9 @@ class HttpInferenceClient(RemotePolicy):
     def status(self) -> Message:
         return self._ask("GET", "/status")
 
+    def reload(self, checkpoint: str) -> Message:
+        return self._ask("POST", "/reload", encode_json({"checkpoint": checkpoint}))
+
     def _act(self, observation: Message, more: Message) -> Message:
         own = {"timeout_ms": self.timeout_ms, "client_id": self.client_id}
         return self._ask("POST", "/act", encode_json({"observation": observation, **own, **more}))
@@ -77,7 +80,7 @@ class HttpInferenceClient(RemotePolicy):
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Message:
         status, raw = self._exchange(method, path, body)
         value = decode_json(raw)
-        if status != 200:
+        if status not in (200, 202):
             raise ServiceError(f"Server error: {value.get('detail', value) if isinstance(value, dict) else value}")
         return value
 

@@ -6,6 +6,7 @@
     GET  /health    {"status": "healthy", "model": "GR00T", "submodules": {...}}; needs no token
     GET  /status    all there is to know about the server
     GET  /metrics   the counts and times, for Prometheus
+    POST /reload    {"checkpoint": "<folder>"}: other weights, see `reload`; /status tells what becomes of it
 
 A token is shown as ``Authorization: Bearer TOKEN`` or ``X-API-Token: TOKEN``: it is looked at before the body is read.
 """
@@ -77,6 +78,10 @@ def application(service: Service, guard: Guard, *, max_request_bytes: int, reque
         modalities = {name: asdict(own) for name, own in service.immediate["get_modality_config"]().items()}
         return Response(encode_json({**service.status(), "modality_config": modalities}), media_type="application/json")
 
+    @app.post("/reload")
+    async def reload(request: Request) -> Response:
+        return await _reload(service, guard, request, max_request_bytes, request_timeout_s)
+
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         service.check_token(_token(request))
@@ -109,6 +114,24 @@ async def _act(
         if not handed_over:
             service.count("get_action", error, client=peer.name)
         return _refused(error)
+
+
+async def _reload(
+    service: Service, guard: Guard, request: Request, max_request_bytes: int, request_timeout_s: float
+) -> Response:
+    client = (request.client.host, request.client.port) if request.client else None
+    error: Exception | None = None
+    try:
+        service.check_token(_token(request))
+        raw = await asyncio.wait_for(_body(request, guard, client, max_request_bytes), request_timeout_s)
+        return Response(encode_json(service.reload(_object(raw))), 202, media_type="application/json")
+    except Exception as caught:  # whatever a request sets off is told to its sender
+        error = caught
+        if isinstance(caught, asyncio.TimeoutError):
+            error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
+        return _refused(error)
+    finally:
+        service.count("reload", error)
 
 
 async def _body(request: Request, guard: Guard, client: tuple[str, int] | None, limit: int) -> bytes:

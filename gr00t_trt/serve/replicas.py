@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -31,7 +32,9 @@ from .flags import plan_of
 from .limits import Limits
 from .metrics import Metrics
 from .refusal import Refusal
-from .start import MIB, answer, check_addresses, prepare, worker_of
+from .reload import described
+from .reload_replicas import Board, Changed, ReplicaReloader
+from .start import MIB, answer, check_addresses, prepare, reloader_for, worker_of
 from .waiting import LOOK_UP_S, QUEUE, TOTAL, Answer, Request, Waiting, unanswered
 
 try:
@@ -83,13 +86,23 @@ class Told:
 class Replica:
     """One policy in a process of Ray's, with a worker of its own; the methods are called by Ray."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, board: Any):
         console, metrics = Console(stderr=True), Metrics()
-        self._args = args
+        if board is not None:  # another one than the first, where this takes the place of one that died
+            args.model_path = ray.get(board.serves.remote())
+        self._args, self._name = args, secrets.token_hex(8)
         self._prepared = prepare(args, args.shown_argv, console)
         self._worker = worker_of(args, self._prepared, metrics, console)
+        self._reloader = reloader_for(args, self._prepared, self._worker, console) if args.allow_reload else None
         self._thread = threading.Thread(target=self._worker.run, name="policy", daemon=True)
         self._thread.start()
+
+    async def reload(self, checkpoint: str) -> Changed:
+        """Change to a checkpoint, or say that it serves already; requests are answered meanwhile."""
+        reloader = self._reloader
+        assert reloader is not None
+        last = await asyncio.to_thread(reloader.change, checkpoint)
+        return Changed(self._name, last, reloader.checkpoint, described(reloader.deployment, reloader.checkpoint))
 
     def about(self) -> About:
         prepared, limits = self._prepared, self._prepared.limits
@@ -225,7 +238,8 @@ def serve_replicas(args: argparse.Namespace, argv: Sequence[str], console: Conso
     console.print(f"starting {args.replicas} replicas on Ray", markup=False, highlight=False)
     _join_ray(args)
     try:
-        handle = _deployed(args, argv)
+        board = ray.remote(Board).options(num_cpus=0).remote(args.model_path) if args.allow_reload else None
+        handle = _deployed(args, argv, board)
         about: About = handle.about.remote().result()
         metrics = Metrics()
         worker = ReplicaWorker(
@@ -242,9 +256,21 @@ def serve_replicas(args: argparse.Namespace, argv: Sequence[str], console: Conso
             noise_shape=about.noise_shape,
         )
         description = {**about.description, "replicas": args.replicas}
-        answer(args, worker, metrics, description, about.modality_config, limits, console)
+        reloader = None if board is None else _reloader(args, handle, board, console)
+        answer(args, worker, metrics, description, about.modality_config, limits, console, reloader)
     finally:
         _leave_ray(args)
+
+
+def _reloader(args: argparse.Namespace, handle: Any, board: Any, console: Console) -> ReplicaReloader:
+    return ReplicaReloader(
+        lambda path: handle.reload.remote(path).result(),
+        lambda path: ray.get(board.put.remote(path)),
+        args.replicas,
+        args.model_path,
+        Path(args.allow_reload).expanduser(),
+        report=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
 
 
 def _join_ray(args: argparse.Namespace) -> None:
@@ -275,7 +301,7 @@ def _knock(host: str, port: str) -> None:
         raise ServiceError(f"--ray_address {host}:{port}: {error.strerror or error}", fix="see `ray status`") from error
 
 
-def _deployed(args: argparse.Namespace, argv: Sequence[str]) -> Any:
+def _deployed(args: argparse.Namespace, argv: Sequence[str], board: Any) -> Any:
     """A handle of the replicas, once all of them are ready. Raises: ServiceError for one that cannot start."""
     on_gpu = choose_device(args.device).type == "cuda" if args.ray_address is None else args.device != "cpu"
     there = int(ray.cluster_resources().get("GPU", 0))
@@ -286,7 +312,8 @@ def _deployed(args: argparse.Namespace, argv: Sequence[str]) -> Any:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // args.replicas, 1))
     deployment = ray_serve.deployment(
         num_replicas=args.replicas,
-        max_ongoing_requests=args.max_batch,
+        # One more, so that a replica answers while it loads other weights.
+        max_ongoing_requests=args.max_batch + (args.allow_reload is not None),
         health_check_period_s=_OF_A_CHECK_S / 5,
         health_check_timeout_s=_OF_A_CHECK_S,
         ray_actor_options={
@@ -296,9 +323,9 @@ def _deployed(args: argparse.Namespace, argv: Sequence[str]) -> Any:
         },
     )(Replica)
     told = {**vars(args), "api_token": None, "api_token_file": None, "shown_argv": redacted(argv)}
-    told.update(engine_cache=_absolute(args.engine_cache))
+    told.update(engine_cache=_absolute(args.engine_cache), allow_reload=_absolute(args.allow_reload))
     try:
-        return ray_serve.run(deployment.bind(argparse.Namespace(**told)), name=APPLICATION, route_prefix=None)
+        return ray_serve.run(deployment.bind(argparse.Namespace(**told), board), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         raise ServiceError(
             f"a replica cannot start: {_why()}", fix="try the same command without --replicas"

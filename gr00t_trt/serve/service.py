@@ -67,6 +67,16 @@ class Worker(Protocol):
     def run(self) -> None: ...
 
 
+class Reloads(Protocol):
+    """What changes the weights of a service, as `reload.Reloader` does."""
+
+    @property
+    def checkpoint(self) -> Mapping[str, Any]: ...
+    @property
+    def last(self) -> Any: ...
+    def start(self, checkpoint: object) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Peer:
     """The connection that a request came by.
@@ -91,10 +101,12 @@ class Service:
         api_token: What every request must carry; None for no such thing.
         may_kill: Whether a request may end the server. One with a token may always.
         log: Told of every request.
+        reloader: Changes the weights when it is asked to; None where no request may.
 
     Attributes:
         modality_config: As above.
         addresses: Where it is listened to, in words, for whoever opens ``/`` in a browser.
+        immediate: Endpoint -> what answers it at once. told: Likewise, of those that are given data.
     """
 
     def __init__(
@@ -108,6 +120,7 @@ class Service:
         api_token: str | None = None,
         may_kill: bool = False,
         log: RequestLog | None = None,
+        reloader: Reloads | None = None,
     ):
         self._worker, self.metrics, self._limits = worker, metrics, limits
         self._description = dict(description)
@@ -115,6 +128,7 @@ class Service:
         self._token = None if api_token is None else api_token.encode()
         self._may_kill = may_kill or api_token is not None
         self._log = log or RequestLog()
+        self._reloader = reloader
         self._clients = _Clients()
         self.addresses: list[str] = []
         self.immediate: Mapping[str, Callable[[], Any]] = {
@@ -123,6 +137,7 @@ class Service:
             "get_modality_config": lambda: dict(self.modality_config),
             "status": self.status,
         }
+        self.told: Mapping[str, Callable[[Any], Any]] = {"reload": self.reload}
 
     def check_token(self, token: object) -> None:
         """Raises: Refusal when a token is asked for and this is not it, in a time that tells nothing of how wrong."""
@@ -165,7 +180,7 @@ class Service:
 
     def count(self, endpoint: str, error: Exception | None = None, *, client: str = "-") -> None:
         """Count a request among those answered."""
-        known = endpoint if endpoint == "get_action" or endpoint in self.immediate else "unknown"
+        known = endpoint if endpoint == "get_action" or endpoint in {**self.immediate, **self.told} else "unknown"
         self.metrics.request(known, "ok" if error is None else type(error).__name__)
         self._log(known, error, client=client)
 
@@ -177,7 +192,27 @@ class Service:
         """All there is to know about the server. ``status`` is ``ready``, or ``stalled`` in an overlong request."""
         running_s = self._worker.running_s
         state = "stalled" if running_s > self._worker.request_timeout_s else "ready"
-        return {"status": state, "running_s": running_s, **self._description, **self.metrics.snapshot()}
+        weights = {}
+        if self._reloader is not None:
+            weights = {"checkpoint": self._reloader.checkpoint, "reload": self._reloader.last.told()}
+        return {"status": state, "running_s": running_s, **self._description, **weights, **self.metrics.snapshot()}
+
+    def describe(self, changes: Mapping[str, Any]) -> None:
+        """Change what the status page says; from any thread."""
+        self._description = {**self._description, **changes}
+
+    def reload(self, data: object) -> dict[str, Any]:
+        """Begin to change to the checkpoint that ``data["checkpoint"]`` names; `status` tells what becomes of it.
+
+        Raises: Refusal where that is not allowed, and as `Reloader.start`.
+        """
+        if self._reloader is None:
+            text = "reload is off: every client could ask for it (start the server with --allow_reload FOLDER)"
+            raise Refusal(text, http_status=403)
+        if not self._may_kill:
+            text = "reload is refused: the server listens to other machines and asks for no token (--api_token)"
+            raise Refusal(text, http_status=401)
+        return self._reloader.start(data.get("checkpoint") if isinstance(data, Mapping) else None)
 
     def metadata(self) -> dict[str, Any]:
         """What a client may want to know before its first request: what is served, by what, and the keys of both."""

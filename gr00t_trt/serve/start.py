@@ -26,6 +26,7 @@ from ..common.interface import ModalityConfig, Observation
 from ..common.progress import progress
 from ..compile.build import set_precision
 from ..data.prompt import bracketed, prompt_segments
+from ..deploy.bundle.start import open_bundle, start
 from ..deploy.deploy import Deployment, deploy
 from ..engines.files import prepare_engine_dir
 from ..plans import flags
@@ -40,6 +41,7 @@ from .batching import Batcher, buckets_up_to
 from .flags import is_loopback, plan_of
 from .limits import Limits
 from .metrics import Metrics
+from .reload import Reloader, reloader_of
 from .request_log import LOGGER, REQUESTS, RequestLog
 from .service import Service, Worker, cannot_listen
 from .shutdown import ended_by_signals
@@ -50,6 +52,7 @@ from .zmq_server import ZmqServer
 if TYPE_CHECKING:
     from .http_server import HttpServer
     from .openpi_server import OpenpiServer
+    from .reload_replicas import ReplicaReloader
 
 MIB = 2**20
 TEXT_TOKENS = 256
@@ -64,6 +67,7 @@ class Prepared:
     deployment: Deployment
     limits: Limits
     batcher: Batcher
+    observation: Observation
 
     def description(self, args: argparse.Namespace) -> dict[str, Any]:
         """As `Service` takes it."""
@@ -78,8 +82,9 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     check_addresses(args)
     prepared, metrics = prepare(args, argv, console), Metrics()
     worker = worker_of(args, prepared, metrics, console)
+    reloader = reloader_for(args, prepared, worker, console) if args.allow_reload else None
     description, modalities = prepared.description(args), prepared.policy.modality_config
-    answer(args, worker, metrics, description, modalities, prepared.limits, console)
+    answer(args, worker, metrics, description, modalities, prepared.limits, console, reloader)
 
 
 def check_addresses(args: argparse.Namespace) -> None:
@@ -98,7 +103,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
     note = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     # Compilers print, and what reads our stdout waits for the line that says ready.
     with contextlib.redirect_stdout(sys.stderr):
-        policy, deployment, observation = _deploy(args, argv, console)
+        policy, deployment, observation = _ready(args, argv, console)
         limits = _limits(policy, plan_of(args))
         batcher, sizes = Batcher(policy.modality_config, limits.count_tokens), buckets_up_to(args.max_batch)[1:]
         warm_batches(policy, batcher, observation, sizes, lambda why: note(f"note: --max_batch: {why}"))
@@ -106,7 +111,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
     note(_pace(policy, observation))
     for skipped in deployment.record.skipped:
         note(f"note: {skipped.what}: {skipped.why}")
-    return Prepared(policy, deployment, limits, batcher)
+    return Prepared(policy, deployment, limits, batcher, observation)
 
 
 def _pace(policy: Gr00tPolicy, observation: Observation) -> str:
@@ -127,6 +132,7 @@ def answer(
     modality_config: Mapping[str, ModalityConfig],
     limits: Limits,
     console: Console,
+    reloader: Reloader | ReplicaReloader | None = None,
 ) -> None:
     """Put a worker behind the transports that the flags name, and run it until it is told to end."""
     _log_to_stderr()
@@ -139,7 +145,10 @@ def answer(
         api_token=args.api_token,
         may_kill=is_loopback(args.host),
         log=RequestLog(every=args.log == REQUESTS, slow_ms=args.slow_ms),
+        reloader=reloader,
     )
+    if reloader is not None:
+        reloader.published = service.describe
     with contextlib.ExitStack() as open_servers:
         for server in _servers(args, service):
             open_servers.callback(server.close)
@@ -156,9 +165,8 @@ def answer(
 def worker_of(args: argparse.Namespace, prepared: Prepared, metrics: Metrics, console: Console) -> PolicyWorker:
     """What answers requests with a policy on this machine."""
     policy = prepared.policy
-    ranges = policy.state_ranges
     help = "Observations with a state far outside the range that the model was trained on."
-    metrics.counts("state_out_of_range", "key", help, lambda: ranges.outside)
+    metrics.counts("state_out_of_range", "key", help, lambda: policy.state_ranges.outside)
     return PolicyWorker(
         policy,
         metrics,
@@ -174,6 +182,14 @@ def worker_of(args: argparse.Namespace, prepared: Prepared, metrics: Metrics, co
         batch_wait_s=args.batch_wait_ms / 1e3,
         report=lambda error: console.print(f"{type(error).__name__}: {error}", style="red", markup=False),
     )
+
+
+def reloader_for(args: argparse.Namespace, prepared: Prepared, worker: PolicyWorker, console: Console) -> Reloader:
+    """What changes the weights of a policy on this machine, with its batches."""
+    policy, sizes = prepared.policy, buckets_up_to(args.max_batch)[1:]
+    report = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    warm = partial(warm_batches, policy, prepared.batcher, prepared.observation, sizes, report)
+    return reloader_of(args, prepared.deployment, prepared.observation, worker, warm, report)
 
 
 def _limits(policy: Gr00tPolicy, plan: Plan) -> Limits:
@@ -213,6 +229,22 @@ def _log_to_stderr() -> None:
     LOGGER.setLevel(logging.INFO)
 
 
+def _ready(
+    args: argparse.Namespace, argv: Sequence[str], console: Console
+) -> tuple[Gr00tPolicy, Deployment, Observation]:
+    """The policy of the flags, and an observation for it: from a bundle, or from a checkpoint."""
+    if args.bundle is None:
+        return _deploy(args, argv, console)
+    bundle = open_bundle(Path(args.bundle))
+    with progress(console) as steps:
+        started = start(bundle, args.device, steps, command=_command(argv))
+    return started.policy, started.deployment, started.observation
+
+
+def _command(argv: Sequence[str]) -> str:
+    return shlex.join(["gr00t-trt", "serve", *redacted(argv)])
+
+
 def _deploy(
     args: argparse.Namespace, argv: Sequence[str], console: Console
 ) -> tuple[Gr00tPolicy, Deployment, Observation]:
@@ -230,9 +262,8 @@ def _deploy(
         observation = read_observation(source, steps)
         dtype = partial(set_precision, plan=resolved.plan)
         policy = replace(source, denoising_steps=None).policy(device, steps, dtype=dtype)
-        command, cache = shlex.join(["gr00t-trt", "serve", *redacted(argv)]), args.engine_cache
-        told: dict[str, Any] = {"engine_cache": cache, "command": command, "check": not args.no_check}
-        done = deploy(policy, resolved, steps, observation=observation, **told)
+        told: dict[str, Any] = {"engine_cache": args.engine_cache, "check": not args.no_check}
+        done = deploy(policy, resolved, steps, observation=observation, command=_command(argv), **told)
         return policy, done, policy.example() if observation is None else observation
 
 
@@ -308,7 +339,7 @@ def _description(
         for key, value in policy.example().items()
     }
     return {
-        "model": args.model_path,
+        "model": args.bundle or args.model_path,
         "data_config": policy.config_name,
         "embodiment_tag": policy.metadata.embodiment_tag,
         "denoising_steps": policy.denoising_steps,

@@ -26,6 +26,8 @@ def warm_batches(
     if batcher.form(observation) is None:
         return
     graphs: Any = policy.model.graphs
+    if graphs is not None:
+        graphs.expect(1 + len(sizes))  # or batches would push out the prompts of single requests
     with side_stream(policy.model.device):
         for size in sizes:
             joined = batcher.join([observation] * size)

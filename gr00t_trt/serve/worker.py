@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..common.devices import side_stream
 from ..common.interface import refuse_non_finite
-from ..errors import Gr00tError
+from ..errors import Gr00tError, ServiceError
 from ..measure.stages import StageTimer
 from ..measure.timers import drain
 from .batching import Batcher
 from .limits import Limits
 from .metrics import Metrics
-from .waiting import LOOK_UP_S, QUEUE, TOTAL, Answer, Request, Waiting
+from .waiting import LOOK_UP_S, QUEUE, SHUTTING_DOWN, TOTAL, Answer, Request, Waiting
+
+T = TypeVar("T")
 
 
 class PolicyWorker(Waiting):
@@ -63,6 +67,7 @@ class PolicyWorker(Waiting):
         self._batch_wait_s = batch_wait_s
         self._report = report
         self._began: float | None = None
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
 
     @property
     def running_s(self) -> float:
@@ -76,13 +81,46 @@ class PolicyWorker(Waiting):
         Raises: Whatever the GPU says once it does not work any more; every request has been answered by then.
         """
         with ExitStack() as stack:
+            stack.callback(self._refuse_jobs)  # last: after this nobody adds one
             stack.callback(self._refuse_all)
             stack.enter_context(side_stream(self._device))
-            stack.enter_context(self._timer)
             while not self._stopping:
-                request = self._queue.take(LOOK_UP_S)
-                if request is not None:
-                    self._serve(request)
+                with self._timer:
+                    self._serve_until_asked()
+                self._do_jobs()
+
+    def between(self, job: Callable[[], T]) -> T:
+        """Do something with the policy between two requests, which wait meanwhile; from any other thread.
+
+        Raises: Whatever `job` raises; ServiceError where the server ends first.
+        """
+        done: Future[T] = Future()
+        self._jobs.append((job, done))
+        if self._stopping:
+            self._refuse_jobs()
+        return done.result()
+
+    def _serve_until_asked(self) -> None:
+        while not self._stopping and not self._jobs:
+            request = self._queue.take(LOOK_UP_S)
+            if request is not None:
+                self._serve(request)
+
+    def _do_jobs(self) -> None:
+        """Here and not inside the timer: what it has put into the policy's tables is not there meanwhile."""
+        while self._jobs and not self._stopping:
+            job, done = self._jobs.popleft()
+            self._began = time.monotonic()
+            try:
+                done.set_result(job())
+            except Exception as error:  # whatever a job sets off, the next request finds the server alive
+                done.set_exception(error)
+            finally:
+                self._began = None
+
+    def _refuse_jobs(self) -> None:
+        while self._jobs:
+            self._jobs.popleft()[1].set_exception(ServiceError(SHUTTING_DOWN))
 
     def _serve(self, request: Request) -> None:
         self._taken = [request]

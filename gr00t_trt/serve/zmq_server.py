@@ -190,15 +190,21 @@ class ZmqServer:
             if endpoint == "get_action":
                 self._act(connection, request, envelope)
                 return
-            if not isinstance(endpoint, str) or endpoint not in self._service.immediate:
-                raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
-            reply = encode(self._service.immediate[endpoint]())
+            reply = encode(self._at_once(endpoint, request))
         except Exception as error:  # whatever a message sets off, the next one finds the server alive
             self._service.count(str(endpoint)[:100], error, client=name)
             reply = _error(error)
         else:
             self._service.count(endpoint, client=name)
         connection.send(frames_of([*envelope, reply]))
+
+    def _at_once(self, endpoint: object, request: Mapping[str, Any]) -> Any:
+        service = self._service
+        if isinstance(endpoint, str) and endpoint in service.immediate:
+            return service.immediate[endpoint]()
+        if isinstance(endpoint, str) and endpoint in service.told:
+            return service.told[endpoint](request.get("data"))
+        raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
 
     def _act(self, connection: _Connection, request: Mapping[str, Any], envelope: Sequence[bytes]) -> None:
         connection.expect(1)

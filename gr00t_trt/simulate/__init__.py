@@ -1,1 +1,1 @@
-"""Policies in simulated worlds: gymnasium environments, success rates, videos, and a table-top scene of our own."""
+"""Policies in simulated worlds: gymnasium environments, success rates with their intervals, videos, recordings."""

@@ -1,116 +1,215 @@
-"""Episodes played to their end by a policy: which succeeded, in how many steps, and how long it was asked."""
+"""Episodes played to their end by an actor, several side by side: which succeeded, in how many steps."""
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 
 from ..common.interface import refuse_non_finite
 from ..errors import ObservationError
-from ..evaluate.policies import Policy
-from .environments import LONG_VIEW, VIEW, numbers
+from ..record.simulation import Episode
+from .actors import Actor, Question
+from .step import Lost, Step
+from .vector import Vector
+from .watched import Watch
+
+Job = tuple[int, int]
+"""Number and seed of an episode."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One finished episode.
+class Keeper(Protocol):
+    """What becomes of the rows that are played: `recording.Recorder`."""
 
-    Attributes:
-        episode: Its number, which its video has, too: from 0, each environment's in the order in which it plays them.
-        environment: Which of the environments side by side played it.
-        success: Whether ``info["success"]`` was ever true.
-        steps: Low-level ones; `queries`: questions to the policy.
-    """
+    def add(self, environment: int, step: Step) -> None:
+        """A chunk was carried out."""
 
-    episode: int
-    environment: int
-    success: bool
-    steps: int
-    queries: int
+    def ended(self, environment: int, episode: Episode) -> None:
+        """Its episode is over, or lost."""
 
 
-def share(episodes: int, environments: int) -> list[int]:
-    """How many episodes each environment plays.
+@dataclass
+class _Running:
+    """The episode that an environment is in."""
 
-    Fixed beforehand: were the first to finish counted instead, quick episodes would be counted more often than slow
-    ones, and successes are quick.
-    """
-    return [episodes // environments + (i < episodes % environments) for i in range(environments)]
+    job: Job
+    observation: Mapping[str, Any]
+    instruction: str
+    latencies: list[float] = field(default_factory=list)
+    queries: int = 0
 
 
-def play(
-    envs: gymnasium.vector.VectorEnv,
-    policy: Policy,
-    quotas: Sequence[int],
-    *,
-    seed: int,
-    advance: Callable[[int, int], None],
-) -> tuple[list[Outcome], list[float]]:
-    """Play until every environment has finished its share.
+class Session:
+    """Plays episodes in the environments of a vector. Each is given the next one as soon as it is free.
+
+    All of them are played to their end, so that it does not matter which ones are quick.
 
     Args:
-        envs: From `environments.make_vector`; environment i starts from seed + i and goes on from there.
-        quotas: From `share`.
+        actor: Who is asked; None lets the environments' own expert act.
+        n_action_steps: How many rows of each answer are executed.
         advance: Told how many of how many episodes are over.
-    Returns: The outcomes in the order in which they came, and the milliseconds of every query.
-    Raises: ObservationError when policy and environments do not fit; what the policy raises passes through.
+        keeper, watch: Told of everything that happens.
+
+    Attributes:
+        latencies: Milliseconds of every question, in the order in which they were asked.
+        apart: Whether instructions differed at some time, and were asked about one after another.
     """
-    space: Any = envs.action_space
-    observation, _ = envs.reset(seed=seed)
-    count = len(quotas)
-    success, over, queries = np.zeros(count, bool), np.zeros(count, bool), np.zeros(count, int)
-    left = list(quotas)
-    outcomes: list[Outcome] = []
-    latencies: list[float] = []
-    while any(left):
-        if over.all():  # every environment only resets in the next step, whatever the action
-            action = {key: np.zeros(own.shape, own.dtype) for key, own in space.items()}
-        else:
-            seen = {VIEW if key == LONG_VIEW else key: value for key, value in observation.items()}
-            began = time.perf_counter()
-            answer = policy.get_action(seen)
-            latencies.append((time.perf_counter() - began) * 1e3)
-            refuse_non_finite(answer, "the policy")
-            action = _fitted(answer, space)
-        observation, _, terminated, truncated, infos = envs.step(action)
-        if "success" not in infos and not over.all():
-            what = "the environment does not say whether it succeeded"
-            raise ObservationError(what, known='a truth value under info["success"]')
-        resumed, over = over, terminated | truncated
-        for i in range(count):
-            if resumed[i]:
-                success[i], queries[i] = False, 0
-                continue
-            queries[i] += 1
-            success[i] |= bool(np.any(infos["success"][i]))
-            if over[i] and left[i]:
-                number = numbers(i, quotas[i], count)[quotas[i] - left[i]]
-                left[i] -= 1
-                outcomes.append(Outcome(number, i, bool(success[i]), int(infos["steps"][i][0]), int(queries[i])))
-                advance(len(outcomes), sum(quotas))
-    envs.reset()  # a video takes its name when the next episode begins
-    return outcomes, latencies
+
+    def __init__(
+        self,
+        vector: Vector,
+        actor: Actor | None,
+        *,
+        n_action_steps: int,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+        keeper: Keeper | None = None,
+        watch: Watch | None = None,
+    ):
+        self._vector, self._actor, self._rows = vector, actor, n_action_steps
+        self._advance, self._keeper, self._watch = advance, keeper, watch
+        self._running: dict[int, _Running] = {}
+        self._over: list[Episode] = []
+        self.latencies: list[float] = []
+        self.apart = False
+
+    def play(self, jobs: Iterable[Job]) -> list[Episode]:
+        """Play episodes, and return what became of them, in the order of their numbers.
+
+        Raises: PlanError, ObservationError where the environment cannot be played at all, or policy and environment
+            do not fit; what the policy raises passes through. A simulator that ends loses its episode and no other.
+        """
+        waiting = deque(jobs)
+        self._total = len(waiting)
+        self._start(range(self._vector.count), waiting)
+        while self._running:
+            moved = self._vector.step(self._actions())
+            self._start([i for i, result in moved.items() if not self._goes_on(i, result)], waiting)
+        return sorted(self._over, key=lambda episode: episode.episode)
+
+    def _goes_on(self, environment: int, result: Step | Lost) -> bool:
+        """Take in what became of a step; False for the end of an episode."""
+        own = self._running[environment]
+        if isinstance(result, Lost):
+            del self._running[environment]
+            self._add(environment, own, lost=result.reason)
+            return False
+        if self._keeper is not None:
+            self._keeper.add(environment, result)
+        if self._watch is not None and self._actor is None:
+            self._watch.acted(environment, own.observation, result.actions)
+        own.observation = result.observation
+        if result.over:
+            del self._running[environment]
+            how = {"success": result.success, "success_any_row": result.success_any_row, "steps": result.steps}
+            self._add(environment, own, **how)
+        return not result.over
+
+    def _start(self, free: Iterable[int], waiting: deque[Job]) -> None:
+        """Give each free environment an episode, and another one while those are lost before their first step."""
+        jobs = {i: waiting.popleft() for i in free if waiting}
+        while jobs:
+            again = []
+            for i, result in self._vector.reset(jobs).items():
+                if isinstance(result, Lost):
+                    self._add(i, _Running(jobs[i], {}, ""), lost=result.reason)
+                    again.append(i)
+                else:
+                    self._running[i] = _Running(jobs[i], result.observation, result.instruction)
+            jobs = {i: waiting.popleft() for i in again if waiting}
+
+    def _actions(self) -> dict[int, Mapping[str, np.ndarray] | None]:
+        """What each environment that is in an episode is to do."""
+        if self._watch is not None:
+            self._watch.next_round()
+        if self._actor is None:
+            return dict.fromkeys(self._running)
+        actions: dict[int, Mapping[str, np.ndarray] | None] = {}
+        for group in self._groups(self._actor):
+            actions.update(self._ask(self._actor, group))
+        return actions
+
+    def _groups(self, actor: Actor) -> list[list[int]]:
+        """Environments that are asked about together: those with the same instruction.
+
+        Of different lengths, the shorter one would be padded, and padding changes what the model answers.
+        """
+        if not actor.together:
+            return [[i] for i in self._running]
+        groups: dict[str, list[int]] = {}
+        for i, own in self._running.items():
+            groups.setdefault(own.instruction, []).append(i)
+        self.apart |= len(groups) > 1
+        return list(groups.values())
+
+    def _ask(self, actor: Actor, group: Sequence[int]) -> dict[int, Mapping[str, np.ndarray]]:
+        running = [self._running[i] for i in group]
+        observation = batch([own.observation for own in running])
+        questions = [Question(*own.job, own.queries) for own in running]
+        began = time.perf_counter()
+        answer = actor.answer(observation, questions)
+        latency_ms = (time.perf_counter() - began) * 1e3
+        refuse_non_finite(answer, "the policy")
+        if self._watch is not None:
+            self._watch.answered(group, observation, answer, latency_ms)
+        if actor.timed:
+            self.latencies.append(latency_ms)
+        for own in running:
+            own.queries += 1
+            own.latencies += [latency_ms] if actor.timed else []
+        rows = fitted(answer, self._vector.parts, len(group), self._rows)
+        return {i: {key: value[place] for key, value in rows.items()} for place, i in enumerate(group)}
+
+    def _add(self, environment: int, own: _Running, **known: Any) -> None:
+        latency = statistics.median(own.latencies) if own.latencies else None
+        episode = Episode(
+            *own.job,
+            environment=environment,
+            instruction=own.instruction or None,
+            queries=own.queries,
+            latency_ms=latency,
+            **known,
+        )
+        self._over.append(episode)
+        if self._keeper is not None:
+            self._keeper.ended(environment, episode)
+        self._advance(len(self._over), self._total)
 
 
-def _fitted(answer: Mapping[str, np.ndarray], space: Any) -> dict[str, np.ndarray]:
-    """The actions that the environments want, cut to the rows that are executed."""
-    missing = [key for key in space if key not in answer]
+def batch(observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Observations of several environments as one: arrays with a leading axis, texts as a list."""
+    out: dict[str, Any] = {}
+    for key in observations[0]:
+        values = [own[key] for own in observations]
+        out[key] = values if isinstance(values[0], str) else np.stack(values)
+    return out
+
+
+def fitted(
+    answer: Mapping[str, np.ndarray], parts: Mapping[str, int], samples: int, rows: int
+) -> dict[str, np.ndarray]:
+    """The parts that the environment wants, cut to the rows that are executed.
+
+    Args:
+        parts: Key -> how many numbers a row of it has.
+    Returns: ``action.<part>`` [samples, rows, D].
+    Raises: ObservationError for a part that is missing or of another shape.
+    """
+    missing = [key for key in parts if key not in answer]
     if missing:
-        known = f"the environment wants {', '.join(space)}; the policy gives {', '.join(answer)}"
-        fix = "use the data config of this robot, such as --data_config fourier_gr1_arms_waist"
+        known = f"the environment wants {', '.join(parts)}; the policy gives {', '.join(answer)}"
+        fix = "use the data config of this robot, with --data_config"
         raise ObservationError(f"the policy gives no {', '.join(missing)}", known=known, fix=fix)
     out = {}
-    for key, own in space.items():
+    for key, width in parts.items():
         value = np.asarray(answer[key])
-        batch, rows, width = own.shape
-        if value.ndim != 3 or value.shape[0] != batch or value.shape[1] < rows or value.shape[2] != width:
+        if value.ndim != 3 or value.shape[0] != samples or value.shape[1] < rows or value.shape[2] != width:
             fix = "lower --n_action_steps to the policy's chunk, or use another data config"
-            known = f"({batch}, {rows} or more, {width})"
+            known = f"({samples}, {rows} or more, {width})"
             raise ObservationError(f"{key} has shape {value.shape}", known=known, fix=fix)
         out[key] = value[:, :rows]
     return out

@@ -1,4 +1,4 @@
-"""The command line of simulations: published flags, episodes played, success rate, videos, a record."""
+"""The command line of simulations: published flags, episodes played, success rates, videos, datasets, a record."""
 
 from __future__ import annotations
 
@@ -7,44 +7,40 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..common.command import Parser, check_least, parse_flags, run_program, setting
-from ..common.progress import Steps, progress
+from ..common.paths import check_output_folder, is_file, is_folder
+from ..common.progress import progress
 from ..errors import UsageError
-from ..evaluate.about import About, record_of
-from ..evaluate.policies import Policy, check_policy_flags, open_policy, policy_flags, print_plan
+from ..evaluate.policies import check_policy_flags, policy_flags, print_plan
 from ..evaluate.timeline import open_timeline, rerun_flag
+from ..policy.flags import Default, check_range
 from ..record.files import deliver, record_flags, record_path
-from ..record.samples import Samples
-from ..record.schema import Inputs, Record
-from ..serve.api_token import redacted
-
-if TYPE_CHECKING:
-    from .episodes import Outcome
-
-DEFAULT_ENV = "gr00t_trt/TableTop-v0"
+from .candidates import KNOWN, candidates
+from .defaults import DEFAULT_ENV, defaults_of
+from .results import render
+from .suite import STEPS, SUITES, environments
 
 EPILOG = """\
 examples:
   see what success looks like, nothing needed:
     gr00t-trt simulate --scripted --n_episodes 4 --video_dir videos
   a model in this process:
-    gr00t-trt simulate --model_path CHECKPOINT --use_torch_tensorrt --n_episodes 10
+    gr00t-trt simulate --model_path CHECKPOINT --use_torch_tensorrt --n_episodes 50
+  does compiling it cost success? The same scenes and noise for both:
+    gr00t-trt simulate --model_path CHECKPOINT --compare eager,inductor:bf16 --n_episodes 100
+  demonstrations to fine-tune on:
+    gr00t-trt simulate --scripted --jolts 0.15 --n_episodes 150 --seed 1000 --save_dataset DATASET --keep successes
   as published, against a running server (gr00t-trt serve):
     gr00t-trt simulate --client --env_name gr1_unified/PnPCupToDrawerClose_GR1ArmsAndWaistFourierHands_Env \\
         --n_episodes 50 --n_envs 5 --max_episode_steps 720 --n_action_steps 16 --video_dir videos
 
-Every environment plays a share of the episodes that is fixed beforehand. Videos are H.264, named by episode,
-instruction and result: episode0003_place-the-pear-on-the-plate_success1.mp4; one of the same name is replaced.
-exit status: 0 done, whatever the success rate; 2 bad input, 130 interrupted, 141 nobody reads the output
+Episode i has the seed --seed + i: its scene and the policy's noise follow from it, whatever --n_envs. Videos are H.264,
+named by episode, instruction and result: episode0003_pick-up-the-cube_success1.mp4; one of the same name is replaced.
+exit status: 0 done, whatever the success rate; 1 no episode was finished or kept, or a replayed one ended differently;
+2 bad input, 130 interrupted, 141 nobody reads the output
 """
 
 
@@ -54,17 +50,33 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog="gr00t-trt simulate", description=what, epilog=EPILOG)
     g = p.add_argument_group("who acts")
     g.add_argument("--client", action="store_true", help="ask a server; so it is without --model_path too")
-    g.add_argument("--scripted", action="store_true", help="no model: a script that solves the table-top scene")
+    g.add_argument("--scripted", action="store_true", help=f"no model: the expert that comes with {DEFAULT_ENV}")
+    g.add_argument("--replay", metavar="DATASET", help="the actions of what --save_dataset recorded, in its scenes")
+    g.add_argument("--compare", metavar="A,B,...", help=f"several policies in the same episodes, each {KNOWN}")
     g.add_argument("--server", action="store_true", help="refused: the service is `gr00t-trt serve`")
     g = p.add_argument_group("where")
-    setting(g, "env_name", DEFAULT_ENV, "gymnasium id", metavar="ID")
-    setting(g, "n_episodes", 2, "episodes to finish")
+    help = "gymnasium id, or module:id [%(default)s]"
+    g.add_argument("--env_name", default=Default(DEFAULT_ENV), metavar="ID", help=help)
+    g.add_argument("--suite", metavar="NAME", help=f"several environments in one table: {', '.join(SUITES)}")
+    help = "episodes to finish, in each environment [2; all of --replay]"
+    g.add_argument("--n_episodes", type=int, metavar="N", help=help)
     setting(g, "n_envs", 1, "environments side by side, each in a process of its own from 2 on")
     setting(g, "n_action_steps", 16, "low-level steps that are executed of each prediction")
-    setting(g, "max_episode_steps", 1440, "low-level steps after which an episode has failed")
-    g.add_argument("--video_dir", metavar="DIR", help="record every episode there [not recorded]")
-    policy_flags(p, data_config="fourier_gr1_arms_waist", embodiment_tag="gr1")
+    help = "low-level steps after which an episode has failed [1440; --suite: 720; the default one: 150]"
+    g.add_argument("--max_episode_steps", type=int, metavar="N", help=help)
+    setting(
+        g, "jolts", 0.0, "probability of a push to the joints in each step, in the default environment", metavar="P"
+    )
+    g.add_argument(
+        "--video_dir",
+        metavar="DIR",
+        help="record every episode there; what is compared has folders of its own [not recorded]",
+    )
+    own = defaults_of(DEFAULT_ENV)
+    policy_flags(p, data_config=own.data_config, embodiment_tag=own.embodiment_tag)
     g = p.add_argument_group("results")
+    g.add_argument("--save_dataset", metavar="DIR", help="write the episodes as a LeRobot v2.1 dataset [not written]")
+    g.add_argument("--keep", choices=("all", "successes"), help="which episodes go into it [all]")
     rerun_flag(g)
     record_flags(g)
     return p
@@ -75,12 +87,56 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parse_flags(parser(), argv)
     if args.server:
         raise UsageError("--server: a simulation is a client", fix="start the service with `gr00t-trt serve --server`")
-    actors = [f"--{name}" for name in ("client", "scripted", "model_path") if getattr(args, name)]
+    actors = [f"--{name}" for name in ("client", "scripted", "replay", "model_path") if getattr(args, name)]
     if len(actors) > 1:
         raise UsageError(f"{' and '.join(actors)} exclude each other", fix="name one policy")
+    _check_together(args)
+    named = defaults_of(args.env_name if args.suite is None else environments(args.suite)[0])
+    for flag in ("data_config", "embodiment_tag"):
+        if isinstance(getattr(args, flag), Default):
+            setattr(args, flag, Default(getattr(named, flag)))
+    if args.max_episode_steps is None:
+        args.max_episode_steps = STEPS.get(args.suite, named.max_episode_steps)
+    if args.n_episodes is None and not args.replay:
+        args.n_episodes = 2
     check_policy_flags(args)
-    check_least(args, n_episodes=1, n_envs=1, n_action_steps=1, max_episode_steps=1)
+    check_least(args, n_envs=1, n_action_steps=1, max_episode_steps=1)
+    if args.n_episodes is not None:
+        check_least(args, n_episodes=1)
+        check_range("seed", args.seed + args.n_episodes)
+    check_new_folder(args.save_dataset, "--save_dataset")
+    if not 0 <= args.jolts <= 1:
+        raise UsageError(f"--jolts: {args.jolts:g} is no probability", known="0 to 1")
     return args
+
+
+def check_new_folder(path: str | None, flag: str) -> None:
+    """Raises: UsageError for one that is there already: recordings are never written over."""
+    if path is not None and (is_file(path, flag) or is_folder(path, flag)):
+        raise UsageError(f"{flag} {path}: it is there already", known="a folder that does not exist")
+    check_output_folder(path, flag)
+
+
+EXCLUDED = {
+    "compare": ("scripted", "replay", "save_dataset", "rerun"),
+    "suite": ("scripted", "replay", "save_dataset", "rerun", "jolts"),
+    "replay": ("save_dataset", "rerun", "jolts"),
+}
+"""Flag -> those that mean nothing, or something else, beside it."""
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    for flag, others in EXCLUDED.items():
+        beside = [other for other in others if getattr(args, other)]
+        if getattr(args, flag) and beside:
+            raise UsageError(f"--{flag} and --{beside[0]} exclude each other", fix="leave one of them out")
+    for flag in ("suite", "replay"):
+        if getattr(args, flag) and not isinstance(args.env_name, Default):
+            raise UsageError(f"--{flag} names the environment, and so does --env_name", fix="leave one of them out")
+    if args.replay and not is_folder(args.replay, "--replay"):
+        raise UsageError(f"--replay {args.replay}: no such folder", known="a dataset of simulate --save_dataset")
+    if args.keep and not args.save_dataset:
+        raise UsageError(f"--keep {args.keep}: nothing is kept", fix="add --save_dataset DIR")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,105 +147,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
     if args.print_plan:
+        if args.compare:
+            raise UsageError("--print_plan: a comparison has several plans", fix="leave --compare or --print_plan out")
         print_plan(args, ["simulate", *argv])
         return 0
-    from .environments import abandon, find, make_vector
-    from .episodes import play, share
-    from .watched import WatchedPolicy
+    chosen = candidates(args) if not (args.scripted or args.replay) else []
+    from .job import run_replay, run_simulation
 
-    path = record_path(args, f"simulate {args.env_name}")
+    path = record_path(args, f"simulate {args.suite or args.replay or args.env_name}")
     timeline = open_timeline(args.rerun, "simulate")
     began = time.monotonic()
     # Simulators print, and what reads our stdout expects a path or JSON there.
     with contextlib.redirect_stdout(sys.stderr), progress(console) as steps:
-        find(args.env_name)
-        policy, about = _policy(args, steps)
-        config = policy.get_modality_config()
-        quotas = share(args.n_episodes, min(args.n_envs, args.n_episodes))
-        steps.step(f"making {len(quotas)} x {args.env_name}")
-        envs = make_vector(
-            args.env_name,
-            quotas,
-            max_episode_steps=args.max_episode_steps,
-            video_dir=Path(args.video_dir) if args.video_dir else None,
-            n_action_steps=args.n_action_steps,
-            video_offsets=config["video"].delta_indices if "video" in config else [0],
-            state_offsets=config["state"].delta_indices if "state" in config else [0],
-        )
         try:
-            steps.step("playing episodes")
-            asked = policy if timeline is None else WatchedPolicy(policy, timeline, args.n_action_steps)
-            outcomes, latencies = play(envs, asked, quotas, seed=args.seed, advance=steps.advance)
-            envs.close()
-        except BaseException:
-            abandon(envs)
-            raise
+            record, failed = (
+                run_replay(args, argv, steps) if args.replay else run_simulation(args, argv, chosen, timeline, steps)
+            )
         finally:
             if timeline is not None:
                 timeline.close()
-    record = _record(args, ["simulate", *redacted(argv)], about, quotas, outcomes, latencies)
     record.wall_s = time.monotonic() - began
-    record.exit_reason = "done"
+    record.exit_reason = failed or "done"
     render(record, console)
+    if failed:
+        console.print(failed, style="red", markup=False, highlight=False, soft_wrap=True)
     deliver(record, path, args)
-    return 0
-
-
-def _policy(args: argparse.Namespace, steps: Steps) -> tuple[Policy, About]:
-    if not args.scripted:
-        return open_policy(args, steps)
-    from .scripted import ScriptedPolicy
-
-    if args.env_name != DEFAULT_ENV:
-        raise UsageError(f"--scripted knows nothing of {args.env_name}", known=DEFAULT_ENV)
-    return ScriptedPolicy(), About({"model": "scripted"})
-
-
-def _record(
-    args: argparse.Namespace,
-    command: Sequence[str],
-    about: About,
-    quotas: Sequence[int],
-    outcomes: Sequence[Outcome],
-    latencies: Sequence[float],
-) -> Record:
-    inputs = Inputs(batch_size=len(quotas), seed=args.seed, dataset=args.env_name)
-    record = record_of(args, command, [about], inputs=inputs)
-    if len(quotas) < args.n_envs:
-        record.skip(f"--n_envs {args.n_envs}", f"{len(quotas)} are enough for {args.n_episodes} episodes")
-    record.simulation = {
-        "policy": about.facts,
-        "environment": args.env_name,
-        "n_envs": len(quotas),
-        "n_action_steps": args.n_action_steps,
-        "max_episode_steps": args.max_episode_steps,
-        "success_rate": float(np.mean([outcome.success for outcome in outcomes])),
-        "episodes": [asdict(outcome) for outcome in outcomes],
-        "latency_ms": Samples(tuple(latencies), device=about.where).to_dict(),
-        "video_dir": args.video_dir,
-    }
-    return record
-
-
-def render(record: Record, console: Console) -> None:
-    """Show a record of a simulation: every episode, the success rate, how long the policy took."""
-    found = record.simulation
-    table = Table(title=found["environment"], title_justify="left")
-    for title in ("episode", "environment", "result", "steps", "queries"):
-        table.add_column(title, justify="left" if title == "result" else "right")
-    for episode in sorted(found["episodes"], key=lambda episode: episode["episode"]):
-        result = Text("success", style="green") if episode["success"] else Text("failure", style="red")
-        table.add_row(
-            str(episode["episode"]), str(episode["environment"]), result, str(episode["steps"]), str(episode["queries"])
-        )
-    console.print(table)
-    latency = found["latency_ms"]
-    last = "max" if latency["p99_is_max"] else "p99"
-    times = f"query p50 {latency['p50']:.1f} ms, {last} {latency['p99']:.1f} ms"
-    console.print(Text(f"{times} over {latency['iterations']} queries"))
-    for note in record.skipped:
-        console.print(Text(f"{note.what}: {note.why}"))
-    if found["video_dir"]:
-        console.print(Text(f"videos: {found['video_dir']}"), soft_wrap=True)
-    count = len(found["episodes"])
-    console.print(Text(f"success rate: {found['success_rate']:.2f} of {count} episodes", style="bold"))
+    return 1 if failed else 0

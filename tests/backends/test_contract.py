@@ -119,9 +119,8 @@ def test_inductor_announces_a_compilation_in_the_middle_of_a_run(built):
 
 def test_names():
     assert all(get_backend(name).name == row.name == name for name, row in BACKENDS.items())
-    with pytest.raises(
-        PlanError, match=r"unknown value 'tensorrt_torch'\n.*eager, inductor, onnxruntime, torch_tensorrt, tensorrt"
-    ):
+    known = "eager, inductor, triton, onnxruntime, torch_tensorrt, tensorrt"
+    with pytest.raises(PlanError, match=rf"unknown value 'tensorrt_torch'\n.*{known}"):
         get_backend("tensorrt_torch")
 
 

@@ -12,7 +12,7 @@ import types
 
 import pytest
 import torch
-from small_submodules import cosine, make_target, tensors, unconvertible
+from small_submodules import BATCH, cosine, make_target, tensors, unconvertible
 from torch import nn
 
 from gr00t_trt.backends.base import BuildContext
@@ -26,9 +26,12 @@ from gr00t_trt.backends.trt_log import compiler_log
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import engine_paths, verify
 from gr00t_trt.engines.manifest import checksum
+from gr00t_trt.engines.serialized_engine import SerializedEngine, binding
 from gr00t_trt.errors import BackendError, ShapeError
+from gr00t_trt.model.targets import Target
 from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
+from gr00t_trt.quantize.linear import QuantLinear
 
 OPTIONS = BuildOptions(use_fp32_acc=True)
 
@@ -153,6 +156,23 @@ class TestGpuBuild:
         monkeypatch.setattr(MutableTorchTensorRTModule, "_validates_dynamic_hints", lambda self: False)
         with pytest.raises(BackendError, match="dropped the dynamic shapes"):
             run(make_target("attention"))
+
+
+def test_an_engine_of_quantised_layers_on_a_gpu_cannot_be_refitted(run, monkeypatch, tmp_path):
+    """The mutable module would build one that can; nobody has seen codes survive a refit."""
+    layer = nn.Linear(32, 32).bfloat16().requires_grad_(False)
+    x = torch.randn(1, 20, 32).bfloat16()
+    made = QuantLinear(layer, "fp8", torch.full((32,), 4.0))
+    target = Target("quantised", nn.Sequential(made).eval(), (x,), ("x",), ({0: BATCH},))
+    given_runtime(monkeypatch, target.module)
+    engine = SerializedEngine(b"ftrt" + bytes(9), (binding("x", x, {0: BATCH}),), (), (0,), 12)
+    monkeypatch.setattr(trt_build, "build_engine", lambda *args: engine)
+    built, converted = run(target, engine_dir=tmp_path)
+    assert converted == []  # by the mutable module
+    assert (built.runs, built.engine_bytes, built.layers_before, built.layers_after) == (True, 13, 12, 7)
+    assert set(built.phases_s) == {"partition", "engine", "write", "load", "warm"}
+    assert verify(built.engine.path).settings["immutable_weights"] is True
+    assert torch.equal(built.call(x), target.module(x))
 
 
 def copied(cache, folder):

@@ -191,6 +191,98 @@ def test_to_tensor_and_back_with_dtypes():
 def test_augmentations_change_nothing(transform):
     data = {VIEW: torch.rand(1, 3, 4, 4)}
     assert transform.eval().apply(data)[VIEW] is data[VIEW]
+    assert transform.apply_training(data, None)[VIEW] is data[VIEW]
+    if not isinstance(transform, VideoColorJitter | StateActionPerturbation | StateActionDropout):
+        with pytest.raises(PlanError, match=f"{type(transform).__name__}.* is not carried out in a training"):
+            transform.apply_training(data, draw)
+
+
+def draw(purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(len(purpose))
+
+
+def test_views_are_cropped_and_coloured_alike_in_a_training():
+    image = torch.rand(1, 3, 40, 60)
+    data = {"video.a": image, "video.b": image}
+    crop, jitter = VideoCrop(list(data), scale=0.5), VideoColorJitter(list(data), 0.3, 0.4, 0.5, 0.08)
+    for transform in (crop, jitter):
+        one, two = (transform.apply_training(data, draw)[key] for key in data)
+        assert torch.equal(one, two)
+        assert not torch.equal(one, transform.apply(data)["video.a"])
+    assert torch.equal(crop.apply_training(data, None)["video.a"], crop.apply(data)["video.a"])
+
+
+def test_random_crops_reach_every_place_and_no_other():
+    image = torch.arange(30.0).reshape(1, 1, 5, 6)
+    crop = VideoCrop([VIEW], scale=0.8)
+    corners = {
+        crop.apply_training({VIEW: image}, lambda _, s=seed: torch.Generator().manual_seed(s))[VIEW][0, 0, 0, 0].item()
+        for seed in range(200)
+    }
+    assert corners == {0, 1, 2, 6, 7, 8}
+
+
+@pytest.mark.parametrize(
+    "ranges", [{"brightness": -0.1}, {"contrast": (1.2, 0.8)}, {"saturation": "much"}, {"hue": 0.6}, {"hue": (0, 1)}]
+)
+def test_ranges_that_are_none_are_refused(ranges):
+    with pytest.raises(PlanError, match=f"VideoColorJitter: {next(iter(ranges))}"):
+        VideoColorJitter([VIEW], **ranges)
+
+
+def test_states_are_disturbed_and_dropped_in_a_training():
+    data = {"state.a": np.linspace(-1, 1, 2000).reshape(1, -1), "state.b": np.ones((1, 3), np.float32)}
+    keys = list(data)
+    noisy = StateActionPerturbation(keys, std=0.1).apply_training(data, draw)
+    moved = noisy["state.a"].numpy() - data["state.a"]
+    assert moved[0, 500:1500].std() == pytest.approx(0.1, abs=0.01)
+    assert noisy["state.a"].abs().max() == 1
+    assert torch.equal(noisy["state.b"], torch.ones(1, 3))
+    assert torch.equal(StateActionPerturbation(keys, std=0.1).apply_training(data, draw)["state.a"], noisy["state.a"])
+    dropped = 0
+    for seed in range(200):
+        own = lambda _, s=seed: torch.Generator().manual_seed(s)  # noqa: E731
+        out = StateActionDropout(keys, dropout_prob=0.3).apply_training(data, own)
+        zero = [not torch.as_tensor(out[key]).any() for key in keys]
+        assert len(set(zero)) == 1
+        dropped += zero[0]
+    assert 40 < dropped < 80
+
+
+def test_a_training_has_the_actions():
+    transform = GR00TTransform(action_horizon=2, max_state_dim=3, max_action_dim=4, embodiment=7)
+    data = {"video": np.zeros((1, 1, 4, 4, 3), np.uint8), "state": np.ones((1, 2)), "action": np.full((2, 3), 0.5)}
+    out = transform.apply_training(data, draw)
+    assert "action" not in transform.apply(data)
+    assert out["action"].dtype == torch.float32
+    assert out["action"].tolist() == [[[0.5, 0.5, 0.5, 0.0]] * 2]
+    assert out["action_mask"].tolist() == [[[True, True, True, False]] * 2]
+    with pytest.raises(ObservationError, match=r"action has shape \(3, 3\)|action has shape \(1, 3, 3\)"):
+        transform.apply_training({**data, "action": np.zeros((3, 3))}, draw)
+    transform.set_action_dim(2)
+    with pytest.raises(ObservationError, match="action is 3 wide"):
+        transform.apply_training(data, draw)
+    with pytest.raises(ObservationError, match="'action' is missing"):
+        transform.apply_training({k: v for k, v in data.items() if k != "action"}, draw)
+    dropping = GR00TTransform(action_horizon=2, max_state_dim=3, embodiment=7, language_dropout_prob=0.1)
+    with pytest.raises(PlanError, match="language_dropout_prob is not carried out"):
+        dropping.apply_training(data, draw)
+    assert "action" in dropping.apply_training(data, None)
+
+
+def test_a_chain_passes_draws_on_and_names_what_fails():
+    class Elsewhere:
+        def apply(self, data):
+            return {**data, "seen": True}
+
+    chain = ComposedModalityTransform([VideoCrop([VIEW], scale=0.5), Elsewhere(), VideoHorizontalFlip([VIEW])])
+    with pytest.raises(PlanError, match="VideoHorizontalFlip is not carried out"):
+        chain.apply_training({VIEW: torch.rand(1, 3, 8, 8)}, draw)
+    out = chain.apply_training({VIEW: torch.rand(1, 3, 8, 8)}, None)
+    assert out["seen"]
+    assert out[VIEW].shape == (1, 3, 4, 4)
+    with pytest.raises(ObservationError, match=r"transform 0 \(VideoCrop.apply_training\)"):
+        chain.apply_training({VIEW: None}, draw)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from gr00t_trt.common.command import Parser, parse_flags
@@ -20,12 +21,14 @@ from gr00t_trt.evaluate.program import main as evaluate
 from gr00t_trt.simulate.program import main as simulate
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = ["--server", "--model_path", "synthetic", "--port", "0", "--precision", "fp32", "--api_token", "secret"]
+EPISODE = "data/chunk-000/episode_000000.parquet"
+ROBOT = ["--data_config", "so100", "--embodiment_tag", "new_embodiment"]
+SERVE = ["--server", "--model_path", "synthetic", "--port", "0", "--precision", "fp32", "--api_token", "secret", *ROBOT]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[list[str]]:
-    """The flags that reach a running server of the arms-and-waist config."""
+    """The flags that reach a running server of the SO-100's data config."""
     command = [sys.executable, "-m", "gr00t_trt.serve", *SERVE]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -39,27 +42,50 @@ def server() -> Iterator[list[str]]:
 
 
 def test_recorded_episodes_are_evaluated_against_a_server_and_beside_it(server, tmp_path: Path) -> None:
-    local = ["--model_path", "synthetic", "--data_config", "fourier_gr1_arms_waist", "--compare", "server"]
+    local = ["--model_path", "synthetic", *ROBOT, "--compare", "server"]
     argv = ["--dataset_path", "synthetic", "--steps", "20", "--record", str(tmp_path / "r.json"), *server]
-    assert evaluate([*argv, *local, "--modality_keys", "waist"]) == 0
+    assert evaluate([*argv, *local, "--modality_keys", "gripper"]) == 0
     found = json.loads((tmp_path / "r.json").read_text())["evaluation"]
     assert [c["name"].partition(" ")[0] for c in found["candidates"]] == ["eager", "server"]
     # The same weights; only the noise is another.
     assert all(0 < c["mean_mse"] < 10 for c in found["candidates"])
-    assert found["difference"]["per_key"]["action.waist"]["max_abs"] > 0
+    assert found["difference"]["per_key"]["action.gripper"]["max_abs"] > 0
     assert found["candidates"][1]["latency_ms"]["iterations"] == 2
 
 
 def test_a_simulation_asks_a_server_as_the_published_client_does(server, tmp_path: Path) -> None:
     argv = ["--client", "--use_torch_tensorrt", "--n_episodes", "2", "--max_episode_steps", "6", *server]
     assert simulate([*argv, "--record", str(tmp_path / "r.json")]) == 0
-    found = json.loads((tmp_path / "r.json").read_text())["simulation"]
-    assert [(e["steps"], e["queries"]) for e in found["episodes"]] == [(6, 1), (6, 1)]
-    assert found["policy"]["server"].startswith("127.0.0.1:")
+    (played,) = json.loads((tmp_path / "r.json").read_text())["simulation"]["played"]
+    assert [(e["steps"], e["queries"]) for e in played["episodes"]] == [(6, 1), (6, 1)]
+    assert played["policy"]["server"].startswith("127.0.0.1:")
+
+
+def test_a_server_plays_as_the_same_model_here_does(server, tmp_path: Path) -> None:
+    """The same scenes, and the same noise, which the server is told by its seed: the same actions in every row."""
+    common = [
+        "--n_episodes",
+        "1",
+        "--max_episode_steps",
+        "20",
+        "--n_action_steps",
+        "8",
+        "--record",
+        str(tmp_path / "r"),
+    ]
+    for name, who in (("here", ["--model_path", "synthetic", "--precision", "fp32"]), ("there", ["--client", *server])):
+        assert simulate([*who, *common, "--save_dataset", str(tmp_path / name)]) == 0
+    here, there = (
+        np.stack(pyarrow.parquet.read_table(tmp_path / name / EPISODE).column("action").to_pylist())
+        for name in ("here", "there")
+    )
+    assert here.shape == (20, 6)
+    np.testing.assert_array_equal(here, there)
 
 
 def test_a_robot_is_driven_by_a_server_without_torch_on_its_side(server, tmp_path: Path) -> None:
-    argv = ["--robot.type", "gr00t_trt/TableTop-v0", "--actions_to_execute", "3", "--control_hz", "20", "--overlap"]
+    argv = ["--robot.type", "gr00t_trt/SO101PickPlace-v0", "--actions_to_execute", "3", "--control_hz", "20"]
+    argv += ["--overlap"]
     argv += [flag.replace("--host", "--policy_host").replace("--port", "--policy_port") for flag in server]
     argv += ["--record", str(tmp_path / "r.json")]
     code = f"import sys; from gr00t_trt.rollout.program import main; print(main({argv!r}), 'torch' in sys.modules)"

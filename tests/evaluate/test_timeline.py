@@ -60,14 +60,24 @@ def picture(entry: dict) -> np.ndarray:
 
 def test_a_simulation_has_a_branch_for_each_environment(rerun, tmp_path: Path) -> None:
     path = tmp_path / "s.rrd"
-    argv = ["--scripted", "--n_episodes", "1", "--n_action_steps", "8", "--max_episode_steps", "24", "--rerun"]
+    argv = [*LOCAL, "--n_episodes", "1", "--n_action_steps", "8", "--max_episode_steps", "24", "--rerun"]
     assert simulate([*argv, str(path), "--record", str(tmp_path / "r.json")]) == 0
     found = read(path)
-    queries = json.loads((tmp_path / "r.json").read_text())["simulation"]["episodes"][0]["queries"]
+    played = json.loads((tmp_path / "r.json").read_text())["simulation"]["played"][0]
+    queries = played["episodes"][0]["queries"]
     assert [entry["step"] for entry in found["/environment 0/latency_ms"]] == [8 * i for i in range(queries)]
-    assert curve(found["/environment 0/predicted/waist"]).shape == (8 * queries, 3)
-    assert curve(found["/environment 0/state/left_arm"]).shape == (queries, 7)
-    assert picture(found["/environment 0/frames/ego_view"][0]).shape == (256, 256, 3)
+    assert curve(found["/environment 0/predicted/single_arm"]).shape == (8 * queries, 5)
+    assert curve(found["/environment 0/state/single_arm"]).shape == (queries, 5)
+    assert picture(found["/environment 0/frames/webcam"][0]).shape == (256, 256, 3)
+
+
+def test_what_an_expert_does_is_in_its_branch(rerun, tmp_path: Path) -> None:
+    path = tmp_path / "s.rrd"
+    argv = ["--scripted", "--n_episodes", "1", "--n_action_steps", "8", "--max_episode_steps", "12", "--rerun"]
+    assert simulate([*argv, str(path), "--record", str(tmp_path / "r.json")]) == 0
+    found = read(path)
+    assert [entry["step"] for entry in found["/environment 0/sent/gripper"]] == list(range(12))
+    assert curve(found["/environment 0/state/single_arm"]).shape == (2, 5)
 
 
 def test_a_rollout_holds_what_was_sent_in_both_ways_of_executing(rerun, tmp_path: Path) -> None:

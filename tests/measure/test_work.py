@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gr00t_trt.measure import work as module
+from gr00t_trt.measure.roofline import ceilings
 from gr00t_trt.measure.rows import ALL, OURS, PLAIN, planned
 from gr00t_trt.measure.work import Counted, Counter, to_count
 from gr00t_trt.measure.workloads import with_views
@@ -53,6 +54,25 @@ def test_a_batch_shares_weights_and_not_activations(tiny: Counter) -> None:
     assert many.flops == pytest.approx(4 * one.flops, rel=1e-6)
     assert many.weight_bytes < 1.5 * one.weight_bytes
     assert many.bytes - many.weight_bytes > 3.5 * (one.bytes - one.weight_bytes)
+
+
+@pytest.mark.parametrize(
+    ("form", "least", "most"),
+    [("int8", 0.53, 0.6), ("fp8", 0.53, 0.6), ("nvfp4", 0.3, 0.4)],
+    ids=["int8", "fp8", "nvfp4"],
+)
+def test_quantised_weights_have_the_bytes_of_their_format(
+    form: str, least: float, most: float, tiny: Counter, requests_
+) -> None:
+    question = Counted.of(OURS, Workload())
+    whole, quantised = tiny.trace(question), Counter(load_config("synthetic"), form, requests_.inputs).trace(question)
+    assert quantised.flops == whole.flops
+    assert quantised.bytes - quantised.weight_bytes == whole.bytes - whole.weight_bytes
+    assert least < quantised.weight_bytes / whole.weight_bytes < most
+    assert {product.arithmetic for product in quantised.products} == {"half", form}
+    hopper, able = ceilings("NVIDIA H200"), ceilings("NVIDIA GeForce RTX 5090")
+    assert (quantised.milliseconds(hopper) is None) == (form == "nvfp4")  # of which it has no products
+    assert quantised.milliseconds(able) < whole.milliseconds(able)
 
 
 def test_restructuring_saves_work_and_operators(tiny: Counter) -> None:

@@ -181,7 +181,7 @@ def test_dead_tensors_may_be_absent_but_not_misshapen(checkpoint: Any, shared_ti
     load_model(checkpoint.write())
     probe = next(k for k in dead if k.endswith("probe"))
     checkpoint.tensors[probe] = torch.zeros(1, 1, 5)
-    assert f"misshapen (1): {probe} has [1, 1, 5], expected [1, 1, 72]" in failure(checkpoint.write())
+    assert f"misshapen (1): {probe} has [1, 1, 5], expected [1, 1, 96]" in failure(checkpoint.write())
 
 
 def test_all_problems_in_one_error(checkpoint: Any) -> None:

@@ -373,7 +373,10 @@ def test_merge_takes_only_what_was_given():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"precision": "fp8"}, "command line: precision: fp8: the backend torch_tensorrt does not build it yet"),
+        (
+            {"precision": "nvfp4", "backend": "tensorrt"},
+            "command line: precision: nvfp4: the backend tensorrt cannot build it",
+        ),
         ({"build.bogus": 1}, "command line: build.bogus: no such key"),
         ({"precision.x": 1}, "command line: precision.x: precision has no keys of its own"),
         (

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gr00t_trt.common.products import Speed
 from gr00t_trt.errors import PlanError
 from gr00t_trt.plans.backends import Availability
+from gr00t_trt.plans.checks import COMPUTE_CAPABILITIES
 from gr00t_trt.plans.conflicts import plan_warnings
 from gr00t_trt.plans.load import load_plan, merge, plan_from_mapping, plan_to_mapping
 from gr00t_trt.plans.precisions import PRECISIONS
 from gr00t_trt.plans.resolve import Machine, Resolved, resolve
 from gr00t_trt.plans.schema import ARCHITECTURE, SUBMODULES
+from gr00t_trt.plans.shipped import shipped_plans
 from gr00t_trt.plans.submodules import resolve_submodule
 from gr00t_trt.quantize.layers import matching
 
@@ -65,15 +68,25 @@ def test_a_plan_for_several_survives_a_trip_through_a_mapping() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"precision": "fp8", "backend": "torch_tensorrt"}, "the backend torch_tensorrt does not build it yet"),
-        ({"precision": "fp8", "backend": "auto"}, "use --backend eager"),
+        ({"precision": "nvfp4", "backend": "tensorrt"}, "the backend tensorrt cannot build it"),
+        ({"precision": "nvfp4", "backend": "onnxruntime"}, "use --backend torch_tensorrt"),
+        ({"precision": "nvfp4", "backend": "auto"}, "use --backend torch_tensorrt"),
         (
-            {"precision": "int8", "submodules": {"dit_model": {"backend": "tensorrt"}}},
-            "precision: int8: the backend tensorrt does not build it yet",
+            {"precision": "nvfp4", "submodules": {"dit_model": {"backend": "inductor"}}},
+            "precision: nvfp4: the backend inductor cannot build it",
         ),
         (
-            {"submodules": {"dit_model": {"precision": "fp8", "backend": "inductor"}}},
-            "dit_model.precision: fp8: the backend",
+            {"precision": "fp8", "backend": "torch_tensorrt", "build": {"compute_capabilities": ["8.6", "12.0"]}},
+            "build.compute_capabilities: a GPU of 8.6 cannot multiply in fp8, the precision of vision_model",
+        ),
+        (
+            {
+                "precision": "bf16",
+                "backend": "tensorrt",
+                "submodules": {"dit_model": {"precision": "nvfp4", "backend": "torch_tensorrt"}},
+                "build": {"compute_capabilities": ["8.9"]},
+            },
+            "known: 10.0 and newer",
         ),
         ({"precision": "fp8", "optimizations": "none"}, "set `optimizations: all`"),
         ({"precision": "fp8", "optimizations": {"kv_cache": False}}, "set `optimizations: all`"),
@@ -89,6 +102,16 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], words: str) -> No
     with pytest.raises(PlanError) as caught:
         plan_of(**settings)
     assert words in str(caught.value)
+
+
+def test_which_gpus_compute_in_which_precision() -> None:
+    able = {name: [c for c in COMPUTE_CAPABILITIES if row.computes_on(c)] for name, row in PRECISIONS.items()}
+    assert able["fp16"] == list(COMPUTE_CAPABILITIES)
+    assert able["int8"] == ["8.0", "8.6", "8.9", "12.0", "12.1"]
+    assert able["fp8"] == ["8.9", "12.0", "12.1"]
+    assert able["nvfp4"] == ["12.0", "12.1"]
+    assert PRECISIONS["nvfp4"].computes_on("11.0")
+    assert plan_of(precision="fp8", backend="eager", build={"compute_capabilities": ["8.0"]}).precision == "fp8"
 
 
 def test_the_calibration_is_asked_for_before_anything_is_loaded(file: str) -> None:
@@ -138,4 +161,20 @@ def test_a_pattern_is_dotted_parts_of_a_name() -> None:
 @pytest.mark.parametrize("name", ["fp8", "int8"])
 def test_the_plans_that_come_with_the_package(name: str) -> None:
     plan = load_plan(name)
-    assert (plan.precision, plan.backend, plan.calibration) == (name, "eager", "calibration.safetensors")
+    assert (plan.precision, plan.backend, plan.calibration) == (name, "torch_tensorrt", "calibration.safetensors")
+
+
+@pytest.mark.parametrize("name", ["jetson_thor", "rtx_4090_5090"])
+def test_the_plans_of_a_gpu_take_the_bits_that_their_comments_offer(name: str) -> None:
+    header = load_plan(name)
+    if name == "rtx_4090_5090":
+        taken = merge(header, {"precision": "fp8", "calibration": "c"})
+        with pytest.raises(PlanError, match=r"a GPU of 8\.9 cannot multiply in nvfp4"):
+            merge(header, {"precision": "nvfp4", "calibration": "c"})
+    else:
+        lines = shipped_plans()[name].path.read_text().splitlines()
+        block = [line.removeprefix("#") for line in lines if line.startswith("#             ")]
+        own = yaml.safe_load("\n".join(block))
+        taken = plan_from_mapping({**plan_to_mapping(header), **own}, name)
+        assert resolve_submodule(taken, "language_model").quantization.keep == ("down_proj", "o_proj")
+    assert resolve_submodule(taken, "dit_model").precision == "fp8"

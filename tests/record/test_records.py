@@ -90,7 +90,8 @@ def test_a_built_submodule_fills_its_entry():
     target = SimpleNamespace(name="dit_model", argument_names=(), inputs=(), ranges=())
     own = SimpleNamespace(backend="torch_tensorrt", precision="fp16", gate=None)
     part = SimpleNamespace(
-        target=target, resolved=own, built=built, peak_bytes=None, agreement=None, failures=(), is_baseline=False
+        target=target, resolved=own, built=built, peak_bytes=None, agreement=None, failures=(), is_baseline=False,
+        quantized=None,
     )  # fmt: skip
     plan = SimpleNamespace(optimizations=(), loop="submodules")
     base = SimpleNamespace(plan=plan, reference=SimpleNamespace(base=SimpleNamespace(workload=None)))

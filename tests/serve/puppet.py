@@ -91,6 +91,7 @@ def serving(
     port: int = 0,
     may_kill: bool = True,
     log: RequestLog | None = None,
+    reloader: Any = None,
     **settings: Any,
 ) -> Iterator[Served]:
     """A server on free ports; bodies and messages may take a second to arrive. `settings`: of the worker."""
@@ -104,7 +105,15 @@ def serving(
         "observation": {"video.webcam": {"dtype": "uint8", "shape": [1, 8, 8, 3]}},
     }
     service = Service(
-        worker, metrics, description, CONFIG, limits=LIMITS, api_token=api_token, may_kill=may_kill, log=log
+        worker,
+        metrics,
+        description,
+        CONFIG,
+        limits=LIMITS,
+        api_token=api_token,
+        may_kill=may_kill,
+        log=log,
+        reloader=reloader,
     )
     bounds: dict[str, Any] = {"max_request_bytes": max_request_bytes, "request_timeout_s": 1.0}
     zmq_server = ZmqServer(service, "127.0.0.1", port, **bounds)

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from trained_pair import write_pair
 
 from gr00t_trt.errors import ServiceError, UsageError
 from gr00t_trt.serve.ask import example
 from gr00t_trt.serve.client import RobotInferenceClient
+from gr00t_trt.serve.deploy_weights.program import main
 from gr00t_trt.serve.flags import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +98,53 @@ def test_two_replicas_answer_like_one_process_and_lose_nothing_when_one_is_kille
         assert all(after > own for after, own in zip(done, before, strict=True))
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+@pytest.mark.ray
+def test_other_weights_replica_by_replica(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="needs ray[serve]")
+    runs = write_pair(tmp_path)
+    given = ["--data_config", "fourier_gr1_arms_only", "--denoising_steps", "1"]
+    alone: dict[str, dict[str, np.ndarray]] = {}
+    observation: dict[str, Any] = {}
+    for name in ("old", "new"):
+        with server("--model_path", str(runs / name), *given) as (_, port):
+            with RobotInferenceClient("127.0.0.1", port) as client:
+                observation = dict(observation or example(client.status()["observation"]))
+            alone[name] = answers(port, [observation])[0]
+    flags = ["--replicas", "2", "--model_path", str(runs / "old"), "--allow_reload", str(runs), *given]
+    with server(*flags) as (process, port):
+        seen, stop = [], threading.Event()
+
+        def robot() -> None:
+            while not stop.is_set():
+                seen.extend(answers(port, [observation]))
+
+        robots = [threading.Thread(target=robot) for _ in range(2)]
+        for each in robots:
+            each.start()
+        line = ["--host", "127.0.0.1", "--port", str(port)]
+        assert main([str(runs / "nothing"), *line]) == 2
+        assert main([str(runs / "new"), *line]) == 0
+        assert "from checkpoint to first action" in capsys.readouterr().out
+        stop.set()
+        for each in robots:
+            each.join(40)
+        replicas = [each for each in psutil.Process(process.pid).children(recursive=True) if "Replica" in named(each)]
+        replicas[0].kill()
+        time.sleep(3.0)
+        later = [answers(port, [observation])[0] for _ in range(8)]
+        with RobotInferenceClient("127.0.0.1", port) as client:
+            told = client.status()
+    assert {kind(each, alone) for each in seen} <= {"old", "new"}
+    assert {kind(each, alone) for each in later} == {"new"}
+    assert (told["model"], told["reload"]["state"]) == (str(runs / "new"), "done")
+
+
+def kind(answer: dict[str, np.ndarray], alone: dict[str, dict[str, np.ndarray]]) -> str:
+    """Which checkpoint an answer is of."""
+    equal = (name for name, own in alone.items() if all((answer[key] == own[key]).all() for key in own))
+    return next(equal, "mixed")
 
 
 def named(process: psutil.Process) -> str:

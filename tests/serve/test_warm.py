@@ -57,6 +57,14 @@ def test_each_bucket_has_its_graph_and_is_answered_by_it(policy: Gr00tPolicy) ->
             np.testing.assert_allclose(part[key], value, atol=1e-4 * np.abs(value).max())
 
 
+def test_batches_push_no_prompt_out(policy: Gr00tPolicy) -> None:
+    """A graph is kept for each size of a batch: as many prompts stay as without batches."""
+    capturer = FakeCapturer()
+    replayed(policy, capturer, limit=2)
+    warm_batches(policy, batcher_of(policy), policy.example(), [2, 4], print)
+    assert (capturer.captured, len(policy.model.graphs)) == (3, 3)
+
+
 def test_what_cannot_be_captured_is_told(policy: Gr00tPolicy) -> None:
     capturer, notes = FakeCapturer(), []
     replayed(policy, capturer)

@@ -15,7 +15,9 @@ from ...common.install import install
 from ...errors import BackendError, PlanError
 from ...model.targets import Target, tracing_example
 from ...plans.schema import BuildOptions
+from ...quantize.linear import formats_in
 from ..base import Availability, BuildContext, Built, Capturable, describe
+from ..compute_capabilities import refuse_older_gpu
 from ..guarded import GuardedModule, build_failed, same_form
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
@@ -58,16 +60,17 @@ class InductorBackend:
             raise BackendError(
                 f"{target.name}: mode {self.mode} replays CUDA graphs, and there is no GPU", fix="use mode default"
             )
+        refuse_older_gpu(target)
         start = time.perf_counter()
         on_gpu = target.inputs[0].device.type == "cuda"
         context.progress("compiling")
-        compiled = _Announced(target.name, self._compiled(target.module, on_gpu=on_gpu), copies=graphed)
+        compiled = _Announced(target.name, self.compiled(target.module, on_gpu=on_gpu), copies=graphed)
         call = GuardedModule(target, compiled)
         phases: dict[str, float] = {}
         try:
-            for phase, inputs in _warm_calls(target).items():
+            for phase, inputs in warm_calls(target).items():
                 phase_start = time.perf_counter()
-                result = call(*_marked(target, inputs))
+                result = call(*marked(target, inputs))
                 phases[phase] = time.perf_counter() - phase_start
                 if phase == "recorded size":
                     actual = result
@@ -90,9 +93,11 @@ class InductorBackend:
                 "gpu_products": on_gpu,
                 "dynamic": _dynamic_axes(target),
             },
+            notes=_about_quantized(target, on_gpu=on_gpu),
         )
 
-    def _compiled(self, module: torch.nn.Module, *, on_gpu: bool) -> Callable[..., Any]:
+    def compiled(self, module: Callable[..., Any], *, on_gpu: bool) -> Callable[..., Any]:
+        """A module or function, compiled at its first call."""
         if not on_gpu:
             return torch.compile(module, backend="inductor", mode=self.mode, fullgraph=True)
         from .products import GpuProducts
@@ -100,6 +105,17 @@ class InductorBackend:
         # torch.compile takes a mode or options; a mode is a name for some of them.
         options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts()}
         return torch.compile(module, backend="inductor", options=options, fullgraph=True)
+
+
+def _about_quantized(target: Target, *, on_gpu: bool) -> tuple[str, ...]:
+    """What a user should know of quantised products here, a sentence each."""
+    return tuple(
+        f"{form}: products in 8 bits by torch._scaled_mm; no GPU was measured yet, so that no table says for which "
+        "sizes they are faster than bf16."
+        if on_gpu and form == "fp8"
+        else f"{form}: computed by its reference in PyTorch, between compiled kernels: for the accuracy, not the speed."
+        for form in formats_in(target.module)
+    )
 
 
 class _Announced:
@@ -135,7 +151,8 @@ def _graphs_compiled() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def _warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:
+def warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The calls after which nothing is left to compile: phase -> inputs."""
     calls = {"recorded size": target.inputs}
     example = tracing_example(target.inputs, target.ranges)
     if any(a.shape != b.shape for a, b in zip(example, target.inputs, strict=True)):
@@ -143,7 +160,8 @@ def _warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:
     return calls
 
 
-def _marked(target: Target, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def marked(target: Target, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The inputs with the target's varying axes dynamic and all others static."""
     out = []
     for arg, ranges in zip(inputs, target.ranges, strict=True):
         arg = arg.detach()  # the mark belongs to the tensor object, and the recorded one is used elsewhere

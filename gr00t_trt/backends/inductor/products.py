@@ -8,6 +8,9 @@ are then lost at the sizes of this model, where a product takes 5 to 25 µs and 
                     along its length and adds up the parts with another kernel. Cut here, the parts are added up by the
                     kernel that follows anyway, and the cut is the same for every release of cuBLAS.
 
+A quantised linear layer is an operator that torch.compile cannot look into. In fp8 it becomes a product of 8 bits with
+one scale: quantising its input, and its weight's scale per channel, are left to the kernels before and after it.
+
 The rewriting is a pass over the graph that torch.compile traced, before its own. Its result differs from the original
 by rounding only.
 """
@@ -23,7 +26,11 @@ import torch.nn.functional as F
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from ...quantize.formats import E4M3, E4M3_LARGEST
+from ...quantize.operator import quantized_linear as _defined  # noqa: F401  the operator must exist
+
 HALF = (torch.float16, torch.bfloat16)
+QUANTIZED = torch.ops.gr00t_trt.quantized_linear.default
 ALIGNED = 8
 """Elements of half precision in the 16 bytes that matrix units read at once; a part must not end inside them."""
 PARTS = 4
@@ -36,6 +43,8 @@ class GpuProducts(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
+            if node.op == "call_function" and node.target is QUANTIZED:
+                _take_fp8(graph, node)
             if node.op != "call_function" or node.target is not F.linear:
                 continue
             given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
@@ -56,6 +65,40 @@ class GpuProducts(CustomGraphPass):
     def uuid(self) -> str:
         """What compiled graphs are kept under, beside the graph itself: this file."""
         return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _take_fp8(graph: fx.Graph, node: fx.Node) -> None:
+    """Put an fp8 product in a quantised layer's place where it can take it: half precision on a GPU."""
+    x, codes, scale, _, input_scale, smoothing, bias, form = node.args
+    if form != "fp8" or input_scale is None or not _half_on_gpu(x):
+        return
+    with graph.inserting_before(node):
+        product = graph.call_function(fp8_linear, (x, codes, scale, input_scale, smoothing, bias))
+    node.replace_all_uses_with(product)
+    graph.erase_node(node)
+
+
+def fp8_linear(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    input_scale: torch.Tensor,
+    smoothing: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """As the operator of quantised layers in fp8, but for the rounding of sums to bf16: [..., K] -> [..., N].
+
+    The product gets the input's scale for both sides, since it is there: another constant would be a kernel that fills
+    it in every call. Dividing it out again costs nothing beside the channels' scales.
+    """
+    wide = x.flatten(0, -2).float()
+    wide = wide if smoothing is None else wide * smoothing
+    a = (wide / input_scale).clamp(-E4M3_LARGEST, E4M3_LARGEST).to(E4M3)
+    b = codes.view(E4M3).t()
+    y = torch._scaled_mm(a, b, scale_a=input_scale, scale_b=input_scale, out_dtype=torch.bfloat16).float()
+    y = y * (scale / input_scale)
+    y = y if bias is None else y + bias.float()
+    return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

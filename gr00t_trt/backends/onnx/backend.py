@@ -22,11 +22,14 @@ from ...common.install import install_extra
 from ...errors import BackendError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
+from ...quantize.linear import formats_in
 from ..base import Availability, BuildContext, Built, Capturable
+from ..compute_capabilities import refuse_older_gpu
 from ..guarded import GuardedModule, build_failed, check_form
 from . import export as onnx_export
 from .export import OnnxFile
 from .interface import floating_dtype
+from .widened import widen
 
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -45,6 +48,7 @@ _TORCH = {
     "tensor(bfloat16)": torch.bfloat16,
     "tensor(int64)": torch.int64,
 }
+WIDENED = "ONNX Runtime has no bf16 on the CPU: between the quantised products it computes in fp32."
 _WARNING, _ERROR = 2, 3  # ONNX Runtime's log levels
 
 
@@ -87,6 +91,7 @@ class OnnxRuntimeBackend:
         available = self.availability_on(target.inputs[0].device.type)
         if not available.installed:
             raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend eager")
+        refuse_older_gpu(target)
         if reason := cannot_run(target):
             raise BackendError(f"{target.name}: {reason}", fix="use fp16 or fp32, or another backend, for it")
         start = time.perf_counter()
@@ -115,9 +120,13 @@ class OnnxRuntimeBackend:
 
 def cannot_run(target: Target) -> str:
     """Why ONNX Runtime cannot run a target where its inputs are, or an empty string."""
-    if floating_dtype(target) == torch.bfloat16 and target.inputs[0].device.type == "cpu":
+    if _bf16_on_cpu(target) and not formats_in(target.module):
         return "ONNX Runtime has no bf16 matrix product for the CPU"
     return ""
+
+
+def _bf16_on_cpu(target: Target) -> bool:
+    return floating_dtype(target) == torch.bfloat16 and target.inputs[0].device.type == "cpu"
 
 
 def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxCall:
@@ -132,6 +141,12 @@ def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxC
     settings.intra_op_num_threads = torch.get_num_threads()
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     wanted, notes = providers(file, options, device, stream)
+    if _bf16_on_cpu(target):
+        file = widen(file)
+        notes.append(WIDENED)
+    if "fp8" in formats_in(target.module):
+        # It takes e4m3 for 8-bit integers where the products are in fp32, and then refuses its own graph.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(str(file.path), settings, providers=wanted)
     except Exception as e:  # its errors share no base class
@@ -202,6 +217,7 @@ class OnnxCall:
         self._output = output.name
         self._dims = [dim if isinstance(dim, int) else str(dim) for dim in output.shape]
         self._dtype = _TORCH[output.type]
+        self._wide = _bf16_on_cpu(target)
         known = {dim.name for ranges in file.interface.target.ranges for dim in ranges.values()}
         strange = [dim for dim in self._dims if isinstance(dim, str) and dim not in known]
         if strange:
@@ -219,6 +235,8 @@ class OnnxCall:
             sizes.update({dim.name: tensor.shape[axis] for axis, dim in axes.items()})
             if name in self._used:
                 tensor = tensor.detach().contiguous()
+                if self._wide and tensor.dtype == torch.bfloat16:
+                    tensor = tensor.float()
                 held.append(tensor)  # what was copied to be contiguous must outlive the run
                 element = _ELEMENTS[tensor.dtype]
                 binding.bind_input(name, device, index, element, list(tensor.shape), tensor.data_ptr())
@@ -227,7 +245,7 @@ class OnnxCall:
         binding.bind_output(self._output, device, index, _ELEMENTS[self._dtype], shape, result.data_ptr())
         with self._on_the_sessions_stream():
             self.session.run_with_iobinding(binding, self._run_options)
-        return result
+        return result.to(torch.bfloat16) if self._wide else result
 
     @contextmanager
     def _on_the_sessions_stream(self) -> Iterator[None]:

@@ -25,8 +25,10 @@ from ...errors import BackendError, Gr00tError
 from ...model.targets import Target, dynamic_shapes, tracing_example
 from ...plans.precisions import precision_of
 from ...plans.schema import BuildOptions
+from ...quantize.linear import formats_in
 from ..guarded import build_failed
 from ..trt_log import compiler_log
+from . import quantized
 from .interface import Interface, floating_dtype, interface
 
 OPSET = 20
@@ -90,6 +92,7 @@ def export(target: Target, folder: Path, options: BuildOptions, progress: Callab
     """
     if reason := missing():
         raise BackendError(f"{target.name}: {reason}")
+    quantized.refuse_unknown(target)
     form = interface(target)
     path = folder / form.onnx_file
     prepare_engine_dir(path.parent)
@@ -98,15 +101,17 @@ def export(target: Target, folder: Path, options: BuildOptions, progress: Callab
             program = _program(form)
             if options.use_fp32_acc:
                 _accumulate_in_fp32(program.model.graph)
+            # After that: casts around a quantised product would hide its operands' scales from what fuses them.
+            quantized.expand(program.model)
             facts = metadata(target)
             program.model.metadata_props.update(facts)
             operators = _operators(target, program.model)
         with _phase(target, "writing the ONNX file", progress):
-            size = _write(program, path)
+            size = write(program.model, path)
     del program
     gc.collect()  # the exporter's graphs refer to each other in circles, and hold on to the weights
     with _phase(target, "checking the ONNX file", progress):
-        _check(path, form)
+        check(path, form)
     return OnnxFile(path, form, size, sum(operators.values()), facts, operators)
 
 
@@ -116,6 +121,7 @@ def metadata(target: Target) -> dict[str, str]:
         "project": "gr00t_trt",
         "submodule": target.name,
         "dtype": precision_of(floating_dtype(target)),
+        **({"formats": ", ".join(formats)} if (formats := formats_in(target.module)) else {}),
         "opset": str(OPSET),
         "torch": str(torch.__version__),
         "weights_sha256": weights_hash(target.module),
@@ -150,6 +156,7 @@ def _program(form: Interface) -> Any:
             output_names=[form.output],
             opset_version=OPSET,
             verbose=False,
+            custom_translation_table=quantized.translation(),
         )
 
 
@@ -240,13 +247,16 @@ def _in_row_order(graph: Any) -> None:
             value.const_value = ir.LazyTensor(copy, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _write(program: Any, path: Path) -> int:
-    _in_row_order(program.model.graph)
+def write(model: Any, path: Path) -> int:
+    """Write an `onnx_ir.Model`, whole or not at all; its bytes, with those of the weights beside it."""
+    import onnx_ir as ir
+
+    _in_row_order(model.graph)
     data = path.with_name(f"{path.name}.data")
-    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         written = Path(scratch) / path.name
-        program.save(written, external_data=weights >= LARGE_BYTES)
+        ir.save(model, written, external_data=f"{path.name}.data" if weights >= LARGE_BYTES else None)
         parts = sorted(Path(scratch).iterdir(), key=lambda part: part == written)
         size = sum(part.stat().st_size for part in parts)
         if len(parts) == 1:
@@ -257,7 +267,8 @@ def _write(program: Any, path: Path) -> int:
     return size
 
 
-def _check(path: Path, form: Interface) -> None:
+def check(path: Path, form: Interface) -> None:
+    """Raises: BackendError for a file with other inputs and outputs than asked for, and what onnx raises."""
     import onnx
 
     # By path: a model with its weights may be larger than the 2 GB that one message holds.

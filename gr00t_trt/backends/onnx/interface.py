@@ -12,6 +12,7 @@ import torch
 
 from ...model.targets import Target
 from ...plans.precisions import precision_of
+from ...quantize.linear import formats_in
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Interface:
 
 
 def interface(target: Target) -> Interface:
-    """The published interface of a target that has one, else its own."""
+    """The published interface of a target that has one, else its own; nobody published a quantised one."""
     published, dtype = target.published, precision_of(floating_dtype(target))
-    if published is None:
-        stem = f"{target.name}_{dtype}"
+    formats = formats_in(target.module)
+    if published is None or formats:
+        stem = "_".join((target.name, *(formats or (dtype,))))
         return Interface(target, "output", f"{stem}.onnx", f"{stem}.engine", published=False)
     positions = None
     renamed = replace(target, argument_names=tuple(published.inputs.values()))

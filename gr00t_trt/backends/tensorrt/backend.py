@@ -15,6 +15,7 @@ from ...common.install import install, install_extra
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, BuildContext, Built, Capturable
+from ..compute_capabilities import for_formats
 from ..engine_job import require
 from ..guarded import first_line
 from ..onnx import export as onnx_export
@@ -61,6 +62,7 @@ class TensorRTBackend:
         available = self.availability()
         cuda = require(available, target, options, context.engine_dir)
         trt = trt_network.load_tensorrt(verbose=options.debug)
+        options = for_formats(target, options, ahead_of_time=trt.flavour == TENSORRT_RTX)
         trt_network.refuse_options(trt, options)
         return OnnxJob(
             trt=trt, target=target, options=options, cuda=cuda, versions=available.versions, **vars(context)

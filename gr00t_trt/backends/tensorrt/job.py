@@ -117,7 +117,7 @@ class OnnxJob(EngineJob):
         with self.phase("opening the exported graph in ONNX Runtime", "session"):
             session = onnxruntime.open_session(self.target, file, self.options)
             check_form(self.target, session)
-        self.notes.append("Numbers are of the exported graph, run by ONNX Runtime on the CPU.")
+        self.notes += ["Numbers are of the exported graph, run by ONNX Runtime on the CPU.", *session.notes]
         return session
 
     def ready_made(self) -> Built | None:

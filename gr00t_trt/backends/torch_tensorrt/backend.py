@@ -24,7 +24,7 @@ from ...common.install import install_extra
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, BuildContext, Built, Capturable
-from ..compute_capabilities import compute_capabilities
+from ..compute_capabilities import compute_capabilities, for_formats
 from ..cpu_only import cpu_only
 from ..engine_job import require
 from ..guarded import first_line
@@ -75,6 +75,7 @@ class TorchTensorRTBackend:
         cuda = require(available, target, options, context.engine_dir)
         with compiler_log(options.debug) as log, cpu_only() as module:
             flavour = _flavour(module)
+            options = for_formats(target, options, ahead_of_time=flavour == TENSORRT_RTX)
             settings = map_settings(
                 options,
                 release=release_tuple(module.__version__),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ...engines.cache import Cached, Slot
+from ...engines.manifest import Binding
 from ...engines.serialized_engine import SerializedEngine
 from ...engines.weights_hash import weights_hash
 from ...errors import BackendError
+from ...quantize.linear import formats_in
 from ..base import Built
 from ..engine_job import EngineJob
 from ..guarded import GuardedModule
@@ -50,6 +53,8 @@ class TrtJob(EngineJob):
             found = slot.find(read=True)
             if found is not None and (built := self.loaded(found)) is not None:
                 return built
+            if formats_in(self.target.module):
+                return self.frozen(slot)
             with self.phase("exporting and building the engine", "build"):
                 part = self.partition()
             self.check_complete(part)
@@ -61,6 +66,25 @@ class TrtJob(EngineJob):
             if engine is not None:
                 made = self.made(slot, engine, lambda: self.description(slot, part, None))
         after = engine_layers(module for _, module in part.engines())
+        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
+
+    def frozen(self, slot: Slot) -> Built:
+        """An engine whose weights cannot be replaced, run as one from the cache is.
+
+        The mutable module builds refittable ones, and nobody has seen constants of 8 and 4 bits survive a refit.
+        """
+        with self.phase("exporting and partitioning", "partition"):
+            part = self.partition(dryrun=True)
+        self.check_complete(part)
+        if part.coverage.engines != 1 or part.coverage.unsupported:
+            raise self.not_complete(f"{self.target.name}: quantised layers run in one engine or in none")
+        with self.phase(f"building the {self.flavour} engine", "engine"):
+            engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
+        made = self.made(slot, engine, lambda: self.description(slot, part, None))
+        with self.phase("loading the engine", "load"):
+            runner = self.runner(engine.plan, engine.inputs, engine.outputs)
+        call = self.warmed(runner, engine.arguments)
+        after = runner.engine.num_layers
         return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
 
     def without_gpu(self) -> Built:
@@ -101,11 +125,9 @@ class TrtJob(EngineJob):
         """An engine from the cache, run once; None, and a note, where it cannot be."""
         try:
             with self.phase("loading the engine from the cache", "load"):
-                runner, arguments = _runner(found, self.target.inputs[0].device), found.manifest.arguments
-                call = GuardedModule(self.target, lambda *args: runner(*(args[index] for index in arguments)))
-            with self.phase("running the engine at the recorded size", "warm"), torch.no_grad():
-                call(*self.target.inputs)
-                torch.cuda.synchronize()
+                assert found.plan is not None
+                runner = self.runner(found.plan, found.manifest.inputs, found.manifest.outputs)
+            call = self.warmed(runner, found.manifest.arguments)
         except BackendError as e:
             self.notes.append(f"The engine in the cache was built again: {str(e).splitlines()[0]}.")
             return None
@@ -114,9 +136,26 @@ class TrtJob(EngineJob):
         after, coverage = runner.engine.num_layers, found.manifest.coverage
         return Built(call, True, 0.0, coverage=coverage, layers_after=after, **self.taken(found))
 
-    def partition(self) -> trt_partition.Partition:
+    def runner(self, plan: bytes, inputs: Sequence[Binding], outputs: Sequence[Binding]) -> TrtRunner:
+        from ..trt_runtime import TrtRunner
+
+        names = [each.name for each in inputs], [each.name for each in outputs]
+        return TrtRunner(plan, *names, self.target.inputs[0].device)
+
+    def warmed(self, runner: TrtRunner, arguments: Sequence[int]) -> GuardedModule:
+        """Calls an engine, which takes these of the submodule's arguments; run once."""
+        call = GuardedModule(self.target, lambda *args: runner(*(args[index] for index in arguments)))
+        with self.phase("running the engine at the recorded size", "warm"), torch.no_grad():
+            call(*self.target.inputs)
+            torch.cuda.synchronize()
+        return call
+
+    def partition(self, *, dryrun: bool | None = None) -> trt_partition.Partition:
+        """Compiled; only traced and partitioned for a dry run, which it is without a GPU."""
+        dry = not self.cuda if dryrun is None else dryrun
+        arguments = {**self.arguments, "dryrun": True} if dry else self.arguments
         try:
-            return trt_partition.partition(self.torch_tensorrt, self.target, self.arguments, dryrun=not self.cuda)
+            return trt_partition.partition(self.torch_tensorrt, self.target, arguments, dryrun=dry)
         except AssertionError as e:
             if "require_full_compilation" not in str(e):
                 raise
@@ -154,18 +193,15 @@ class TrtJob(EngineJob):
             self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
         return engine
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the engine is built from a dry run's graph, with weights that cannot be replaced."""
+        return not self.cuda or bool(formats_in(self.target.module))
+
     def description(self, slot: Slot, part: trt_partition.Partition, graph: str | None) -> dict[str, Any]:
         return {
-            "settings": self.arguments if self.cuda else {**self.arguments, **trt_build.AHEAD_OF_TIME},
+            "settings": {**self.arguments, **(trt_build.AHEAD_OF_TIME if self.is_frozen else {})},
             "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
             "coverage": part.coverage,
             "graph_sha256": graph,
         }
-
-
-def _runner(found: Cached, device: torch.device) -> TrtRunner:
-    from ..trt_runtime import TrtRunner
-
-    assert found.plan is not None
-    inputs, outputs = found.manifest.inputs, found.manifest.outputs
-    return TrtRunner(found.plan, [b.name for b in inputs], [b.name for b in outputs], device)

@@ -21,6 +21,7 @@ from ...errors import BackendError
 from ...model.targets import Target, dynamic_shapes, tracing_example
 from ..cpu_only import replaced
 from ..trt_layers import network_layers
+from . import quantized
 
 ENGINE_PREFIX = "_run_on_acc"
 """Children of a partitioned graph that are, or become, engines; the others stay in PyTorch."""
@@ -55,6 +56,7 @@ def partition(torch_tensorrt: Any, target: Target, arguments: Mapping[str, Any],
     """
     from torch_tensorrt.dynamo import _compiler
 
+    quantized.register()
     trackers: list[Any] = []
 
     def keep(tracker: Any, *args: Any) -> None:

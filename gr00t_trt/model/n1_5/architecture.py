@@ -84,6 +84,7 @@ N1_5 = Architecture(
         "build.trt_engine_path": "ready-made engines are cut as the plain model is",
     },
     restructure="gr00t_trt.model.n1_5.fast:restructure",
+    kernels="gr00t_trt.model.n1_5.fast.triton_dit:with_kernels",
     colors={
         "preprocess": "#b9a3e3",
         "vision_model": "#56b4e9",

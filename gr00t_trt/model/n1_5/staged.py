@@ -83,6 +83,13 @@ class StagedModel(nn.Module):
             raise unknown(PlanError, "stage", name, self._eager)
         return self._eager[name]
 
+    def accept_weights(self) -> None:
+        """Take the weights as they are now for those of every stage in the table, whatever they were before.
+
+        For whoever has written them in place: stages that read them go on, and all others were put in anew.
+        """
+        self._compiled = CompiledStages()
+
     def start(self, batch: int, noise: Any) -> Tensor:
         """Where the flow starts, [B, T, 32]: `noise`, checked, or standard normal where it is None."""
         shape = (batch, self.action_horizon, self.config.action_head.action_dim)

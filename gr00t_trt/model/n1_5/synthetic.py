@@ -57,7 +57,7 @@ def tiny_config() -> geometry.Gr00tConfig:
         backbone=geometry.BackboneConfig(select_layer=2),
         eagle=geometry.EagleConfig(
             vision=geometry.VisionConfig(
-                hidden_size=72, num_hidden_layers=2, num_attention_heads=3, intermediate_size=144
+                hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192
             ),
             text=geometry.TextConfig(
                 hidden_size=128,

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dit import FastDiT
-
 
 class EmbodimentMlp(nn.Module):
     """Two layers around a ReLU with one set of weights per sample."""
@@ -47,7 +45,7 @@ class FoldedActionEncoder(nn.Module):
 class DenoiseStep(nn.Module):
     """Encode, transform, decode and one Euler step: the compile target `denoise_step`. One graph serves all steps."""
 
-    def __init__(self, encoder: FoldedActionEncoder, dit: FastDiT, decoder: FastActionDecoder):
+    def __init__(self, encoder: FoldedActionEncoder, dit: nn.Module, decoder: FastActionDecoder):
         super().__init__()
         self.encoder, self.dit, self.decoder = encoder, dit, decoder
 
@@ -77,11 +75,21 @@ class DenoiseStep(nn.Module):
             encoder_bias_in: [B, 1, D], the step's; other weights as the encoder and the decoder take them.
         Returns: [B, T, 32] fp32.
         """
-        x = _cast(actions, encoder_weight_in.dtype)
-        tokens = self.encoder(x, encoder_bias_in, encoder_weight_in, encoder_weight_out, encoder_bias_out)
-        hidden = join_tokens(prefix, tokens)
-        output = _cast(self.dit(hidden, context, modulation), decoder_weight_1.dtype)
-        velocity = self.decoder(output, decoder_weight_1, decoder_bias_1, decoder_weight_2, decoder_bias_2)
+        encoder = (encoder_bias_in, encoder_weight_in, encoder_weight_out, encoder_bias_out)
+        decoder = (decoder_weight_1, decoder_bias_1, decoder_weight_2, decoder_bias_2)
+        output = self.dit(self.tokens(actions, prefix, *encoder), context, modulation)
+        return self.advanced(actions, output, step_size, *decoder)
+
+    def tokens(
+        self, actions: Tensor, prefix: Tensor, bias_in: Tensor, weight_in: Tensor, weight_out: Tensor, bias_out: Tensor
+    ) -> Tensor:
+        """What the transformer reads, [B, 33 + T, D]."""
+        x = _cast(actions, weight_in.dtype)
+        return join_tokens(prefix, self.encoder(x, bias_in, weight_in, weight_out, bias_out))
+
+    def advanced(self, actions: Tensor, output: Tensor, step_size: Tensor, *decoder: Tensor) -> Tensor:
+        """The actions after what the transformer says, [B, T, 32] fp32; `decoder` are the decoder's weights."""
+        velocity = self.decoder(_cast(output, decoder[0].dtype), *decoder)
         if velocity.shape[1] != actions.shape[1]:
             velocity = velocity[:, -actions.shape[1] :]
         return torch.addcmul(actions, _cast(velocity, actions.dtype), step_size)

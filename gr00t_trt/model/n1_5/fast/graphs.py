@@ -85,6 +85,11 @@ class RequestGraphs:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def expect(self, batch_sizes: int) -> None:
+        """Keep that many times as many graphs as were asked for, since each size of a batch has its own."""
+        if not self._one_shape:
+            self._limit *= batch_sizes
+
     @property
     def input_bytes(self) -> int:
         """Memory that the kept graphs read their inputs from."""

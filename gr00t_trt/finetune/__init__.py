@@ -1,0 +1,1 @@
+"""Fine-tuning: a checkpoint trained further on recorded demonstrations."""

@@ -1,0 +1,54 @@
+"""AdamW with the original's groups, and its learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+BETAS, EPS, LARGEST_NORM = (0.95, 0.999), 1e-8, 1.0
+
+
+def decays(model: nn.Module) -> set[int]:
+    """`id` of every parameter that weight decay applies to: all but LayerNorm's and what is called a bias."""
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    return {id(p) for name, p in model.named_parameters() if "bias" not in name and id(p) not in norms}
+
+
+def make_optimizer(
+    model: nn.Module, trained: Mapping[str, nn.Parameter], *, weight_decay: float, fused: bool
+) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, those with weight decay first.
+
+    Args:
+        fused: One kernel for all, on a GPU.
+    """
+    decaying = decays(model)
+    groups = [
+        {"params": [p for p in trained.values() if id(p) in decaying], "weight_decay": weight_decay},
+        {"params": [p for p in trained.values() if id(p) not in decaying], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=fused or None)
+
+
+def learning_rate(step: int, *, peak: float, steps: int, warmup_ratio: float) -> float:
+    """Of a step, counted from 0: linear from 0 to `peak`, then half a cosine to 0. The first step has 0."""
+    warmup = math.ceil(warmup_ratio * steps)
+    if step < warmup:
+        return peak * step / max(warmup, 1)
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The same for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip(trained: Mapping[str, nn.Parameter]) -> torch.Tensor:
+    """Scale all gradients together down to a norm of `LARGEST_NORM`; the norm before, on the device."""
+    return nn.utils.clip_grad_norm_(list(trained.values()), LARGEST_NORM)

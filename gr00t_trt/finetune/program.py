@@ -1,0 +1,43 @@
+"""`gr00t-trt finetune`: a checkpoint trained further with recorded demonstrations.
+
+The last line on stdout is the path of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from ..common.command import run_program
+from . import flags
+from .launch import inside, launch
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags."""
+    return flags.parser()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; messages go to stderr, the checkpoint's path to stdout."""
+    return run_program(_main, argv, interrupted="interrupted; what was trained since the last checkpoint is lost")
+
+
+def _main(argv: Sequence[str], console: Console) -> int:
+    args = flags.parse(argv)
+    if args.num_gpus > 1 and not inside():
+        from .ranks import check_count
+
+        check_count(args.num_gpus, args.device)
+        return launch(argv, args.num_gpus)
+    from .job import finetune
+    from .ranks import joined
+
+    with joined(args.device) as ranks:
+        console.quiet = not ranks.first
+        try:
+            return finetune(args, console, ranks)
+        finally:
+            console.quiet = False

@@ -1,0 +1,211 @@
+"""The kernels of the DiT without a GPU: their values by Triton's interpreter, their machine code by its compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gr00t_trt.backends.base import BuildContext
+from gr00t_trt.errors import BackendError
+from gr00t_trt.model.n1_5.architecture import N1_5
+from gr00t_trt.model.n1_5.dit import DiT
+from gr00t_trt.model.n1_5.fast.dit import CrossAttentionKV, FastDiT
+from gr00t_trt.model.n1_5.synthetic import full_config, tiny_config
+from gr00t_trt.plans.backends import get_backend
+from gr00t_trt.plans.schema import BuildOptions
+from gr00t_trt.quantize.layers import with_replaced
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+SHARED_MEMORY = 227 * 1024 // 2
+"""Bytes of a Hopper multiprocessor that a program may take if a second one is to start beside it."""
+REGISTERS = 65536 // 2 // 128
+"""Of a thread, likewise."""
+
+
+def values(*arguments: object) -> tuple[float, float, bool]:
+    """Errors against fp64 of the kernels and of eager PyTorch, and whether two passes were equal."""
+    script = Path(__file__).with_name("triton_values.py")
+    line = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(
+        line, capture_output=True, text=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    own, eager, same = done.stdout.split()
+    return float(own), float(eager), same == "True"
+
+
+def test_a_step_in_bf16_is_as_near_to_fp64_as_eager_is() -> None:
+    own, eager, same = values(48, "bfloat16", 2, 70)
+    assert own <= 1.1 * eager < 3e-3
+    assert same
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("head_width", [12, 24, 32, 48, 96])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "fp8"])
+@pytest.mark.parametrize(("batch", "keys"), [(1, 64), (3, 131)])
+def test_any_head_width_dtype_and_batch(head_width: int, dtype: str, batch: int, keys: int) -> None:
+    own, eager, same = values(head_width, dtype, batch, keys)
+    assert own <= 1.1 * eager
+    assert same
+
+
+Launches = dict[tuple, tuple[Any, dict[str, Any], dict[str, Any]]]
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Launches:
+    """Every launch of a pass at the released geometry, those that compile to the same code once.
+
+    Nothing is computed: tensors have no memory, and the kernels only see what they are called with.
+    """
+    from gr00t_trt.model.n1_5.fast import kernels, triton_dit
+
+    found: Launches = {}
+
+    class Recorded:
+        def __init__(self, kernel: Any):
+            self.kernel = kernel
+
+        def __getitem__(self, grid: tuple[int, ...]):
+            def launch(*args: Any, **options: Any) -> None:
+                given = dict(zip(self.kernel.arg_names, args, strict=False))
+                key = tuple(_type_of(value) for name, value in given.items() if name not in _unassumed(self.kernel))
+                found.setdefault((self.kernel.__name__, key, *options.items()), (self.kernel, given, options))
+
+            return launch
+
+    for name in ("linear", "attention"):
+        monkeypatch.setattr(kernels, name, Recorded(getattr(kernels, name)))
+    with torch.device("meta"):
+        config = full_config().action_head
+        dit = DiT(config.diffusion).to(torch.bfloat16)
+        fast = FastDiT(dit, None, prefix_rows=33, token_pruning=True, fused=True)
+        width, head = config.diffusion.width, config.diffusion.attention_head_dim
+        if getattr(request, "param", None) == "fp8":
+            linear = [layer for layer in fast.blocks.modules() if isinstance(layer, nn.Linear)]
+            fast = with_replaced(fast, {id(layer): _Fp8(layer) for layer in linear})
+        context = torch.empty(16, 1, width // head, 294, head, dtype=torch.bfloat16)
+        rows = torch.empty(34, width, dtype=torch.bfloat16)
+        hidden = torch.empty(1, 49, width, dtype=torch.bfloat16)
+        out = triton_dit.TritonDiT(fast, dependent=True)(hidden, context, rows)
+    assert out.shape == (1, 16, config.diffusion.output_dim)
+    return found
+
+
+class _Fp8(nn.Module):
+    """As `QuantLinear` looks to the kernels: made of a layer without memory, which could not be encoded."""
+
+    form, smoothing = "fp8", None
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        self.codes = torch.empty(layer.weight.shape, dtype=torch.uint8)
+        self.scale, self.input_scale = torch.empty(layer.out_features), torch.empty(())
+
+
+def _unassumed(kernel: Any) -> set[str]:
+    return {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+
+
+def _type_of(value: Any) -> Any:
+    """As Triton tells arguments apart: by dtype, and whole numbers by what it may take for granted of them."""
+    return value.dtype if isinstance(value, torch.Tensor) else (value == 1, value % 16 == 0)
+
+
+def machine_code(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> tuple[int, int, str]:
+    """Registers of a thread, bytes of shared memory, and the instructions for a Hopper GPU."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = {torch.float8_e4m3fn: "*fp8e4nv", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+    own = {name: options[name] for name in kernel.arg_names if name in options}
+    assumed = {name: value for name, value in given.items() if name not in _unassumed(kernel)}
+    own |= {name: 1 for name, value in assumed.items() if not isinstance(value, torch.Tensor) and value == 1}
+    types = {name: names[value.dtype] if isinstance(value, torch.Tensor) else "i32" for name, value in given.items()}
+    signature = {name: "constexpr" if name in own else types[name] for name in kernel.arg_names}
+    aligned = [
+        i
+        for i, name in enumerate(kernel.arg_names)
+        if name in assumed and name not in own and (isinstance(given[name], torch.Tensor) or given[name] % 16 == 0)
+    ]
+    source = ASTSource(kernel, signature, own, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    settings = {name: value for name, value in options.items() if name not in kernel.arg_names}
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=settings)
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        use, code = (
+            subprocess.run([str(tools / tool), option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    return int(re.search(r"REG:(\d+)", use)[1]), built.metadata.shared, code  # type: ignore[index]
+
+
+def check_code(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> None:
+    registers, shared, code = machine_code(kernel, given, options)
+    assert registers <= REGISTERS
+    assert shared <= SHARED_MEMORY
+    unit = "QGMMA" if options.get("FP8") else "HGMMA"
+    assert unit in code, "no product on Hopper's matrix units"
+    assert not re.findall(r"\b(STL|LDL)\b", code), "registers spilled"
+    assert "PREEXIT" in code
+    assert "ACQBULK" in code, "it would not wait for the kernel in front of it"
+
+
+def test_attention_compiles_for_hopper(launches) -> None:
+    check_code(*next(launch for (name, *_), launch in launches.items() if name == "attention"))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("launches", ["bf16", "fp8"], indirect=True)
+def test_every_launch_of_the_released_geometry_compiles_for_hopper(launches) -> None:
+    assert len(launches) == 9
+    for launch in launches.values():
+        check_code(*launch)
+
+
+def test_a_step_is_five_launches_a_block(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms, biases, activations and residuals have none of their own."""
+    products = {(options["N"], options["K"]) for (name, *_), (_, _, options) in launches.items() if name == "linear"}
+    assert products == {(1536, 1536), (4608, 1536), (3072, 1536), (6144, 1536), (1536, 6144), (1024, 1536)}
+
+
+def _tiny(fused: bool = True) -> FastDiT:
+    dit = DiT(tiny_config().action_head.diffusion)
+    return FastDiT(dit, CrossAttentionKV(dit, fused=fused), prefix_rows=33, token_pruning=True, fused=fused)
+
+
+def test_layers_that_the_kernels_do_not_know_are_refused() -> None:
+    class Quantized(nn.Linear):
+        pass
+
+    dit = _tiny()
+    dit.blocks[0].ff.net[2] = Quantized(8, 8)
+    with pytest.raises(BackendError, match=r"dit_model: 0.ff.net.2 is no linear layer that its kernels know"):
+        N1_5.with_kernels(dit, lambda function: function)
+    with pytest.raises(BackendError, match="fused_projections"):
+        N1_5.with_kernels(_tiny(fused=False), lambda function: function)
+
+
+def test_a_stage_without_kernels_has_none() -> None:
+    assert N1_5.with_kernels(nn.Linear(2, 2), lambda function: function) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_backend_says_so() -> None:
+    backend = get_backend("triton")
+    assert backend.availability().reason == "its kernels need a CUDA GPU"
+    with pytest.raises(BackendError, match=r"dit: its kernels need a CUDA GPU\n.*choose --backend inductor"):
+        backend.build(type("Target", (), {"name": "dit"})(), BuildOptions(), BuildContext())
