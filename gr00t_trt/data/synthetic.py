@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -72,10 +73,10 @@ def synthetic_dataset(
     width, height = resolution
     label = data_config
     if ":" in data_config:
-        # A class of one's own, module:Class, which is no folder name everywhere; its keys may change between runs.
+        # A class of one's own, module:Class or file.py:Class: no folder name, and its keys may change between runs.
         modalities = embodiments.data_config(data_config).modality_config()
         keys = json.dumps({name: list(each.modality_keys) for name, each in modalities.items()})
-        label = f"{data_config.replace(':', '-')}-{zlib.crc32(keys.encode()):08x}"
+        label = f"{re.sub('[^A-Za-z0-9_.]+', '-', data_config)[-60:]}-{zlib.crc32(keys.encode()):08x}"
     folder = Path(cache) / f"synthetic-{label}-{episodes}x{length}-{width}x{height}-seed{seed}-v{VERSION}"
     make_private(Path(cache))
     for each in (Path(cache), folder):

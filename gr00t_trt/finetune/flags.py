@@ -81,7 +81,7 @@ def _model_flags(g: Any) -> None:
 def _data_flags(g: Any) -> None:
     help = "LeRobot datasets, v2 or v3, or `synthetic`"
     g.add_argument("--dataset_path", nargs="+", metavar="PATH", required=True, help=help)
-    help = "keys and transforms: a built-in name or module:Class; one for all datasets, or one each [%(default)s]"
+    help = "keys and transforms: a built-in name or module:Class; one for all datasets, or one each [fourier_gr1_arms_only]"
     default = [Default("fourier_gr1_arms_only")]
     g.add_argument("--data_config", nargs="+", metavar="NAME", default=default, help=help)
     help = "projector that is trained; one for all, or one each [that of the data config's robot, else new_embodiment]"

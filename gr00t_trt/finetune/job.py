@@ -122,13 +122,14 @@ class Run:
                 self._save(held_out=False)
                 return True
             taken = self.trainer.step(self.done, micros, entries=share.entries, samples=share.samples, began=began)
-            began = time.monotonic()
             self.done, self.loss = taken.number, taken.loss
             watch.taken(taken)
             if self.metrics is not None:
                 self.metrics.write_step(taken)
+            began = time.monotonic()
             if self.done % self.args.save_steps == 0 or self.done == self.args.max_steps:
                 self._save(held_out=True)
+                began = time.monotonic()  # a save is no part of a step
         return False
 
     def _next(self, found: Iterator[Batch]) -> tuple[list[Batch], _Share]:

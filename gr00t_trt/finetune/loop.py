@@ -148,9 +148,8 @@ class Trainer:
 
     def _refused(self, number: int, what: str, micros: Sequence[Batch], errors: Sequence[Tensor]) -> Gr00tError:
         """The error, the same in every process."""
-        own = _suspects(micros, errors)
-        values = [name for found, _ in self.ranks.gather(own) for name in found]
-        bad = [name for _, found in self.ranks.gather(own) for name in found]
+        found = self.ranks.gather(_suspects(micros, errors))
+        values, bad = ([name for own in found for name in own[kind]] for kind in (0, 1))
         if values:
             what = f"step {number + 1}: {what}: the batch holds values that are not finite"
             return DatasetError(what, known=_listed(values), fix="repair these frames, or leave their episodes out")
@@ -163,13 +162,14 @@ def _suspects(micros: Sequence[Batch], errors: Sequence[Tensor]) -> tuple[list[s
     """Names of samples that hold a value that is not finite, and of those whose error is not."""
     values, bad = [], []
     for batch in micros:
-        floating = [t for t in (batch.inputs[key] for key in NEEDED) if t.is_floating_point()]
-        if all(len(t) == len(batch.names) for t in floating):
-            finite = torch.stack([t.flatten(1).isfinite().all(1) for t in floating]).all(0)
-            values += [name for name, good in zip(batch.names, finite.tolist(), strict=True) if not good]
+        for tensor in (batch.inputs[key] for key in NEEDED):
+            # Several images belong to a sample, as many to each.
+            if tensor.is_floating_point() and tensor.numel() % len(batch.names) == 0:
+                finite = tensor.reshape(len(batch.names), -1).isfinite().all(1).tolist()
+                values += [name for name, good in zip(batch.names, finite, strict=True) if not good]
     for batch, own in zip(micros, errors, strict=False):
         bad += [name for name, good in zip(batch.names, own.isfinite().tolist(), strict=True) if not good]
-    return values, bad
+    return list(dict.fromkeys(values)), bad
 
 
 def _listed(names: Sequence[str]) -> str:

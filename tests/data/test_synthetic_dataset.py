@@ -21,6 +21,15 @@ def test_shipped_statistics_are_those_of_the_rows(synthetic):
     assert shipped == {name: value.to_dict() for name, value in computed.items()}
 
 
+def test_a_data_config_in_a_file_of_ones_own(cache, tmp_path):
+    source = tmp_path / "deep" / "arm.py"
+    source.parent.mkdir()
+    source.write_text("from gr00t_trt.data.embodiments import So100DataConfig as Arm\n")
+    folder = synthetic_dataset(cache, data_config=f"{source}:Arm", **SMALL)
+    assert folder.parent == cache
+    assert len(LeRobotDataset(folder, data_config("so100").modality_config())) == 6
+
+
 def test_scenes_and_joints_move_smoothly_and_differ_between_views(cache):
     config = data_config("so100_dualcam")
     folder = synthetic_dataset(cache, data_config="so100_dualcam", episodes=1, length=18, resolution=(64, 48))

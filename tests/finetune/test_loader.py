@@ -179,3 +179,11 @@ def test_batches_fit_into_shared_memory(data, monkeypatch, caplog):
 
 def test_the_time_that_the_training_waits_is_measured(data):
     assert all(0 < batch.wait_s < 10 for batch in take(data))
+
+
+def test_samples_are_made_in_one_thread_and_the_training_keeps_its_own(data, monkeypatch):
+    seen = []
+    torch.set_num_threads(2)
+    monkeypatch.setattr(TrainingData, "inputs", lambda *_: seen.append(torch.get_num_threads()) or {})
+    take(data, steps=1)
+    assert (seen, torch.get_num_threads()) == ([1], 2)

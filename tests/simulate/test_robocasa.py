@@ -18,7 +18,7 @@ import stand_ins
 
 from gr00t_trt.data import data_config
 
-pytestmark = pytest.mark.packaging
+pytestmark = pytest.mark.robocasa
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 ENV_ID = "gr1_unified/PnPCupToDrawerClose_GR1ArmsAndWaistFourierHands_Env"
