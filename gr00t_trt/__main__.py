@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
 ROOMS: Mapping[str, str] = {
     "bisect": "tools.bisect",
     "bundle": "deploy.bundle",
+    "calibrate": "tools.calibrate",
     "deploy-weights": "serve.deploy_weights",
     "metadata": "tools.metadata",
 }

@@ -24,7 +24,7 @@ ORDER = [
     {"compile"},
     {"measure"},
     {"deploy"},
-    {"run", "export", "serve", "calibrate", "tools", "finetune"},
+    {"run", "export", "serve", "tools", "finetune"},
     {"evaluate"},
     {"simulate"},
     {"rollout"},
@@ -175,7 +175,7 @@ def test_no_file_imports_one_that_imports_it() -> None:
 
 
 def test_the_first_level_can_be_read_in_ten_seconds() -> None:
-    assert len(_modules()) <= 24
+    assert len(_modules()) <= 23
 
 
 def test_every_command_is_the_room_of_its_name() -> None:

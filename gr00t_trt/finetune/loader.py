@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import shutil
 import signal
@@ -127,7 +128,7 @@ def held_out_batches(
 def _made(
     data: TrainingData, requests: Callable[[], Iterator[_Request]], batch_size: int, workers: int, prefetch: int
 ) -> Iterator[Batch]:
-    found = iter(_loader(data, requests, batch_size, workers, prefetch))
+    found = _begun(data, _loader(data, requests, batch_size, workers, prefetch))
     try:
         while True:
             began = time.perf_counter()
@@ -144,6 +145,20 @@ def _made(
     finally:
         # The workers end with their iterator, which an error that is kept would keep.
         del found
+
+
+def _begun(data: TrainingData, loader: Iterable[Any]) -> Iterator[Any]:
+    """The iterator, whose workers begin as copies of this process."""
+    # A video decoder has threads, and a copy has not: it would wait for ever for them to end, when it frees one that
+    # was left open or in garbage here.
+    for recording in data.recordings:
+        recording.dataset.close()
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 def _loader(

@@ -123,7 +123,7 @@ def resolve(
             plan = replace(plan, cuda_graph="none", cuda_graph_lengths=())
     plan = _settle_backends(plan, [n for n in names if len(candidates.get(n, ("",))) == 1], machine, chosen, notes)
     plan = _settle_precision(plan, names, compare, machine, precision_chosen, notes)
-    plan = _settle_quantization(plan, bool(compare))
+    plan = _settle_quantization(plan, compare)
     tried = dict.fromkeys(backend for own in candidates.values() if len(own) > 1 for backend in own)
     found = {backend: machine.availability(backend) for backend in tried}
     notes += [(backend, caveat) for backend, seen in found.items() for caveat in seen.caveats]
@@ -191,28 +191,31 @@ def _settle_precision(
         return replace(plan, precision=fastest)
     for name in sorted(used_names - set(fast)):
         if PRECISIONS[name].quantized:
-            notes.append(
-                (f"precision {name}", "computed by its reference in PyTorch: its accuracy counts, not its speed")
-            )
+            own = (resolve_submodule(plan, each) for each in names)
+            if any(each.precision == name and each.backend in ("eager", "inductor") for each in own):
+                text = "computed by its reference in PyTorch: its accuracy counts, not its speed"
+                notes.append((f"precision {name}", text))
             continue
         why = f"not clearly faster than fp32 on this CPU, and less exact; fast here: {', '.join(fast)}"
         notes.append((f"precision {name}", f"{why}; {_measured(speed)}"))
     return plan
 
 
-def _settle_quantization(plan: Plan, comparing: bool) -> Plan:
+def _settle_quantization(plan: Plan, compare: tuple[str, ...]) -> Plan:
     """The plan with a gate for each quantised submodule, so that each is held against fp32 by itself at every start.
 
-    Raises: PlanError for a comparison, and where the calibration is missing.
+    Raises: PlanError for a comparison with a backend that cannot build it, and where the calibration is missing.
     """
     quantized = {name: own for name in SUBMODULES if (own := resolve_submodule(plan, name)).quantization is not None}
     for name, own in quantized.items():
         assert own.quantization is not None
-        if comparing:
+        able = PRECISIONS[own.precision].backends
+        unable = [backend for backend in compare if able and backend not in able]
+        if unable:
             raise PlanError(
-                f"precision {own.precision} of {name}: nothing to compare, for one backend builds it",
-                known=PRECISIONS[own.precision].backends,
-                fix="compare in fp16 or bf16, or leave --compare out",
+                f"precision {own.precision} of {name}: the backend {unable[0]} cannot build it",
+                known=able,
+                fix="leave it out of --compare, or compare in fp8 or int8",
             )
         if not Path(file := own.quantization.file()).is_file():
             raise PlanError(f"calibration: {file}: no such file", fix=f"make one: {CALIBRATE}")

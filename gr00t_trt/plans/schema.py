@@ -42,7 +42,7 @@ class BuildOptions:
         decompose_attention: Lower attention to matmul, softmax, matmul instead of TensorRT's attention layer.
         require_full_compilation: A submodule that needs more than one engine is an error, not a warning.
         compute_capabilities: Targets of engines built ahead of time, such as ``("8.9", "12.0")``.
-            Empty: TensorRT-RTX's portable default (8.0 and newer).
+            Empty: TensorRT-RTX's portable default (8.0 and newer), less those that cannot multiply in the precision.
         trt_engine_path: Folder of engines that NVIDIA's deployment scripts built; the tensorrt backend takes those that
             fit and builds the rest.
     """

@@ -16,7 +16,7 @@ from .facts import facts_table
 from .markup import Child, Html, contents, element, join, section, sorted_table
 from .simulations import simulations
 from .svg import MOST_ROWS, draw, legend, more, palette
-from .tables import BASELINES, action_table, kernel_table, split_table
+from .tables import BASELINES, action_table, kernel_table, quantized_tables, split_table
 from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, in_short, listed, rivals, rows_of, several
 
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -295,6 +295,7 @@ def _tables(loaded: Sequence[Loaded]) -> Html:
             for title, own, keys in shown
             if own
         ),
+        *(written(made) for made in quantized_tables(view for view in run if not view.whole)),
         *(written(made) for one in loaded if (made := split_table(one))),
         *_busiest(loaded),
         written(actions) if actions else None,

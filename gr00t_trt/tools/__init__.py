@@ -1,1 +1,1 @@
-"""Programs that look into what others use: a submodule that misses its gate, the statistics of a dataset."""
+"""Programs that look into what others use: a gate that is missed, ranges of activations, statistics."""

@@ -18,7 +18,6 @@ from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.inductor import products
 from gr00t_trt.backends.tensorrt.network import TensorRT
 from gr00t_trt.backends.torch_tensorrt import engine
-from gr00t_trt.calibrate import program as calibrate
 from gr00t_trt.deploy.bundle import package, stages
 from gr00t_trt.deploy.bundle.exported_products import ExportedProducts
 from gr00t_trt.engines.files import write_engine
@@ -27,6 +26,7 @@ from gr00t_trt.engines.serialized_engine import input_bindings
 from gr00t_trt.errors import ShapeError
 from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.schema import BuildOptions
+from gr00t_trt.tools.calibrate import program as calibrate
 
 
 @pytest.mark.documented

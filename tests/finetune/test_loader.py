@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import torch
 from training_samples import GR1, options, part_of, same
 
 from gr00t_trt.common.notice import warn_once
-from gr00t_trt.data import write_synthetic_dataset
+from gr00t_trt.data import LeRobotDataset, write_synthetic_dataset
 from gr00t_trt.errors import DatasetError, PlanError
 from gr00t_trt.finetune import loader
 from gr00t_trt.finetune.loader import Batch, batches, held_out_batches
@@ -159,6 +160,34 @@ def test_a_killed_worker_is_told(data):
         with pytest.raises(DatasetError, match=r"--dataloader_num_workers 1: .* ended from outside"):
             for _ in found:
                 pass
+
+
+def work_beside_garbage(data: TrainingData) -> None:
+    """Decoders that nobody has closed: one of the data's own, and one that only a collection would free."""
+    recording = data.recordings[0]
+    view = recording.dataset.modality_config["video"].modality_keys[0]
+    gc.disable()
+    other = LeRobotDataset(recording.path, recording.dataset.modality_config)
+    for dataset in (recording.dataset, other):
+        dataset.values(0, view, np.arange(3))
+    cycle = [other]
+    cycle.append(cycle)
+    del other, dataset, cycle
+    begin = loader._begin
+    loader._begin = lambda worker: (begin(worker), gc.collect())  # type: ignore[assignment]
+    assert len(take(replace_cache(data, Path("off")), workers=2)) == 4
+    recording._kept.clear()
+    assert len(take(data, workers=2)) == 4
+
+
+def test_workers_do_not_free_decoders_that_they_have_copied(data):
+    process = multiprocessing.get_context("fork").Process(target=work_beside_garbage, args=(data,))
+    process.start()
+    process.join(60)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive
+    assert process.exitcode == 0
 
 
 def test_batches_fit_into_shared_memory(data, monkeypatch, caplog):

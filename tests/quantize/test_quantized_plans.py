@@ -120,8 +120,9 @@ def test_the_calibration_is_asked_for_before_anything_is_loaded(file: str) -> No
     assert "gr00t-trt calibrate" in str(caught.value)
     with pytest.raises(PlanError, match=r"calibration: nowhere: no such file"):
         resolved(plan_of(precision="fp8", calibration="nowhere"))
-    with pytest.raises(PlanError, match="nothing to compare"):
-        resolved(plan_of(precision="fp8", calibration=file), compare=("eager", "inductor"))
+    assert resolved(plan_of(precision="fp8", calibration=file), compare=("eager", "tensorrt")).comparing
+    with pytest.raises(PlanError, match="the backend tensorrt cannot build it"):
+        resolved(plan_of(precision="nvfp4", calibration=file), compare=("eager", "tensorrt"))
 
 
 def test_each_quantised_submodule_is_held_against_its_gate_at_every_start(file: str) -> None:

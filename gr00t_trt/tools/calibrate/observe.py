@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import LeRobotDataset
-from ..errors import DatasetError, UsageError
-from ..model.protocol import Model
-from ..model.targets import Call
-from ..plans.schema import ARCHITECTURE
-from ..policy.policy import Gr00tPolicy
-from ..quantize.calibration import Frame, Observed, weight_hashes
-from ..quantize.layers import linear_layers, quantizable, with_replaced
-from ..quantize.linear import QuantLinear
-from ..quantize.ranking import noise_by_layer
+from ...data import LeRobotDataset
+from ...errors import DatasetError, UsageError
+from ...model.protocol import Model
+from ...model.targets import Call
+from ...plans.schema import ARCHITECTURE
+from ...policy.policy import Gr00tPolicy
+from ...quantize.calibration import Frame, Observed, weight_hashes
+from ...quantize.layers import linear_layers, quantizable, with_replaced
+from ...quantize.linear import QuantLinear
+from ...quantize.ranking import noise_by_layer
 
 RANK_FRAMES = 4
 """Frames, spread over the calibrated ones, whose requests every layer is ranked on."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.install import install_extra
-from ..errors import PlanError, RecordError
-from ..plans.schema import ARCHITECTURE
-from ..quantize.ranking import decibels
+from ...common.install import install_extra
+from ...errors import PlanError, RecordError
+from ...plans.schema import ARCHITECTURE
+from ...quantize.ranking import decibels
 from .tables import Ranked, ranked_stages
 
 WIDTH, PANEL, DPI = 9.0, 3.6, 150

@@ -13,7 +13,6 @@ from torch import nn
 
 from gr00t_trt import __version__
 from gr00t_trt.__main__ import main
-from gr00t_trt.calibrate.observe import choose_frames
 from gr00t_trt.common.notice import warn_once
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
@@ -29,6 +28,7 @@ from gr00t_trt.quantize.calibration import read_calibration, weight_hash, weight
 from gr00t_trt.quantize.layers import linear_layers
 from gr00t_trt.quantize.linear import QuantLinear
 from gr00t_trt.record.files import read_record
+from gr00t_trt.tools.calibrate.observe import choose_frames
 
 CONFIG = "fourier_gr1_arms_only"
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..quantize.ranking import decibels
+from ...quantize.ranking import decibels
 
 SHOWN_AFTER = (1, 4, 8)
 """Frames after which the share of the final range is shown, where there are more."""

@@ -1,4 +1,4 @@
-"""`python -m gr00t_trt.calibrate`, the same as `gr00t-trt calibrate`."""
+"""`python -m gr00t_trt.tools.calibrate`, the same as `gr00t-trt calibrate`."""
 
 import sys
 

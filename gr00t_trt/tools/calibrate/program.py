@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from .. import __version__
-from ..common.command import Parser, check_least, discard, parse_flags, run_program, setting
-from ..common.files import prepare_file
-from ..common.install import install_extra
-from ..common.progress import Steps, progress
-from ..errors import RecordError, UsageError, unknown
-from ..plans.precisions import PRECISIONS, find_precision
-from ..policy.flags import check_seed, source_flags
+from ... import __version__
+from ...common.command import Parser, check_least, discard, parse_flags, run_program, setting
+from ...common.files import prepare_file
+from ...common.install import install_extra
+from ...common.progress import Steps, progress
+from ...errors import RecordError, UsageError, unknown
+from ...plans.precisions import PRECISIONS, find_precision
+from ...policy.flags import check_seed, source_flags
 
 if TYPE_CHECKING:
-    from ..quantize.calibration import Calibration
+    from ...quantize.calibration import Calibration
     from .observe import Requests
 
 DEFAULT_FRAMES = 16
@@ -110,7 +110,7 @@ def _quantized(text: str) -> str:
 def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
-    from ..quantize.calibration import write_calibration
+    from ...quantize.calibration import write_calibration
 
     with progress(console) as steps:
         requests, calibration = calibrate(args, steps)
@@ -130,9 +130,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
 
 def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibration]:
     """The requests of the flags, run. Raises: Gr00tError for anything missing."""
-    from ..common.devices import choose_device
-    from ..policy.source import Source
-    from ..quantize.calibration import Calibration, Provenance, dataset_id
+    from ...common.devices import choose_device
+    from ...policy.source import Source
+    from ...quantize.calibration import Calibration, Provenance, dataset_id
     from .observe import Requests, choose_frames, observe
 
     source = Source.of(args)
@@ -178,8 +178,8 @@ def doubts(calibration: Calibration) -> list[str]:
 
 
 def _print(requests: Requests, calibration: Calibration, forms: Sequence[str], plot: str | None) -> None:
-    from ..quantize.formats import FORMATS
-    from ..quantize.layers import linear_layers
+    from ...quantize.formats import FORMATS
+    from ...quantize.layers import linear_layers
     from .tables import ranking_table, seen_table
 
     out = Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
