@@ -13,11 +13,12 @@ SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().p
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine cache of all tests and of the programs that they start: never the user's own."""
+    """The caches of all tests and of the programs that they start: never the user's own."""
     folder = tmp_path_factory.mktemp("engine_cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GR00T_TRT_ENGINE_CACHE", str(folder))
         patch.setenv("GR00T_TRT_REFERENCES", "off")
+        patch.setenv("GR00T_TRT_FRAME_CACHE", str(tmp_path_factory.mktemp("frames")))
         yield folder
 
 

@@ -81,7 +81,7 @@ def _model_flags(g: Any) -> None:
 def _data_flags(g: Any) -> None:
     help = "LeRobot datasets, v2 or v3, or `synthetic`"
     g.add_argument("--dataset_path", nargs="+", metavar="PATH", required=True, help=help)
-    help = "keys and transforms: a built-in name or module:Class; one for all datasets, or one each [fourier_gr1_arms_only]"
+    help = "keys and transforms: a built-in name or module:Class; for all datasets, or one each [fourier_gr1_arms_only]"
     default = [Default("fourier_gr1_arms_only")]
     g.add_argument("--data_config", nargs="+", metavar="NAME", default=default, help=help)
     help = "projector that is trained; one for all, or one each [that of the data config's robot, else new_embodiment]"
@@ -112,6 +112,8 @@ def _training_flags(g: Any) -> None:
     _filled(g, "max_steps", "optimizer steps in all; they decide the learning rates")
     setting(g, "gradient_accumulation_steps", 1, "batches a step")
     _filled(g, "learning_rate", "the highest", kind=float)
+    help = "factors on the learning rate of the parameters that have NAME in theirs, such as patch_embedding=0.01"
+    g.add_argument("--learning_rate_scale", nargs="+", type=_scale, metavar="NAME=F", default=[], help=help)
     setting(g, "weight_decay", 1e-5, "AdamW's")
     setting(g, "warmup_ratio", 0.05, "share of the steps in which the learning rate rises")
     _filled(g, "dropout", "probability of it, in every block of the action head that is trained", kind=float)
@@ -122,6 +124,17 @@ def _training_flags(g: Any) -> None:
     help = "inference: a sample sees what it would see alone; upstream: the action head sees padding too"
     g.add_argument("--padding", default="inference", choices=PADDINGS, help=f"{help} [%(default)s]")
     source_flags(g, "device")
+
+
+def _scale(text: str) -> tuple[str, float]:
+    name, _, factor = text.partition("=")
+    try:
+        number = float(factor)
+    except ValueError:
+        number = -1.0
+    if not name or not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: NAME=FACTOR is wanted, with a factor of 0 or more")
+    return name, number
 
 
 def _lora_flags(g: Any) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..common.notice import warn_once
 from ..errors import DatasetError, Gr00tError, PlanError
+from .recording import one_thread
 from .samples import Frame, TrainingData
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -202,23 +202,12 @@ class _Maker(Dataset[Any]):
 def _make(data: TrainingData, request: _Request) -> Batch | Gr00tError:
     """A batch; what is wrong with it is handed over, for an error from a worker to be the same as one from here."""
     try:
-        with _one_thread():
+        with one_thread():
             inputs = data.inputs(request.frames, request.positions, request.seed)
     except Gr00tError as error:
         return error
     names = [data.name(frame) for frame in request.frames]
     return Batch(inputs, request.step, request.micro, request.positions, names)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Images are too small to be shared out: on a busy machine, threads wait for one another most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..errors import UsageError, unknown
+
 BETAS, EPS, LARGEST_NORM = (0.95, 0.999), 1e-8, 1.0
 
 
@@ -18,20 +20,34 @@ def decays(model: nn.Module) -> set[int]:
 
 
 def make_optimizer(
-    model: nn.Module, trained: Mapping[str, nn.Parameter], *, weight_decay: float, fused: bool
+    model: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    weight_decay: float,
+    fused: bool,
+    scales: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over the trained parameters, those with weight decay first.
 
     Args:
         fused: One kernel for all, on a GPU.
+        scales: Part of a name -> factor on the learning rate of the parameters that it is in.
+    Raises: UsageError for a part that is in no trained parameter's name.
     """
-    decaying = decays(model)
-    groups = [
-        {"params": [p for p in trained.values() if id(p) in decaying], "weight_decay": weight_decay},
-        {"params": [p for p in trained.values() if id(p) not in decaying], "weight_decay": 0.0},
+    scales, decaying = scales or {}, decays(model)
+    for part in scales:
+        if not any(part in name for name in trained):
+            layers = sorted({name.split(".")[-2] for name in trained if "." in name})
+            raise unknown(UsageError, "--learning_rate_scale", part, layers)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        scale = math.prod(factor for part, factor in scales.items() if part in name)
+        groups.setdefault((id(parameter) not in decaying, scale), []).append(parameter)
+    made = [
+        {"params": own, "weight_decay": 0.0 if plain else weight_decay, "scale": scale}
+        for (plain, scale), own in sorted(groups.items(), key=lambda item: item[0])
     ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPS, fused=fused or None)
+    return torch.optim.AdamW(made, lr=0.0, betas=BETAS, eps=EPS, fused=fused or None)
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_ratio: float) -> float:
@@ -44,9 +60,9 @@ def learning_rate(step: int, *, peak: float, steps: int, warmup_ratio: float) ->
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The same for all groups."""
+    """The same for all groups, but for their own factors."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
 
 
 def clip(trained: Mapping[str, nn.Parameter]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -95,7 +96,8 @@ class Recording:
 
         Raises: Gr00tError.
         """
-        self.transform.apply_training(dict(self.dataset.step(self.trained[0].index, 0)), draw)
+        with one_thread():
+            self.transform.apply_training(dict(self.dataset.step(self.trained[0].index, 0)), draw)
         # Open decoders must not be shared with the processes that are started next.
         self.dataset.close()
 
@@ -225,6 +227,17 @@ def _incomplete(
         known=f"{first}, for one; meta/stats.json has the statistics of all listed episodes",
         fix="fetch them; or --episodes present trains on those that are here, with statistics of their rows",
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Images are too small to be shared out: on a busy machine, threads wait for one another most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _state(path: Path) -> list[Any]:

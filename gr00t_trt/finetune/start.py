@@ -175,7 +175,13 @@ def prepare(start: Start, data: TrainingData, ranks: Ranks) -> Prepared:
     set_training(model, parts)
     add_dropout(model.action_head, args.dropout)
     trained = trained_parameters(model)
-    optimizer = make_optimizer(model, trained, weight_decay=args.weight_decay, fused=device.type == "cuda")
+    optimizer = make_optimizer(
+        model,
+        trained,
+        weight_decay=args.weight_decay,
+        fused=device.type == "cuda",
+        scales=dict(args.learning_rate_scale),
+    )
     return Prepared(model, FlowMatching(model, slots).to(device), trained, optimizer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -53,6 +54,8 @@ def in_child(work: Callable[[], object], **environment: str) -> Any:
     """A process that does `work` and ends with what it returns."""
 
     def run() -> None:
+        # A video decoder of the parent has threads that are not there any more, and freeing it waits for them.
+        gc.freeze()
         os.environ.update(environment)
         os._exit(int(work() or 0))
 
