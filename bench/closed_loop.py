@@ -99,7 +99,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     demonstrations, base, run = folder / "demonstrations", folder / "base", folder / "run"
     if not demonstrations.is_dir():
         expert = ("--scripted", "--jolts", "0.15", "--seed", "1000", "--n_episodes", str(args.demonstrations))
-        kept = ("--save_dataset", demonstrations, "--keep", "successes", "--record", folder / "demonstrations.json")
+        kept = ("--save_dataset", "demonstrations", "--keep", "successes", "--record", "demonstrations.json")
         call(folder, "simulate", *expert, *kept)
     if not base.is_dir():
         make_base(base, demonstrations)
@@ -109,9 +109,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
     scenes = ("--n_episodes", str(args.episodes), "--seed", "0")
     played(folder, "expert", "--scripted", *scenes)
     asked = (*ROBOT, "--n_action_steps", "8", *scenes)
-    played(folder, "untrained", "--model_path", base, "--backend", "eager", "--precision", "fp32", *asked)
+    played(folder, "untrained", "--model_path", "base", "--backend", "eager", "--precision", "fp32", *asked)
     plans = (*PLANS, *quantized_plans(folder, trained))
-    played(folder, "plans", "--model_path", trained, "--compare", ",".join(plans), *asked)
+    played(folder, "plans", "--model_path", trained.relative_to(folder), "--compare", ",".join(plans), *asked)
     return 0
 
 
@@ -133,18 +133,18 @@ def quantized_plans(folder: Path, trained: Path) -> list[str]:
     calibration = folder / "calibration.safetensors"
     if not calibration.is_file():
         data = ("--dataset_path", "demonstrations", *ROBOT, "--frames", "32", "--out", calibration.name)
-        call(folder, "calibrate", "--model_path", trained, *data)
+        call(folder, "calibrate", "--model_path", trained.relative_to(folder), *data)
     for precision in QUANTIZED:
-        plan = {"backend": "eager", "precision": precision, "calibration": str(calibration)}
+        plan = {"backend": "eager", "precision": precision, "calibration": calibration.name}
         (folder / f"{precision}.yaml").write_text(yaml.safe_dump(plan))
-    return [str(folder / f"{precision}.yaml") for precision in QUANTIZED]
+    return [f"{precision}.yaml" for precision in QUANTIZED]
 
 
 def played(folder: Path, name: str, *flags: object) -> None:
     """Play the scenes, and keep the record."""
     record = folder / f"{name}.json"
     if not record.is_file():
-        call(folder, "simulate", *flags, "--record", record)
+        call(folder, "simulate", *flags, "--record", record.name)
 
 
 def call(folder: Path, *command: object) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import service_table
 import time_budget
 
-from gr00t_trt.report import markdown, png
+from gr00t_trt.report import markdown, png, simulations
 from gr00t_trt.report.columns import table
 from gr00t_trt.report.views import Loaded, View, load, rows_of
 
@@ -31,6 +31,12 @@ FRONT = "front"
 """The picture of README.md."""
 PICTURES = ("waterfall", "stages", "roofline")
 
+CLOSED_LOOP = (
+    "**Does compilation cost success?** A GR00T N1.5 of 1.5 M parameters, trained by `closed_loop.py` on two CPU cores "
+    "from random weights, in the same unseen scenes under every plan: an SO-101 arm puts a cube on a disc. It says "
+    "what compilation and precision change, and nothing of how well the released model does the task."
+)
+
 Records = Mapping[str, Loaded]
 
 
@@ -39,10 +45,11 @@ def main(argv: list[str]) -> int:
     paths = sorted((BENCH / "records").glob("*.json"))
     records = {one.name: one for one in load([str(path) for path in paths])}
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
+    played = load([str(path) for path in sorted((BENCH / "closed_loop").glob("*.json"))])
     measured = {name: one for name, one in records.items() if one.record.measured}
     written = {
         ROOT / "README.md": front(records),
-        BENCH / "README.md": f"{time_budget.section(records.values())}\n\n{tables(records, services)}",
+        BENCH / "README.md": "\n\n".join((tables(records, services), *closed_loop(played))),
         BENCH / "LOG.md": markdown.log(measured, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]
@@ -82,13 +89,23 @@ def front_views(one: Loaded) -> list[View]:
 
 
 def tables(records: Records, services: Mapping[str, Any]) -> str:
-    """One section per record, with its pictures, and per service."""
-    out = []
+    """The time budget, one section per record with its pictures, and one per service."""
+    out = [time_budget.section(records.values())]
     for name, one in records.items():
         out.append(markdown.section(one, "records/"))
         out += [f"![{kind} of {name}](plots/{name}-{kind}.png)" for kind in drawable(one)]
     out += [service_table.section(name, record, "service/") for name, record in services.items()]
     return "\n\n".join(out)
+
+
+def closed_loop(played: Sequence[Loaded]) -> list[str]:
+    """What `closed_loop.py` found: a table of success rates for each record, and of pairs."""
+    out = []
+    for one in played:
+        assert one.record.simulation is not None
+        *shown, _ = simulations.tables(one.record.simulation)
+        out += [f"{one.name} ([record](closed_loop/{one.name}.json))", *map(markdown.written, shown)]
+    return [CLOSED_LOOP, *out] if out else []
 
 
 def put(file: Path, new: str, check: bool) -> bool:

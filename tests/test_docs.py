@@ -66,7 +66,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-SLOW = ("--config fp16 --model_path", "--print_trtexec")
+SLOW = ("--config fp16 --model_path", "--print_trtexec", "finetune --base_model_path synthetic")
 RUN = [
     pytest.param(page, command, marks=pytest.mark.documented if any(mark in command for mark in SLOW) else ())
     for page, command in commands()

@@ -17,11 +17,6 @@ from torch import Tensor
 SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    about = "training: whole trainings, killed and resumed or in several processes: half a minute"
-    config.addinivalue_line("markers", about)
-
-
 class Oracle:
     """The original's numbers; its README says what each is."""
 
