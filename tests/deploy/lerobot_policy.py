@@ -57,10 +57,10 @@ def without_flash_attention() -> None:
     SiglipVisionModel.__init__ = init
 
 
-def policy(use_bf16: bool) -> GrootPolicy:
+def policy(use_bf16: bool, checkpoint: Path = GOLDEN / "checkpoint") -> GrootPolicy:
     camera = {"observation.images.camera": PolicyFeature(type=FeatureType.VISUAL, shape=(3, 224, 224))}
     config = GrootConfig(
-        base_model_path=str(GOLDEN / "checkpoint"),
+        base_model_path=str(checkpoint),
         use_bf16=use_bf16,
         chunk_size=6,
         n_action_steps=6,
@@ -127,6 +127,7 @@ def main() -> list[dict[str, Any]]:
     return out
 
 
-with contextlib.redirect_stdout(sys.stderr):
-    results = main()
-print(json.dumps(results))
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr):
+        results = main()
+    print(json.dumps(results))
