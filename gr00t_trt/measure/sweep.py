@@ -32,7 +32,7 @@ from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row
 from .settings import unknown_setting
 from .stages import REST, loop_samples, medians
 from .timers import drain, typical_seconds
-from .variants import Variants
+from .variants import Variants, not_here
 from .work import COUNTED_PER_STEP, Counted, Counter
 from .workloads import Requests
 
@@ -105,7 +105,7 @@ class Sweep:
     def _result(self, row: Row, left: str) -> Result:
         """What became of a row; it may be nothing."""
         empty = row.result(str(self._harness.plan.precision))
-        absent = row.absent or unknown_setting(row.candidate.settings)
+        absent = row.absent or unknown_setting(row.candidate.settings) or not_here(row.candidate.backend)
         if absent is not None:
             return replace(empty, status=Status.UNAVAILABLE, why=absent)
         why = self._budget.why_not(self._estimate_s(row))

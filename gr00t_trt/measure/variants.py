@@ -95,6 +95,12 @@ class Variants:
         return parts
 
 
+def not_here(backend: str) -> str | None:
+    """Why a backend cannot be used on this machine; None where it can."""
+    found = get_backend(backend).availability()
+    return None if found.installed else f"{backend}: {found.reason}"
+
+
 def _backend(candidate: Candidate) -> Backend:
     """Raises: BackendError for one that is not installed."""
     mode = candidate.mode or "default"

@@ -99,7 +99,7 @@ def test_ready_made_engines_are_asked_for_by_the_published_flag_or_by_name() -> 
         ("--server --max_queue 0", "--max_queue: 0 is out of range"),
         ("--server --use_torch_tensorrt --backend eager", "exclude each other"),
         ("--server --use_torch_tensorrt --use_tensorrt", "exclude each other"),
-        ("--server --use_torch_tensorrt --vit-dtype fp8", "does not build it"),
+        ("--server --use_torch_tensorrt --vit-dtype fp8", "needs a calibration"),
         ("--server --precision fp8", "needs a calibration"),
         ("--server --http_server --http_port 8000", "leave one of them out"),
         ("--server --api_token_file /nowhere/token", "cannot be read: No such file"),
