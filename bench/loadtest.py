@@ -72,8 +72,11 @@ def running(flags: Sequence[str], port: int, http_port: int) -> Iterator[Server]
 
 def marked_server(argv: Sequence[str]) -> int:
     """The real program, whose policy gives `MARK` beside its actions."""
+    from gr00t_trt.serve.program import main as serve
+    from gr00t_trt.serve.program import wait_briefly
+
+    wait_briefly()  # as the program does, before PyTorch is there
     from gr00t_trt.policy.policy import Gr00tPolicy
-    from gr00t_trt.serve.__main__ import main as serve
 
     plain = Gr00tPolicy.get_action
 

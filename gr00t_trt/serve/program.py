@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ def _main(argv: Sequence[str], console: Console) -> int:
     if args.print_plan:
         flags.print_plan(plan_of(args), shlex.join(["gr00t-trt", "serve", *redacted(argv)]))
         return 0
+    if args.server:
+        wait_briefly()
     # Past the flags, so that --help and a typing mistake cost no PyTorch import, and a client none at all.
     if args.server and args.replicas is not None:
         from .replicas import serve_replicas
@@ -37,3 +40,13 @@ def _main(argv: Sequence[str], console: Console) -> int:
 
         ask(args)
     return 0
+
+
+def wait_briefly() -> None:
+    """Let OpenMP's threads wait for one another only briefly; to be called before PyTorch is loaded.
+
+    They turn in circles, for longer than a core is theirs where others want it too: one large message then holds up
+    everybody's requests for a second. 2000 turns cost a request on an idle machine a tenth; to sleep at once more than
+    doubles it.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
