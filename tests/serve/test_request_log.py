@@ -20,6 +20,7 @@ def test_one_line_per_request_when_asked_for(caplog: pytest.LogCaptureFixture) -
             client.get_action(observation(1.0))
             with pytest.raises(ServiceError):
                 client.get_action(observation(1.0, "fail"))
+            wait_until(lambda: len(caplog.messages) == 2)  # written by another thread, once the answer is on its way
             client.ping()
         wait_until(lambda: len(caplog.messages) == 3)
     first, second, third = caplog.messages
