@@ -17,7 +17,7 @@ from ..common.command import Parser, check_least, parse_flags, run_program, sett
 from ..common.paths import check_dataset
 from ..common.progress import Steps, progress
 from ..errors import UsageError, unknown
-from ..policy.flags import optional
+from ..policy.flags import FRAME_RULES, optional
 from ..record.files import deliver, record_flags, record_path
 from ..serve.api_token import redacted
 from .about import About
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from .episodes import Prediction, Recording
 
 EAGER = "eager fp32"
-FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest", "index": "index"}
-"""Published video backend, or ours for frame i of row i -> the rule by which it picks the frame of a row.
-
-Frames are always decoded with PyAV."""
+VIDEO_BACKENDS = {**FRAME_RULES, "index": "index"}
+"""Those, and ours for frame i of row i."""
 
 EPILOG = """\
 examples:
@@ -68,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="rows of each prediction that are used before the next query [all]",
     )
-    help = f"{', '.join(FRAME_RULES)}: whose rule picks the frame of a row; PyAV decodes"
+    help = f"{', '.join(VIDEO_BACKENDS)}: whose rule picks the frame of a row; PyAV decodes"
     setting(g, "video_backend", "torchcodec", help, metavar="NAME")
     g.add_argument(
         "--compare",
@@ -98,8 +96,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, checked as far as they can be without data. Raises: UsageError."""
     args = parse_flags(parser(), argv)
     check_least(args, trajs=1, steps=1, start_traj=0)
-    if args.video_backend not in FRAME_RULES:
-        raise unknown(UsageError, "--video_backend", args.video_backend, FRAME_RULES)
+    if args.video_backend not in VIDEO_BACKENDS:
+        raise unknown(UsageError, "--video_backend", args.video_backend, VIDEO_BACKENDS)
     check_policy_flags(args)
     if args.compare is not None and args.model_path is None:
         raise UsageError(f"--compare {args.compare} needs a local policy", fix="add --model_path")
@@ -184,7 +182,7 @@ def _open(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Itera
     from ..data import LeRobotDataset, synthetic_dataset
 
     server: Any = connect(args) if args.model_path is None or args.compare == "server" else None
-    rule = FRAME_RULES[args.video_backend]
+    rule = VIDEO_BACKENDS[args.video_backend]
     if args.model_path is not None:
         from ..policy.source import Source
 

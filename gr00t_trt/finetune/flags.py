@@ -12,7 +12,7 @@ from ..common.command import Parser, check_least, parse_flags, setting, switch
 from ..common.install import install
 from ..common.paths import check_dataset, check_model, check_output_folder
 from ..errors import UsageError, unknown
-from ..policy.flags import Default, check_seed, source_flags
+from ..policy.flags import FRAME_RULES, Default, check_seed, source_flags
 
 OUTPUT_DIR = "/tmp/gr00t"
 PUBLISHED: Mapping[str, Any] = {
@@ -34,8 +34,6 @@ GENERATED: Mapping[str, Any] = {
 }
 """The same for ``synthetic``: to see the program work, in less than a minute."""
 
-FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest"}
-"""Published video backend -> the rule by which it picks the frame of a row. Frames are always decoded with PyAV."""
 PRECISIONS = ("bf16", "fp32")
 PADDINGS = ("inference", "upstream")
 REPORTS = ("wandb", "tensorboard", "azure_ml", "none")

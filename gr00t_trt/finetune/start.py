@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from ..common.install import install
-from ..data import GR00TTransform, Prompter, Tokenizer, load_tokenizer, synthetic_tokenizer
+from ..data import GR00TTransform, Prompter, Tokenizer
 from ..errors import PlanError, UsageError
 from ..model import Gr00tConfig, load_config, load_model, resolve_checkpoint
-from ..model.checkpoint import side_folders
 from ..policy.choice import choose_data, chosen
 from ..policy.lerobot import LeRobotDataConfig
+from ..policy.policy import tokenizer_of
 from .dropout import add_dropout
 from .lora import Lora, add_lora
 from .loss import FlowMatching
@@ -127,10 +127,7 @@ class Start:
         config = self.sources[0].config
         if where is None and isinstance(config, LeRobotDataConfig):
             where = config.tokenizer_folder()
-        if where is None and folder is None:
-            return synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
-        places = [] if folder is None else side_folders(folder)
-        return load_tokenizer(where, places, geometry.special_tokens, geometry.vocab_size)
+        return tokenizer_of(where, folder, geometry)
 
 
 def _action_width(source: Source) -> int:

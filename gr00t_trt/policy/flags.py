@@ -6,6 +6,9 @@ from typing import Any
 
 from ..errors import UsageError
 
+FRAME_RULES = {"torchcodec": "on_screen", "torchvision_av": "on_screen", "decord": "nearest"}
+"""Published video backend -> the rule by which it picks the frame of a row. Frames are always decoded with PyAV."""
+
 
 class Default(str):
     """The value of a text flag that nobody chose, so that a checkpoint may know better."""

@@ -252,7 +252,7 @@ def load_policy(
     found = statistics_of(folder, config, tag, metadata, data_config)
     fitted(config, found, geometry)
     own = isinstance(config, LeRobotDataConfig)
-    words = _tokenizer(config.tokenizer_folder() if own and tokenizer is None else tokenizer, folder, geometry)
+    words = tokenizer_of(config.tokenizer_folder() if own and tokenizer is None else tokenizer, folder, geometry)
     size, tokens = geometry.image_size, geometry.tokens_per_image
     prompter = Prompter(words, words.special_tokens, image_size=size, tokens_per_image=tokens)
     model = load_model(folder or model_path, dtype=dtype, device=device)
@@ -289,7 +289,8 @@ def statistics_of(
     return LeRobotDataset(dataset, config.modality_config()).metadata(tag)
 
 
-def _tokenizer(where: str | Path | None, folder: Path | None, geometry: Gr00tConfig) -> Tokenizer:
+def tokenizer_of(where: str | Path | None, folder: Path | None, geometry: Gr00tConfig) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder, the one that is named, or the generated one of a generated model."""
     if where is None and folder is None:
         return synthetic_tokenizer(geometry.special_tokens, geometry.vocab_size)
     places = [] if folder is None else side_folders(folder)
