@@ -22,8 +22,8 @@ ROUNDS = 6
 HOPELESS = 3.0
 """A format that takes this many times as long as fp32 at its second call is not called again."""
 CLEARLY_FASTER = 0.8
-"""Of the time in fp32: with less to gain, noise would choose another format at every start."""
-FASTER = 0.9
+"""Of the time in fp32: with less to gain, noise would choose another format or library, and so another rounding of the
+same action, at every start."""
 FP32_ERROR = 1e-5
 """Largest error of a product in fp32, over its largest value; rounding to bf16 makes 2e-3, to TF32 3e-4."""
 
@@ -42,8 +42,8 @@ class Speed:
 
     @property
     def onednn(self) -> bool:
-        """Whether oneDNN is the faster library for fp32, and computes in fp32."""
-        return self.onednn_ms is not None and self.onednn_ms < FASTER * self.ms["float32"]
+        """Whether oneDNN is clearly the faster library for fp32, and computes in fp32."""
+        return self.onednn_ms is not None and self.onednn_ms < CLEARLY_FASTER * self.ms["float32"]
 
     def fast_in(self, dtype: str) -> bool:
         """Whether a format is fp32, or clearly faster."""

@@ -80,7 +80,8 @@ def test_a_server_plays_as_the_same_model_here_does(server, tmp_path: Path) -> N
         for name in ("here", "there")
     )
     assert here.shape == (20, 6)
-    np.testing.assert_array_equal(here, there)
+    # Each process measures which library multiplies fp32 faster: where two are nearly equal, the last digits differ.
+    np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
 
 
 def test_a_robot_is_driven_by_a_server_without_torch_on_its_side(server, tmp_path: Path) -> None:
