@@ -66,7 +66,9 @@ def test_onednn_is_not_measured_where_it_would_round(monkeypatch: pytest.MonkeyP
     assert products._measured().onednn_ms is None
 
 
-@pytest.mark.parametrize(("found", "expected"), [(ZEN5, "medium"), (XEON, "highest"), (NEARLY, "highest"), (AMX, "highest")])
+@pytest.mark.parametrize(
+    ("found", "expected"), [(ZEN5, "medium"), (XEON, "highest"), (NEARLY, "highest"), (AMX, "highest")]
+)
 def test_products_go_to_onednn_only_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, setting: Any, found: Speed, expected: str
 ) -> None:
