@@ -21,6 +21,7 @@ import numpy as np
 from gr00t_trt.errors import ServiceError
 from gr00t_trt.serve.ask import example
 from gr00t_trt.serve.client import RobotInferenceClient
+from gr00t_trt.serve.http_client import HttpInferenceClient
 from gr00t_trt.serve.wire import encode
 from gr00t_trt.serve.zmtp import GREETING, frames_of
 
@@ -97,6 +98,14 @@ def large_batches(target: Target) -> Iterator[None]:
     yield from _asked(target, [target.batch(size) for size in (16, 64, 120)])
 
 
+def large_http_batches(target: Target) -> Iterator[None]:
+    with HttpInferenceClient("127.0.0.1", target.http_port) as client:
+        for size in itertools.cycle((16, 40, 100)):
+            with suppress(ServiceError):
+                client.get_action(target.batch(size))
+            yield
+
+
 def impatience(target: Target) -> Iterator[None]:
     """A client that gives up at once, and asks again."""
     while True:
@@ -109,7 +118,7 @@ ATTACKS: dict[str, Callable[[Target], Iterator[None]]] = {
     each.__name__: each
     for each in (
         *(idle_connections, unfinished_heads, unfinished_bodies, endless_messages),
-        *(flood, long_instructions, large_batches, impatience),
+        *(flood, long_instructions, large_batches, large_http_batches, impatience),
     )
 }
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
+
+from .pace import AT_ONCE, Pace
 
 _SWEEP_S = 0.5
 _CHANCE_S = 0.02
@@ -21,6 +23,8 @@ _OF_AN_ADDRESS = 128
 """Connections at once, and from one address."""
 _UNFINISHED = 4
 """Bytes that all connections hold together, in largest requests."""
+_TURN_BYTES = 2**16
+"""What it costs a connection that has to wait to be read again: so they take turns."""
 
 Address = tuple[str, int]
 
@@ -33,14 +37,18 @@ class Guarded(Protocol):
         transport: asyncio's.
         since: When it was made, or had its last request's beginning or its last answer.
         held: Bytes of a request that has begun and is not being answered.
+        expected: Bytes of all of that request, by its own word and so far.
         answering: A request is complete and waits for its answer.
+        refused: Whether its last request came to nothing.
     """
 
     client: Address | None
     transport: Any
     since: float
     held: int
+    expected: int
     answering: bool
+    refused: bool
 
     @property
     def settled(self) -> bool:
@@ -65,9 +73,12 @@ class Connections(Generic[C]):
 
     def __init__(self, max_request_bytes: int):
         self._most_held = _UNFINISHED * max_request_bytes
+        self._pace = Pace(max_request_bytes)
         self._connections: dict[Address, C] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._counting: asyncio.TimerHandle | None = None
+        self._resting: deque[Callable[[], None]] = deque()
+        self._waking: asyncio.TimerHandle | None = None
 
     def __iter__(self) -> Iterator[C]:
         return iter(list(self._connections.values()))
@@ -89,25 +100,69 @@ class Connections(Generic[C]):
         found = self._connections.get(client) if client else None
         return found is None or found.transport.is_closing()
 
-    def hold(self, client: Address | None, size: int) -> None:
-        """So many bytes are held for a connection; the one with the most goes where all hold too many."""
+    def hold(self, client: Address | None, size: int, expected: int = 0) -> None:
+        """So many bytes are held for a connection; the one with the most goes where all hold too many.
+
+        Args:
+            expected: Bytes that its request says it has.
+        """
         found = self._connections.get(client) if client else None
         if found is not None and not found.transport.is_closing():
-            found.held = size
+            self._pace.spend(max(0, size - found.held))
+            found.held, found.expected = size, max(size, expected)
             if sum(each.held for each in self._connections.values()) > self._most_held:
                 max(self._connections.values(), key=lambda each: each.held).drop()
 
-    @contextmanager
-    def answering(self, client: Address | None) -> Iterator[None]:
-        """Meanwhile the connection has a complete request in hand, and stays whatever comes."""
+    def rests(self, client: Address | None, turn: Callable[[], None]) -> bool:
+        """Whether a connection is not to be read for now: too much comes that is for nothing.
+
+        Args:
+            turn: Called when it may be read again.
+        """
         found = self._connections.get(client) if client else None
-        if found is not None:
-            found.held, found.answering = 0, True
+        if found is None or not (found.refused or found.expected > AT_ONCE) or not self._pace.wait_s():
+            return False
+        self._resting.append(turn)
+        self._wake_later()
+        return True
+
+    def _wake_later(self) -> None:
+        if self._resting and self._waking is None:
+            self._waking = asyncio.get_running_loop().call_later(self._pace.wait_s(), self._wake)
+
+    def _wake(self) -> None:
+        self._waking = None
+        if not self._pace.wait_s():
+            self._pace.spend(_TURN_BYTES)
+            self._resting.popleft()()
+        self._wake_later()
+
+    @contextmanager
+    def answering(self, client: Address | None) -> Iterator[Callable[[], None]]:
+        """Meanwhile the connection has a complete request in hand, and stays whatever comes.
+
+        Yields: To be called where the request is refused; an exception tells it as well.
+        """
+        found = self._connections.get(client) if client else None
+        if found is None:
+            yield lambda: None
+            return
+        size = found.held
+        self._pace.spend(-size)
+        found.held = found.expected = 0
+        found.answering, found.refused = True, False
+
+        def refuse() -> None:
+            found.refused = True
+            self._pace.spend(size)
+
         try:
-            yield
+            yield refuse
+        except Exception:
+            refuse()
+            raise
         finally:
-            if found is not None:
-                found.answering, found.since = False, time.monotonic()
+            found.answering, found.since = False, time.monotonic()
 
     def _make_room(self) -> None:
         """Have the idlest connections go where there are too many, all in all or from one address."""

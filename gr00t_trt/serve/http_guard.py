@@ -41,8 +41,8 @@ class GuardedProtocol(H11Protocol):
         super().__init__(**settings)
         self._guard = guard
         self.since = time.monotonic()
-        self.answering = self._served = False
-        self.held = 0
+        self.answering = self.refused = self._served = False
+        self.held = self.expected = 0
 
     @property
     def active(self) -> bool:

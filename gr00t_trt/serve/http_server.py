@@ -24,6 +24,7 @@ from ..common.install import install_extra
 from ..errors import ObservationError, ServiceError, ShapeError
 from .awaited import answered
 from .json_wire import decode_json, encode_json
+from .pace import AT_ONCE
 from .refusal import Refusal
 from .service import Peer, Service, listening_socket
 
@@ -100,13 +101,14 @@ async def _act(
         service.check_token(_token(request))
         raw = await asyncio.wait_for(_body(request, guard, client, max_request_bytes), request_timeout_s)
         with guard.answering(client):
-            body = _unwrapped(raw)
+            # Beside the loop where it takes long: a health check is to be answered meanwhile.
+            body = _unwrapped(raw) if len(raw) <= AT_ONCE else await asyncio.to_thread(_unwrapped, raw)
             if "observation" not in body:
                 raise Refusal("Missing 'observation' field in payload", http_status=400)
             handed_over = True  # and counted there
             reply = await answered(service, body["observation"], body, peer)
-        if isinstance(reply, Exception):
-            raise reply
+            if isinstance(reply, Exception):
+                raise reply
         return Response(encode_json(reply), media_type="application/json")
     except Exception as error:  # whatever a request sets off is told to its sender
         if isinstance(error, asyncio.TimeoutError):
@@ -135,16 +137,20 @@ async def _reload(
 
 
 async def _body(request: Request, guard: Guard, client: tuple[str, int] | None, limit: int) -> bytes:
-    """The body, as long as it is within the limit: neither more is read, nor is its announced length trusted."""
+    """The body, as long as it is within the limit: more is not read."""
     chunks: list[bytes] = []
-    size = 0
+    size, announced = 0, request.headers.get("content-length", "")
+    expected = int(announced) if announced.isdecimal() else 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
-            if size > limit:
+            if max(size, expected) > limit:
                 raise Refusal(f"the body is larger than the {limit} bytes allowed (--max_request_mb)", http_status=413)
             chunks.append(chunk)
-            guard.hold(client, size)
+            guard.hold(client, size, expected)
+            turn = asyncio.Event()
+            if guard.rests(client, turn.set):
+                await turn.wait()
         return b"".join(chunks)
     finally:
         chunks.clear()  # an error knows its frame, and stays until Python looks for such circles

@@ -130,8 +130,11 @@ class OpenpiServer:
             connection.greeted = True
             while True:
                 message = await connection.next()
-                with self._connections.answering(connection.client):
-                    await connection.send(await self._answer(connection, message))
+                with self._connections.answering(connection.client) as refuse:
+                    answer = await self._answer(connection, message)
+                    if isinstance(answer, str):
+                        refuse()
+                    await connection.send(answer)
         except ConnectionClosed:
             pass
 
@@ -205,9 +208,10 @@ class _Connection(ServerConnection):
         self._all, self._timeout_s = all, timeout_s
         self.client: tuple[str, int] | None = None
         self.since = time.monotonic()
-        self.answering = self.greeted = False
-        self.held = 0
+        self.answering = self.refused = self.greeted = False
+        self.held = self.expected = 0
         self._begun: float | None = None
+        self._resting = False
         self._unread = self._unframed = 0  # bytes of frames that nobody has taken, and of one that is not complete
 
     @property
@@ -244,6 +248,14 @@ class _Connection(ServerConnection):
         if self._unframed and self._begun is None:
             self._begun = self.since = time.monotonic()
         self._all.hold(self.client, self._unread + self._unframed)
+        if not self._resting and self._all.rests(self.client, self._rested):
+            self._resting = True
+            self.transport.pause_reading()
+
+    def _rested(self) -> None:
+        self._resting = False
+        if not (self.recv_messages.paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def process_event(self, event: Any) -> None:
         super().process_event(event)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import ServiceError
+from .pace import AT_ONCE, Pace
 from .refusal import Refusal
 from .request_log import LOGGER
 from .service import Peer, Service, listening_socket
@@ -62,9 +63,11 @@ class ZmqServer:
             end.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._spare = Spare()
+        self._pace = Pace(max_request_bytes)
         self._peers: set[_Connection] = set()
         self._late: deque[_Connection] = deque()  # whose answers did not fit into the network at once
         self._backlog: set[_Connection] = set()  # with messages that are there and not read
+        self._resting: dict[_Connection, None] = {}  # that are not read for a while, the first to be read again first
         self._swept = time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zmq", daemon=True)
@@ -83,11 +86,12 @@ class ZmqServer:
             self._selector.register(each, selectors.EVENT_READ)
         try:
             while not self._closing:
-                for key, events in self._selector.select(0 if self._backlog else _SWEEP_S):
+                for key, events in self._selector.select(self._until_next_s()):
                     self._happened(key, events)
                 for connection in list(self._backlog):
                     self._read(connection)
                 self._let_late_ones_write()
+                self._wake()
                 if time.monotonic() - self._swept > _SWEEP_S:
                     self._sweep()
             self._last_words()
@@ -97,6 +101,11 @@ class ZmqServer:
             self._selector.close()
             for each in (self._socket, self._bell, self._listener):
                 each.close()
+
+    def _until_next_s(self) -> float:
+        if self._backlog:
+            return 0
+        return min(_SWEEP_S, self._pace.wait_s()) if self._resting else _SWEEP_S
 
     def _happened(self, key: selectors.SelectorKey, events: int) -> None:
         if key.fileobj is self._socket:
@@ -138,6 +147,10 @@ class ZmqServer:
         self._backlog.discard(connection)
         if connection.blocked:  # whoever does not read its answers is not read from either
             return
+        if (connection.refused or connection.receiver.expected > AT_ONCE) and self._pace.wait_s():
+            self._watch(connection, 0)
+            self._resting[connection] = None
+            return
         try:
             size = 0
             while not connection.unread and size < _BYTES_AT_ONCE:
@@ -146,6 +159,7 @@ class ZmqServer:
                     self._drop(connection)
                     return
                 size += count
+                self._pace.spend(count)
                 self._received(connection, count)
         except BlockingIOError:
             pass
@@ -173,6 +187,7 @@ class ZmqServer:
     def _receive(self, connection: _Connection, frames: Sequence[memoryview]) -> None:
         name = connection.peer.name
         start = next((number for number, frame in enumerate(frames) if not len(frame)), None)
+        connection.refused, size = True, sum(map(len, frames))
         if start is None:  # from no REQ socket, so nobody waits for a reply
             self._service.count("unknown", ServiceError("no envelope"), client=name)
             return
@@ -188,9 +203,10 @@ class ZmqServer:
             self._service.check_token(request.get("api_token"))
             endpoint = request.get("endpoint", "get_action")
             if endpoint == "get_action":
-                self._act(connection, request, envelope)
+                self._act(connection, request, envelope, size)
                 return
             reply = encode(self._at_once(endpoint, request))
+            self._accepted(connection, size)
         except Exception as error:  # whatever a message sets off, the next one finds the server alive
             self._service.count(str(endpoint)[:100], error, client=name)
             reply = _error(error)
@@ -206,14 +222,45 @@ class ZmqServer:
             return service.told[endpoint](request.get("data"))
         raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
 
-    def _act(self, connection: _Connection, request: Mapping[str, Any], envelope: Sequence[bytes]) -> None:
+    def _act(self, connection: _Connection, request: Mapping[str, Any], envelope: Sequence[bytes], size: int) -> None:
+        def finish(reply: Message | Exception) -> None:
+            if isinstance(reply, Exception):
+                connection.refused = True
+                self._pace.spend(size)
+            connection.answer(envelope, reply)
+
         connection.expect(1)
+        self._accepted(connection, size)
         try:
-            observation = request.get("data", {})
-            self._service.act(observation, request, connection.peer, lambda reply: connection.answer(envelope, reply))
+            self._service.act(request.get("data", {}), request, connection.peer, finish)
         except Exception:
+            connection.refused = True
+            self._pace.spend(size)
             connection.expect(-1)
             raise
+
+    def _accepted(self, connection: _Connection, size: int) -> None:
+        connection.refused = False
+        self._pace.spend(-size)
+
+    def _wake(self) -> None:
+        """Read from those again that had to wait, one after the other, until they have sent too much anew."""
+        while self._resting and not self._pace.wait_s():
+            connection = next(iter(self._resting))
+            del self._resting[connection]
+            if not connection.blocked:
+                self._watch(connection, selectors.EVENT_READ)
+                self._read(connection)
+
+    def _watch(self, connection: _Connection, events: int) -> None:
+        """Be told of these events of a connection, and of no others."""
+        known = connection.socket in self._selector.get_map()
+        if events and known:
+            self._selector.modify(connection.socket, events, connection)
+        elif events:
+            self._selector.register(connection.socket, events, connection)
+        elif known:
+            self._selector.unregister(connection.socket)
 
     def _is_late(self, connection: _Connection) -> None:
         self._late.append(connection)
@@ -227,11 +274,11 @@ class ZmqServer:
         while self._late:
             connection = self._late.popleft()
             if connection in self._peers:
-                self._selector.modify(connection.socket, selectors.EVENT_WRITE, connection)
+                self._watch(connection, selectors.EVENT_WRITE)
 
     def _flush(self, connection: _Connection) -> None:
         if connection.flush():
-            self._selector.modify(connection.socket, selectors.EVENT_READ, connection)
+            self._watch(connection, selectors.EVENT_READ)
             self._backlog.add(connection)
         if connection.gone:
             self._drop(connection)
@@ -250,7 +297,8 @@ class ZmqServer:
         if connection in self._peers:
             self._peers.discard(connection)
             self._backlog.discard(connection)
-            self._selector.unregister(connection.socket)
+            self._resting.pop(connection, None)
+            self._watch(connection, 0)
             connection.close()
             # It knows itself, so that it stays until Python looks for such; what it held must not.
             connection.receiver.forget()
@@ -272,6 +320,7 @@ class _Connection:
         unread: Messages that are there and have not been looked at.
         asked: Requests for actions that are being answered.
         since: When its last message was complete or begun, or the connection was made.
+        refused: Whether its last message came to nothing.
         gone: Whether it is closed.
         blocked: Since when what is to be sent does not fit into the network; None where there is nothing to send.
     """
@@ -283,7 +332,7 @@ class _Connection:
         self.unread: deque[list[memoryview]] = deque()
         self.asked = 0
         self.since = time.monotonic()
-        self.gone = False
+        self.refused = self.gone = False
         self.blocked: float | None = None
         self._unsent = bytearray()
         # One thread reads messages, another one sends answers.

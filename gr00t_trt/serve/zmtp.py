@@ -118,6 +118,11 @@ class Receiver:
         return self._complete + (self._filled if self._in_body else 0)
 
     @property
+    def expected(self) -> int:
+        """Bytes of that message, as far as its frames have said how long they are."""
+        return self._size
+
+    @property
     def begun(self) -> bool:
         """Whether a message has begun and not ended, or the handshake has not."""
         return not self.ready or self._in_body or bool(self._frames or self._rest)
