@@ -60,9 +60,9 @@ class Subject:
 
 @pytest.fixture
 def make(reference: Gr00tN1d5) -> Callable[..., Subject]:
-    def made(precision: str = "fp32", **options: Any) -> Subject:
+    def made(precision: str = "fp32", optimizations: tuple[str, ...] = OPTIMIZATIONS, **options: Any) -> Subject:
         plain, capturer = copy.deepcopy(reference), FakeCapturer()
-        model = restructure(copy.deepcopy(reference))
+        model = restructure(copy.deepcopy(reference), optimizations=optimizations)
         model.graphs = RequestGraphs(model, capturer, tolerance=PRECISIONS[precision].graph_tolerance, **options)
         return Subject(model, plain, model.graphs, capturer)
 
@@ -89,6 +89,32 @@ def test_replays_follow_every_input(make, make_request, loop: str) -> None:
     for i, answer in enumerate(answers):  # each is its own memory still, and none is another's
         assert not any(torch.equal(answer, before) for before in answers[:i])
     assert torch.equal(subject.check(inputs, noise(2)), answers[0])
+
+
+@pytest.mark.parametrize(("loop", "folded"), [("denoise_step", True), ("denoise_loop", True), ("submodules", False)])
+def test_one_graph_serves_every_combination_of_different_embodiments(
+    make, make_request, loop: str, folded: bool
+) -> None:
+    subject = make(optimizations=tuple(name for name in OPTIMIZATIONS if folded or name != "constant_folding"))
+    subject.model.loop = loop
+    inputs = make_request(3)
+    assert subject.start(inputs, noise(3)) is None
+    combinations = ([24, 17, 31], [17, 24, 31], [24, 24, 17], [0, 31, 0], [24, 17, 31])
+    answers = [subject.check({**inputs, "embodiment_id": torch.tensor(ids)}, noise(3)) for ids in combinations]
+    assert subject.counts == (1, 5)
+    assert torch.equal(answers[0], answers[-1])
+    assert not any(torch.equal(answers[0], other) for other in answers[1:-1])
+    # Seen before: it is launched before it is looked at, and stands.
+    subject.check({**inputs, "embodiment_id": torch.tensor(combinations[2])}, noise(3, seed=1))
+    assert subject.counts == (1, 6)
+    # All of one embodiment is no matter of this graph. Weights that change end what was folded of them.
+    subject.check({**inputs, "embodiment_id": torch.full((3,), 24)}, noise(3))
+    assert subject.counts == (1, 6)
+    for model in (subject.model, subject.plain):
+        with torch.no_grad():
+            model.action_head.action_decoder.layer2.W.mul_(0.5)
+    subject.check(inputs, noise(3))
+    assert subject.capturer.captured == 1 + folded
 
 
 def test_whatever_shapes_a_request_is_captured_once_and_few_graphs_are_kept(make, make_request) -> None:

@@ -52,6 +52,7 @@ class Captured:
         inputs: Name -> the memory that the graph reads, noise included.
         every_time: Those of `EVERY_TIME`.
         prompt: Whose values are in `inputs` now; None while they change.
+        embodiments: Likewise, where the graph serves samples of different ones in any combination.
         depends_on: What the graph was captured with, as `FastGr00tN1d5.dependencies`.
         constants: Tensors behind addresses in the graph that nothing else may be holding: a replay that is launched
             before the weights are looked at may read memory that the model has given up.
@@ -64,6 +65,7 @@ class Captured:
     inputs: dict[str, Tensor]
     every_time: InputBlock
     prompt: Prompt | None
+    embodiments: Embodiments | None
     depends_on: tuple[object, ...]
     constants: object
     max_rel_error: float
@@ -75,7 +77,7 @@ class Key:
 
     Attributes:
         shapes: Name, shape and dtype of every input.
-        embodiments: As `Embodiments.key`.
+        embodiments: As `Embodiments.key`; empty for a graph of any combination of different ones.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
@@ -96,6 +98,7 @@ class Known:
     given: tuple[object, ...]
     kept: Captured
     prompt: Prompt
+    embodiments: Embodiments
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +120,8 @@ class Launch:
         Args:
             depends_on: As `FastGr00tN1d5.dependencies`, now.
         """
-        kept = self.known.kept
-        same = prompt is self.known.prompt and embodiments.key == kept.key.embodiments
-        return same and kept.depends_on == depends_on
+        same = prompt is self.known.prompt and embodiments.key == self.known.embodiments.key
+        return same and self.known.kept.depends_on == depends_on
 
 
 class Replayer(Protocol):

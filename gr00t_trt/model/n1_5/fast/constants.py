@@ -23,12 +23,21 @@ class Embodiments:
 
     Attributes:
         ids: [B] int64 on the model's device.
-        key: The same on the host; None when they came on a GPU, where reading them would stall it. Then their
-            weights are gathered in every call.
+        key: The same on the host; None when they came on a GPU, where reading them would stall it.
     """
 
     ids: Tensor
     key: tuple[int, ...] | None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether they are known and differ: too many combinations to keep the weights, or a graph, of each."""
+        return self.key is not None and len(set(self.key)) > 1
+
+    @property
+    def gathered(self) -> bool:
+        """Whether their weights are gathered in every call."""
+        return self.key is None or self.mixed
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class FoldedConstants:
 
     def weights(self, embodiments: Embodiments, horizon: int) -> EmbodimentWeights:
         """The weights of a batch; `horizon` actions get their positions from the encoder's last bias."""
-        if not self.kept or embodiments.key is None:
+        if not self.kept or embodiments.gathered:
             return self._select(embodiments.ids, horizon)
         return self._weights.get((embodiments.key, horizon), lambda: self._select(embodiments.ids, horizon))
 
@@ -115,9 +124,17 @@ class FoldedConstants:
             each = tuple(zip(modulation.unbind(0), encoder.unbind(0), strict=True))
             return TimestepTables(modulation, encoder, step_size, each)
 
-        if not self.kept or embodiments.key is None:
+        if not self.kept or embodiments.gathered:
             return make()
         return self._rows.get((embodiments.key, steps), make)
+
+    def held(self, embodiments: Embodiments, horizon: int, steps: int) -> tuple[object, ...]:
+        """What was computed once, and is read for these embodiments in every call."""
+        if not embodiments.gathered:
+            return self.weights(embodiments, horizon), self.tables(embodiments, steps)
+        if not self.kept:
+            return ()
+        return self._folded(None), self._tables.get(steps, lambda: self._table(range(steps), steps, None))
 
     def _select(self, ids: Tensor, horizon: int) -> EmbodimentWeights:
         def pick(*layers: CategoryLinear) -> tuple[Tensor, ...]:

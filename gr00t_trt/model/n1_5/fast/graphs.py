@@ -24,6 +24,7 @@ from ....errors import Gr00tError
 from ...protocol import Inputs
 from ..inputs import LOOKED_UP, PIXELS, STATE
 from .captured import Captured, Capturer, Key, Known, Launch
+from .constants import Embodiments
 from .input_block import InputBlock
 from .model import FastGr00tN1d5, Prepared
 from .prompts import KEPT_PROMPTS, Prompt
@@ -35,6 +36,9 @@ computed in between lies in one pool that all share."""
 WARM_CALLS = 3
 """Calls before a capture: tables, compilers' choices and library workspaces must exist by then."""
 
+_EMBODIMENTS = "embodiments"
+"""The input of a graph of samples of different embodiments that says which."""
+
 EVERY_TIME = ("pixel_values", "state", "noise")
 """Inputs that are new in every request, all fp32; the others follow from the prompt."""
 
@@ -43,7 +47,8 @@ class RequestGraphs:
     """Answers requests of a restructured model by replay where a graph of their shape exists, else as the model does.
 
     The key of a graph is everything that shapes it: the shapes and dtypes of all inputs (batch, views, exact prompt
-    length, horizon), padding or none, the embodiments, the denoising steps and the loop. Prompts are not padded to
+    length, horizon), padding or none, the embodiment of all samples, the denoising steps and the loop. Samples of
+    different embodiments share one graph, whatever the combination: it gathers their weights. Prompts are not padded to
     common lengths: the vision-language layers attend to every position, so padding would change the actions. Images,
     prompts, state and noise are copied in for every request. Weights are read where they lie. When one behind kept
     values was written, when any was moved, cast or replaced, or an entry of `stages` has changed, the graph is captured
@@ -127,7 +132,8 @@ class RequestGraphs:
                 start = torch.randn(fixed_noise.shape, device=fixed_noise.device, dtype=torch.float32)
             if not _fits(start, fixed_noise):
                 return None
-            return Launch(known, start, self._replay(known.kept, known.prompt, (pixels, state, start)))
+            every_time = (pixels, state, start)
+            return Launch(known, start, self._replay(known.kept, known.prompt, known.embodiments, every_time))
 
     def __call__(self, x: Prepared, noise: Tensor) -> Tensor:
         """Actions fp32 [B, T, 32], owned by the caller.
@@ -152,7 +158,7 @@ class RequestGraphs:
                     return self._uncaptured(x, noise)
                 kept = found
             self._remember(x, kept)
-            return self._replay(kept, x.prompt, (x.pixel_values, x.state, noise))
+            return self._replay(kept, x.prompt, x.embodiments, (x.pixel_values, x.state, noise))
 
     @torch.no_grad()
     def capture(self, x: Prepared, noise: Tensor) -> str | None:
@@ -190,7 +196,8 @@ class RequestGraphs:
         if x.embodiments.key is None or x.prompt.image_rows is None:
             return None
         shapes = tuple((name, tuple(t.shape), t.dtype) for name, t in _inputs(x, noise).items())
-        return Key(shapes, x.embodiments.key, noise.shape[1], self._model.denoising_steps, self._model.loop)
+        embodiments = () if x.embodiments.mixed else x.embodiments.key
+        return Key(shapes, embodiments, noise.shape[1], self._model.denoising_steps, self._model.loop)
 
     def _recalled(self, inputs: Inputs) -> Known | None:
         """The earlier request that had the same prompt and embodiments, where it was asked for in the same way."""
@@ -212,7 +219,7 @@ class RequestGraphs:
         values = _host_values(x.looked_up)
         if values is None:
             return
-        self._known[values] = self._last = Known(x.looked_up, kept, x.prompt)
+        self._known[values] = self._last = Known(x.looked_up, kept, x.prompt, x.embodiments)
         self._known.move_to_end(values)
         if len(self._known) > KEPT_PROMPTS:
             self._known.popitem(last=False)
@@ -222,7 +229,7 @@ class RequestGraphs:
             self._drop(self._kept)
         return self._model.run(x, noise)
 
-    def _replay(self, kept: Captured, prompt: Prompt, every_time: Sequence[Tensor]) -> Tensor:
+    def _replay(self, kept: Captured, prompt: Prompt, embodiments: Embodiments, every_time: Sequence[Tensor]) -> Tensor:
         with self._capturer.turn():
             kept.every_time.fill(every_time)
             # A prompt is the same object as long as it is the same instruction.
@@ -231,6 +238,10 @@ class RequestGraphs:
                 values = _prompt_inputs(prompt)
                 torch._foreach_copy_([kept.inputs[name] for name in values], list(values.values()))
                 kept.prompt = prompt
+            if _EMBODIMENTS in kept.inputs and kept.embodiments is not embodiments:
+                kept.embodiments = None
+                kept.inputs[_EMBODIMENTS].copy_(embodiments.ids)
+                kept.embodiments = embodiments
             kept.graph.replay()
             return kept.graph.output.clone()
 
@@ -280,7 +291,8 @@ class RequestGraphs:
         worst, allowed = max(errors), self._tolerance
         if not all(value <= allowed for value in errors):  # NaN is not either
             return f"its replay is off the uncaptured call by {worst:.2g}, more than {allowed:g}"
-        return Captured(key, graph, fixed, block, x.prompt, depends_on, (constants, x.embodiments), worst)
+        held = (constants, x.embodiments)
+        return Captured(key, graph, fixed, block, x.prompt, x.embodiments, depends_on, held, worst)
 
 
 def _said(error: BaseException) -> str:
@@ -302,7 +314,8 @@ def _host_values(tensors: Sequence[object]) -> Hashable | None:
 
 def _inputs(x: Prepared, noise: Tensor) -> dict[str, Tensor]:
     """Everything that may differ between two requests of one key."""
-    return {"pixel_values": x.pixel_values, "state": x.state, "noise": noise, **_prompt_inputs(x.prompt)}
+    mixed = {_EMBODIMENTS: x.embodiments.ids} if x.embodiments.mixed else {}
+    return {"pixel_values": x.pixel_values, "state": x.state, "noise": noise, **_prompt_inputs(x.prompt), **mixed}
 
 
 def _prompt_inputs(prompt: Prompt) -> dict[str, Tensor]:
@@ -316,10 +329,14 @@ def _with(x: Prepared, inputs: Mapping[str, Tensor]) -> Prepared:
     """The request with its tensors replaced by those of `inputs`."""
     names = ("embeds", "rotation", "image_rows", "key_mask", "query_mask")
     prompt = replace(x.prompt, **{name: inputs[name] for name in names if name in inputs})
-    return replace(x, pixel_values=inputs["pixel_values"], state=inputs["state"], prompt=prompt)
+    embodiments = replace(x.embodiments, ids=inputs.get(_EMBODIMENTS, x.embodiments.ids))
+    return replace(
+        x, pixel_values=inputs["pixel_values"], state=inputs["state"], prompt=prompt, embodiments=embodiments
+    )
 
 
 def _otherwise(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same shapes with other images, image positions, prompt, state and noise."""
+    """The same shapes with other images, image positions, prompt, embodiments, state and noise."""
     changed = {name: 0.5 - inputs[name] for name in ("pixel_values", "embeds", "state", "noise")}
-    return {**inputs, **changed, "image_rows": inputs["image_rows"].flip(0)}
+    turned = {name: inputs[name].roll(1, 0) for name in (_EMBODIMENTS,) if name in inputs}
+    return {**inputs, **changed, **turned, "image_rows": inputs["image_rows"].flip(0)}

@@ -304,8 +304,7 @@ class FastGr00tN1d5(StagedModel):
         """
         return (
             tuple(t.detach() for t in self._tree.tensors() or ()),
-            self._constants.weights(x.embodiments, horizon),
-            self._constants.tables(x.embodiments, self.denoising_steps),
+            *self._constants.held(x.embodiments, horizon, self.denoising_steps),
         )
 
     def dependencies(self) -> tuple[object, ...]:
