@@ -57,6 +57,16 @@ class Batcher:
         except Exception:  # text that no tokenizer takes, such as half a surrogate pair
             return None
 
+    def shared_form(self, observation: Observation) -> Hashable | None:
+        """Requests of equal shared form can share a pass even where their robots are of different kinds.
+
+        Their prompts are equally long. Without an instruction, for which each kind has its own, it is as `form`.
+        """
+        form: Any = self.form(observation)
+        if form is None or form[-1] is None:
+            return form
+        return sum(observation[key].shape[0] for key, axes in self._keys.items() if axes == AXES["video"]), form[-1]
+
     def join(self, observations: Sequence[Observation]) -> Observation:
         """Observations of equal form as one with a leading batch axis."""
         joined: dict[str, Any] = {key: np.stack([each[key] for each in observations]) for key in self._keys}

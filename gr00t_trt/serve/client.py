@@ -175,15 +175,18 @@ class RemotePolicy(ABC):
         timings: Ask with every observation where its time goes, and keep the last reply's in `last_timings_ms`.
             Needs a server of this package.
         served_by: Ask with every observation what answers it, and keep that in `last_served_by`. Likewise.
+        embodiment_tag: Of the robot that asks, where a server drives several kinds; None for its first.
 
     Attributes:
         last_timings_ms: Stage -> milliseconds; empty before the first answer.
         last_served_by: ``submodules``: name -> backend and precision; ``commit``. Empty before the first answer.
     """
 
-    def __init__(self, *, resize: bool, timings: bool, served_by: bool):
-        self._resize = resize
+    def __init__(self, *, resize: bool, timings: bool, served_by: bool, embodiment_tag: str | None):
+        self._resize, self._tag = resize, embodiment_tag
         self._more: Message = {name: True for name, on in (("timings", timings), ("served_by", served_by)) if on}
+        if embodiment_tag is not None:
+            self._more["embodiment_tag"] = embodiment_tag
         self._sizes: dict[str, tuple[int, int]] | None = None
         self.last_timings_ms: dict[str, float] = {}
         self.last_served_by: dict[str, Any] = {}
@@ -201,7 +204,7 @@ class RemotePolicy(ABC):
         """
         if self._resize:
             if self._sizes is None:
-                self._sizes = frame_sizes(self.status())
+                self._sizes = frame_sizes(robot_of(self.status(), self._tag))
             observation = fit_frames(observation, self._sizes)
         chosen = {name: value for name, value in (("seed", seed), ("noise", noise)) if value is not None}
         action = self._act(dict(observation), {**self._more, **chosen})
@@ -239,12 +242,15 @@ class RobotInferenceClient(RemotePolicy, BaseInferenceClient):
         resize: bool = False,
         timings: bool = False,
         served_by: bool = False,
+        embodiment_tag: str | None = None,
     ):
         BaseInferenceClient.__init__(self, host, port, timeout_ms, api_token)
-        RemotePolicy.__init__(self, resize=resize, timings=timings, served_by=served_by)
+        RemotePolicy.__init__(self, resize=resize, timings=timings, served_by=served_by, embodiment_tag=embodiment_tag)
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
         """Which keys an observation needs and an action has, by modality: video, state, action, language."""
+        if self._tag is not None and "modality_config" in (about := robot_of(self.status(), self._tag)):
+            return modalities_of(about)
         return self.call_endpoint("get_modality_config", requires_input=False)
 
     def status(self) -> Message:
@@ -262,7 +268,24 @@ def new_client_id() -> str:
     return secrets.token_hex(16)
 
 
-def frame_sizes(status: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def robot_of(status: Mapping[str, Any], tag: str | None) -> Mapping[str, Any]:
+    """What a server's status says of one kind of robot. Raises: ServiceError for a kind that it does not serve."""
+    kinds = status.get("robots", {})
+    if tag is None or (tag == status.get("embodiment_tag") and tag not in kinds):
+        return status
+    if tag not in kinds:
+        known = ", ".join(kinds) or str(status.get("embodiment_tag"))
+        raise ServiceError(f"embodiment_tag {tag!r} is not served there", known=known, fix="start it with --also")
+    found: Mapping[str, Any] = kinds[tag]
+    return found
+
+
+def modalities_of(about: Mapping[str, Any]) -> dict[str, ModalityConfig]:
+    """Modality -> keys, from what a status says of a robot."""
+    return {name: ModalityConfig(**each) for name, each in about["modality_config"].items()}
+
+
+def frame_sizes(about: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Video key -> (height, width) of the frames that a server's policy takes, from its status."""
-    observation = status["observation"]
+    observation = about["observation"]
     return {key: tuple(each["shape"][1:3]) for key, each in observation.items() if key.startswith("video.")}

@@ -30,6 +30,7 @@ DECIDED = (
         "metadata",
         "tokenizer",
         "bracketed_instruction",
+        "also",
     ),
     *("use_torch_tensorrt", "use_tensorrt", "trt_engine_path", "backend", "config", "precision", "calibration"),
     *("vit_dtype", "llm_dtype", "dit_dtype", "use_explicit_typing", "use_fp32_acc", "cuda_graph", "engine_dir"),
@@ -85,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
         helps={"device": "cuda, cuda:1, cpu [cuda where there is one]"},
     )
 
+    help = (
+        "a further kind of robot that the same model drives: its embodiment tag and data config, and where the "
+        "checkpoint has no statistics of it, a metadata.json; requests name it by `embodiment_tag` (repeatable)"
+    )
+    g.add_argument("--also", action="append", default=[], metavar="TAG=CONFIG[,FILE]", help=help)
     help = "folder of gr00t-trt bundle: starts from it alone, and has its own checkpoint, data config and plan [none]"
     g.add_argument("--bundle", metavar="DIR", help=help)
 
@@ -183,6 +189,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--http_server puts HTTP on --port, --http_port beside ZeroMQ", fix="leave one of them out")
     if args.ray_address is not None and args.replicas is None:
         raise UsageError("--ray_address says where replicas run", fix="say how many with --replicas")
+    for flag in ("replicas", "allow_reload"):
+        if args.also and getattr(args, flag) is not None:
+            what = f"--also: --{flag} is for a server of one kind of robot"
+            raise UsageError(what, fix="leave one of both out, or start a server for each kind")
     if args.max_batch > 1 and args.bracketed_instruction:
         raise UsageError("--bracketed_instruction holds for single requests, and --max_batch makes batches of them")
     return args

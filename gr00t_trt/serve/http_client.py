@@ -7,7 +7,7 @@ import re
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from .client import RemotePolicy, new_client_id
+from .client import RemotePolicy, modalities_of, new_client_id, robot_of
 from .json_wire import decode_json, encode_json
 from .wire import Message
 
@@ -33,8 +33,9 @@ class HttpInferenceClient(RemotePolicy):
         resize: bool = False,
         timings: bool = False,
         served_by: bool = False,
+        embodiment_tag: str | None = None,
     ):
-        super().__init__(resize=resize, timings=timings, served_by=served_by)
+        super().__init__(resize=resize, timings=timings, served_by=served_by, embodiment_tag=embodiment_tag)
         if api_token and not re.fullmatch("[!-~]+", api_token):
             what = "the API token cannot stand in a header"
             raise ServiceError(what, known="one word of printable ASCII", fix="choose another one")
@@ -55,7 +56,7 @@ class HttpInferenceClient(RemotePolicy):
 
     def get_modality_config(self) -> dict[str, ModalityConfig]:
         """As `RobotInferenceClient.get_modality_config`; needs a server of this package."""
-        return {name: ModalityConfig(**each) for name, each in self.status()["modality_config"].items()}
+        return modalities_of(robot_of(self.status(), self._tag))
 
     def status(self) -> Message:
         return self._ask("GET", "/status")

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
 from ..errors import ServiceError
 from .awaited import answered
 from .connections import Connections
 from .limits import AXES
 from .openpi_wire import decode_openpi, encode_openpi
-from .options import KEYS
+from .options import KEYS, options_of
 from .refusal import Refusal
 from .request_log import LOGGER
 from .service import Peer, Service, listening_socket
@@ -150,7 +151,7 @@ class OpenpiServer:
         if isinstance(reply, Exception):
             return _words(reply)
         try:
-            return encode_openpi(self._action(reply, kept=message["asked"]))
+            return encode_openpi(self._action(reply, self._keys(message), kept=message["asked"]))
         except (ServiceError, ValueError) as error:
             return _words(error)
 
@@ -163,37 +164,42 @@ class OpenpiServer:
             raise ServiceError(f"the observation is a {type(found).__name__}, not a map")
         options = {key: found[key] for key in KEYS if key in found}
         observation = {key: value for key, value in found.items() if key not in KEYS}
+        keys = self._keys(options)
         if PROMPT in observation:
-            self._rename_prompt(observation)
-        self._add_time(observation)
+            self._rename_prompt(observation, keys)
+        self._add_time(observation, keys)
         return observation, {**options, "timings": True, "asked": options.get("timings") is True}
 
-    def _rename_prompt(self, observation: Message) -> None:
+    def _keys(self, options: Mapping[str, Any]) -> Mapping[str, ModalityConfig]:
+        """What the robot that asks reads and is given. Raises: Refusal."""
+        return self._service.robots.of(options_of(options).embodiment_tag).modality_config
+
+    def _rename_prompt(self, observation: Message, keys: Mapping[str, ModalityConfig]) -> None:
         """Raises: Refusal where the instruction has another key already, or the policy takes none."""
-        language = self._service.modality_config.get("language")
+        language = keys.get("language")
         own = language.modality_keys[0] if language and language.modality_keys else None
         if own is None or own in observation:
             known = "this policy takes no instruction" if own is None else f"{own} says the instruction already"
             raise Refusal(f"{PROMPT}: {known}: leave {PROMPT} out", http_status=400)
         observation[own] = observation.pop(PROMPT)
 
-    def _add_time(self, observation: Message) -> None:
+    def _add_time(self, observation: Message, keys: Mapping[str, ModalityConfig]) -> None:
         """Give a time axis to frames and states that come without: openpi's programs send a single step."""
         for modality, axes in AXES.items():
-            named = self._service.modality_config.get(modality)
+            named = keys.get(modality)
             for key in named.modality_keys if named and len(named.delta_indices) == 1 else ():
                 value = observation.get(key)
                 if isinstance(value, np.ndarray) and value.ndim == axes - 1:
                     observation[key] = value[None]
 
-    def _action(self, reply: Message, *, kept: bool) -> Message:
+    def _action(self, reply: Message, keys: Mapping[str, ModalityConfig], *, kept: bool) -> Message:
         """A reply with what openpi's programs look for."""
         timings = reply["timings"] if kept else reply.pop("timings")
         reply["server_timing"] = {
             "infer_ms": timings.get(TOTAL, 0.0) - timings.get(QUEUE, 0.0),
             "queue_ms": timings.get(QUEUE, 0.0),
         }
-        named = self._service.modality_config.get("action")
+        named = keys.get("action")
         parts = [reply[key] for key in (named.modality_keys if named else ()) if key in reply]
         if parts:
             reply[ACTIONS] = np.concatenate(parts, axis=-1)

@@ -1,11 +1,12 @@
 """What a request may say beside its observation; servers and clients that do not know a key ignore it. No torch.
 
-timings     true: where the time of this answer went comes with it
-served_by   true: what runs each submodule, and the commit, come with it
-seed        integer from 0 to 2^63 - 1: the starting noise; the same seed and observation give the same action
-noise       array [T, action_dim], or [B, T, action_dim] for a batch: the starting noise itself
-timeout_ms  how much longer the client waits for the answer; later nothing is computed for it
-client_id   text of up to 64 characters: who asks, also by way of another connection
+timings         true: where the time of this answer went comes with it
+served_by       true: what runs each submodule, and the commit, come with it
+seed            integer from 0 to 2^63 - 1: the starting noise; the same seed and observation give the same action
+noise           array [T, action_dim], or [B, T, action_dim] for a batch: the starting noise itself
+timeout_ms      how much longer the client waits for the answer; later nothing is computed for it
+client_id       text of up to 64 characters: who asks, also by way of another connection
+embodiment_tag  of the robot that asks, where a server drives several kinds
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from .refusal import Refusal
 
-KEYS = ("timings", "served_by", "seed", "noise", "timeout_ms", "client_id")
+KEYS = ("timings", "served_by", "seed", "noise", "timeout_ms", "client_id", "embodiment_tag")
 MAX_ID = 64
 LONGEST_MS = 1e12
 
@@ -33,6 +34,7 @@ class Options:
     noise: np.ndarray | None = None
     timeout_s: float | None = None
     client_id: str | None = None
+    embodiment_tag: str | None = None
 
 
 def options_of(message: Mapping[str, Any]) -> Options:
@@ -49,6 +51,9 @@ def options_of(message: Mapping[str, Any]) -> Options:
         raise _refused("timeout_ms", timeout_ms, f"milliseconds above 0, up to {LONGEST_MS:g}")
     if client_id is not None and not (isinstance(client_id, str) and 0 < len(client_id) <= MAX_ID):
         raise _refused("client_id", client_id, f"text of 1 to {MAX_ID} characters")
+    tag = message.get("embodiment_tag")
+    if tag is not None and not (isinstance(tag, str) and 0 < len(tag) <= MAX_ID):
+        raise _refused("embodiment_tag", tag, f"text of 1 to {MAX_ID} characters")
     return Options(
         timings=message.get("timings") is True,
         served_by=message.get("served_by") is True,
@@ -56,6 +61,7 @@ def options_of(message: Mapping[str, Any]) -> Options:
         noise=noise,
         timeout_s=None if timeout_ms is None else timeout_ms / 1e3,
         client_id=client_id,
+        embodiment_tag=tag,
     )
 
 

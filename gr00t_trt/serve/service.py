@@ -18,6 +18,7 @@ from .metrics import Metrics
 from .options import Options, options_of
 from .refusal import Refusal
 from .request_log import RequestLog
+from .robots import Robot, Robots
 from .waiting import TOTAL, Answer, Request
 from .wire import Message
 
@@ -98,13 +99,14 @@ class Service:
             ``submodules``, and under ``observation`` the dtype and shape of every key.
         modality_config: Keys that the policy reads and gives.
         limits: Of a single request.
+        others: Embodiment tag -> the further kinds of robots that are served.
         api_token: What every request must carry; None for no such thing.
         may_kill: Whether a request may end the server. One with a token may always.
         log: Told of every request.
         reloader: Changes the weights when it is asked to; None where no request may.
 
     Attributes:
-        modality_config: As above.
+        modality_config: As above. robots: All kinds.
         addresses: Where it is listened to, in words, for whoever opens ``/`` in a browser.
         immediate: Endpoint -> what answers it at once. told: Likewise, of those that are given data.
     """
@@ -117,12 +119,15 @@ class Service:
         modality_config: Mapping[str, ModalityConfig],
         *,
         limits: Limits,
+        others: Mapping[str, Robot] | None = None,
         api_token: str | None = None,
         may_kill: bool = False,
         log: RequestLog | None = None,
         reloader: Reloads | None = None,
     ):
-        self._worker, self.metrics, self._limits = worker, metrics, limits
+        self._worker, self.metrics = worker, metrics
+        first = Robot(modality_config, limits, about=_about_robot(description))
+        self.robots = Robots(first, description.get("embodiment_tag"), others)
         self._description = dict(description)
         self.modality_config = dict(modality_config)
         self._token = None if api_token is None else api_token.encode()
@@ -163,10 +168,13 @@ class Service:
             raise Refusal(f"the observation is a {type(observation).__name__}, not a map", http_status=400)
         options = options_of(message)
         wanted = {key: value for key, value in observation.items() if key != "use_position_ids"}
-        samples = self._limits.samples(wanted)
-        if options.seed is not None and self._limits.noise_shape is None:
+        robot = self.robots.of(options.embodiment_tag)
+        limits = robot.limits
+        assert limits is not None
+        samples = limits.samples(wanted)
+        if options.seed is not None and limits.noise_shape is None:
             raise Refusal("seed: this policy takes no noise", http_status=400)
-        noise = None if options.noise is None else self._limits.noise(options.noise, samples)
+        noise = None if options.noise is None else limits.noise(options.noise, samples)
         client = self._clients.of(peer.name, options.client_id)
 
         def finished(answer: Answer) -> None:
@@ -174,7 +182,15 @@ class Service:
             self._account(request, answer, peer)
 
         request = Request(
-            client, wanted, finished, samples, options.timeout_s, gone=peer.gone, seed=options.seed, noise=noise
+            client,
+            wanted,
+            finished,
+            samples,
+            options.timeout_s,
+            gone=peer.gone,
+            robot=None if robot is self.robots.first else robot,
+            seed=options.seed,
+            noise=noise,
         )
         self._worker.submit(request)
 
@@ -195,7 +211,8 @@ class Service:
         weights = {}
         if self._reloader is not None:
             weights = {"checkpoint": self._reloader.checkpoint, "reload": self._reloader.last.told()}
-        return {"status": state, "running_s": running_s, **self._description, **weights, **self.metrics.snapshot()}
+        about = {**self._description, **self.robots.described(), **weights}
+        return {"status": state, "running_s": running_s, **about, **self.metrics.snapshot()}
 
     def describe(self, changes: Mapping[str, Any]) -> None:
         """Change what the status page says; from any thread."""
@@ -219,7 +236,7 @@ class Service:
         named = ("data_config", "embodiment_tag", "denoising_steps", "submodules", "observation")
         about = {name: self._description[name] for name in named if name in self._description}
         keys = {name: own.modality_keys for name, own in self.modality_config.items()}
-        return {"model": "GR00T", **about, "modality_keys": keys}
+        return {"model": "GR00T", **about, "modality_keys": keys, **self.robots.described()}
 
     def metrics_page(self) -> str:
         """As `Metrics.prometheus`."""
@@ -254,6 +271,10 @@ class Service:
             text = "kill is refused: the server listens to other machines and asks for no token (--api_token)"
             raise Refusal(text, http_status=401)
         self._worker.stop()
+
+
+def _about_robot(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: description[name] for name in ("data_config", "observation") if name in description}
 
 
 class _Clients:

@@ -10,6 +10,7 @@ import shlex
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,13 +40,15 @@ from ..record.result import Agreement
 from .api_token import redacted
 from .batching import Batcher, buckets_up_to
 from .flags import is_loopback, plan_of
+from .further import further_robots
 from .limits import Limits
 from .metrics import Metrics
 from .reload import Reloader, reloader_of
 from .request_log import LOGGER, REQUESTS, RequestLog
+from .robots import Robot
 from .service import Service, Worker, cannot_listen
 from .shutdown import ended_by_signals
-from .warm import warm_batches
+from .warm import warm, warm_batches
 from .worker import PolicyWorker
 from .zmq_server import ZmqServer
 
@@ -61,13 +64,18 @@ TEXT_TOKENS = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """A policy that is ready to answer, alone and in batches, and what its requests may ask for."""
+    """A policy that is ready to answer, alone and in batches, and what its requests may ask for.
+
+    Attributes:
+        others: Embodiment tag -> the further kinds of robots that its model drives.
+    """
 
     policy: Gr00tPolicy
     deployment: Deployment
     limits: Limits
     batcher: Batcher
     observation: Observation
+    others: Mapping[str, Robot]
 
     def description(self, args: argparse.Namespace) -> dict[str, Any]:
         """As `Service` takes it."""
@@ -84,7 +92,8 @@ def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> No
     worker = worker_of(args, prepared, metrics, console)
     reloader = reloader_for(args, prepared, worker, console) if args.allow_reload else None
     description, modalities = prepared.description(args), prepared.policy.modality_config
-    answer(args, worker, metrics, description, modalities, prepared.limits, console, reloader)
+    limits, others = prepared.limits, prepared.others
+    answer(args, worker, metrics, description, modalities, limits, console, reloader, others)
 
 
 def check_addresses(args: argparse.Namespace) -> None:
@@ -103,15 +112,24 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
     note = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     # Compilers print, and what reads our stdout waits for the line that says ready.
     with contextlib.redirect_stdout(sys.stderr):
+        further = further_robots(args)  # first: a wrong name is told before weights are read
         policy, deployment, observation = _ready(args, argv, console)
-        limits = _limits(policy, plan_of(args))
-        batcher, sizes = Batcher(policy.modality_config, limits.count_tokens), buckets_up_to(args.max_batch)[1:]
-        warm_batches(policy, batcher, observation, sizes, lambda why: note(f"note: --max_batch: {why}"))
+        limits, sizes = _limits(policy, plan_of(args)), buckets_up_to(args.max_batch)[1:]
+        batcher = Batcher(policy.modality_config, limits.count_tokens)
+        others = {each.tag: _robot(each.policy(policy), args) for each in further}
+        first = Robot(policy.modality_config, limits, policy, batcher)
+        warm(first, observation, list(others.values()), sizes, lambda why: note(f"note: --max_batch: {why}"))
     console.print(_table(deployment))
     note(_pace(policy, observation))
     for skipped in deployment.record.skipped:
         note(f"note: {skipped.what}: {skipped.why}")
-    return Prepared(policy, deployment, limits, batcher, observation)
+    return Prepared(policy, deployment, limits, batcher, observation, others)
+
+
+def _robot(policy: Gr00tPolicy, args: argparse.Namespace) -> Robot:
+    limits = _limits(policy, plan_of(args))
+    about = {"data_config": policy.config_name, "observation": _keys_of(policy.example())}
+    return Robot(policy.modality_config, limits, policy, Batcher(policy.modality_config, limits.count_tokens), about)
 
 
 def _pace(policy: Gr00tPolicy, observation: Observation) -> str:
@@ -133,6 +151,7 @@ def answer(
     limits: Limits,
     console: Console,
     reloader: Reloader | ReplicaReloader | None = None,
+    others: Mapping[str, Robot] | None = None,
 ) -> None:
     """Put a worker behind the transports that the flags name, and run it until it is told to end."""
     _log_to_stderr()
@@ -142,6 +161,7 @@ def answer(
         description,
         modality_config,
         limits=limits,
+        others=others,
         api_token=args.api_token,
         may_kill=is_loopback(args.host),
         log=RequestLog(every=args.log == REQUESTS, slow_ms=args.slow_ms),
@@ -166,16 +186,18 @@ def worker_of(args: argparse.Namespace, prepared: Prepared, metrics: Metrics, co
     """What answers requests with a policy on this machine."""
     policy = prepared.policy
     help = "Observations with a state far outside the range that the model was trained on."
-    metrics.counts("state_out_of_range", "key", help, lambda: policy.state_ranges.outside)
+    policies = [policy, *(each.policy for each in prepared.others.values())]
+    metrics.counts("state_out_of_range", "key", help, lambda: _outside(policies))
     return PolicyWorker(
         policy,
         metrics,
-        tables=_timed_tables(policy),
+        tables=_timed_tables(policies),
         device=policy.model.device,
         limits=prepared.limits,
         max_queue=args.max_queue,
         request_timeout_s=args.request_timeout_s,
         batcher=prepared.batcher,
+        several=bool(prepared.others),
         max_batch=args.max_batch,
         # A graph is of one size; without graphs, all that waits is taken.
         buckets=None if policy.model.graphs is None else buckets_up_to(args.max_batch),
@@ -285,9 +307,28 @@ def _servers(args: argparse.Namespace, service: Service) -> Iterator[ZmqServer |
         yield OpenpiServer(service, args.host, args.websocket_port, **limits)
 
 
-def _timed_tables(policy: Gr00tPolicy) -> tuple[dict[str, Any], ...]:
+def _timed_tables(policies: Sequence[Gr00tPolicy]) -> tuple[dict[str, Any], ...]:
     """The tables whose stages are timed: not the model's where it replays graphs, which were captured without."""
-    return (policy.stages, policy.model.stages) if policy.model.graphs is None else (policy.stages,)
+    model, own = policies[0].model, tuple(policy.stages for policy in policies)
+    return (*own, model.stages) if model.graphs is None else own
+
+
+def _outside(policies: Sequence[Gr00tPolicy]) -> Mapping[str, int]:
+    """Key -> observations far outside the range, of all kinds of robots."""
+    found: Counter[str] = Counter()
+    for policy in policies:
+        found.update(policy.state_ranges.outside)
+    return found
+
+
+def _keys_of(observation: Observation) -> dict[str, Any]:
+    """Key -> dtype and shape, for the status page."""
+    return {
+        key: {"dtype": str(value.dtype), "shape": list(value.shape)}
+        if isinstance(value, np.ndarray)
+        else {"dtype": "str", "shape": [len(value)]}
+        for key, value in observation.items()
+    }
 
 
 def _check_free(host: str, port: int) -> None:
@@ -332,12 +373,6 @@ def _description(
     from_cache = [build.from_cache for build in builds if build.engine_bytes is not None]
     distributions = {name: version for name, version in found.distributions.items() if version is not None}
     bounds = {n: getattr(args, n) for n in ("max_request_mb", "request_timeout_s", "max_queue", "max_batch")}
-    observation = {
-        key: {"dtype": str(value.dtype), "shape": list(value.shape)}
-        if isinstance(value, np.ndarray)
-        else {"dtype": "str", "shape": [len(value)]}
-        for key, value in policy.example().items()
-    }
     return {
         "model": args.bundle or args.model_path,
         "data_config": policy.config_name,
@@ -350,6 +385,6 @@ def _description(
         "submodules": deployment.backends,
         "engines": {"built": from_cache.count(False), "from_cache": from_cache.count(True)},
         "action_cosine_to_fp32": accuracy and accuracy.cosine,
-        "observation": observation,
+        "observation": _keys_of(policy.example()),
         "limits": {**bounds, "samples": limits.max_samples, "tokens": limits.max_tokens},
     }

@@ -13,6 +13,7 @@ from ..common.interface import Observation
 from .fair_queue import FairQueue
 from .metrics import Metrics
 from .refusal import Refusal
+from .robots import Robot
 
 QUEUE, TOTAL = "queue", "total"
 """Names of the two durations that are no stage of the policy: the wait, and all from arrival to answer."""
@@ -43,6 +44,7 @@ class Request:
         samples: Of the observation, 1 without a batch axis.
         timeout_s: How long its client waits; None where it does not say.
         gone: Whether its client is known to have gone.
+        robot: The kind that asks; None for the first.
         seed: Of the starting noise. noise: float32 [samples, T, action_dim], the noise itself. Not both.
         arrived: `time.monotonic()` when it came in.
     """
@@ -53,6 +55,7 @@ class Request:
     samples: int = 1
     timeout_s: float | None = None
     gone: Callable[[], bool] = lambda: False
+    robot: Robot | None = None
     seed: int | None = None
     noise: np.ndarray | None = None
     arrived: float = field(default_factory=time.monotonic)

@@ -20,6 +20,8 @@ from ..measure.timers import drain
 from .batching import Batcher
 from .limits import Limits
 from .metrics import Metrics
+from .mixed import mixed_actions
+from .robots import Robot
 from .waiting import LOOK_UP_S, QUEUE, SHUTTING_DOWN, TOTAL, Answer, Request, Waiting
 
 T = TypeVar("T")
@@ -36,6 +38,7 @@ class PolicyWorker(Waiting):
         limits: Prompts beyond them are refused; None for no limits.
         max_queue, request_timeout_s: As for `Waiting`.
         batcher: Joins waiting requests; None answers each alone.
+        several: Whether requests may name other kinds of robots, whose policies share the model.
         max_batch: Most requests that share a pass. What waits when the device becomes free is taken together.
         buckets: Of how many requests such a pass may be, 1 among them: the largest that wait are taken. None: any.
         batch_wait_s: How long the first of them waits for the others.
@@ -53,16 +56,18 @@ class PolicyWorker(Waiting):
         max_queue: int = 64,
         request_timeout_s: float = 15.0,
         batcher: Batcher | None = None,
+        several: bool = False,
         max_batch: int = 1,
         buckets: Sequence[int] | None = None,
         batch_wait_s: float = 0.0,
         report: Callable[[Exception], None] = lambda error: None,
     ):
         super().__init__(metrics, max_queue=max_queue, request_timeout_s=request_timeout_s)
-        self._policy, self._limits = policy, limits
+        self._first = Robot({}, limits, policy, batcher)
+        self._several = several
         self._device = torch.device(device)
         self._timer = StageTimer(tables, self._device)
-        self._batcher = batcher if max_batch > 1 else None
+        self._joins = max_batch > 1 and batcher is not None
         self._more = [size - 1 for size in buckets or range(1, max_batch + 1) if size <= max_batch]
         self._batch_wait_s = batch_wait_s
         self._report = report
@@ -138,8 +143,13 @@ class PolicyWorker(Waiting):
     def _form(self, request: Request) -> Hashable | None:
         # Here and not where it was received: a tokenizer is not to be used by two threads. Alone in its pass, a request
         # whose noise was chosen gets the same bits every time.
-        alone = self._batcher is None or request.chosen_noise
-        return None if alone else self._batcher.form(request.observation)  # type: ignore[union-attr]
+        batcher = self._robot(request).batcher
+        if not self._joins or request.chosen_noise or batcher is None:
+            return None
+        return (batcher.shared_form if self._several else batcher.form)(request.observation)
+
+    def _robot(self, request: Request) -> Robot:
+        return request.robot or self._first
 
     def _answer(self, requests: Sequence[Request]) -> None:
         self._began = began = time.monotonic()
@@ -172,20 +182,38 @@ class PolicyWorker(Waiting):
             self._metrics.timings(own)
 
     def _actions(self, requests: Sequence[Request]) -> list[Mapping[str, np.ndarray]]:
-        if self._limits is not None:
-            for request in requests:
-                self._limits.check_length(request.observation)
-        if self._batcher is None or len(requests) == 1:
-            return [self._policy.get_action(requests[0].observation, **self._noise(requests[0]))]
-        action = self._policy.get_action(self._batcher.join([request.observation for request in requests]))
-        return [*self._batcher.part(action, len(requests))]
+        for request in requests:
+            if (limits := self._robot(request).limits) is not None:
+                limits.check_length(request.observation)
+        if len(requests) == 1:
+            return [self._robot(requests[0]).policy.get_action(requests[0].observation, **self._noise(requests[0]))]
+        parts = self._parts(requests)
+        if len(parts) == 1:
+            ((robot, own),) = parts
+            assert robot.batcher is not None
+            action = robot.policy.get_action(robot.batcher.join([request.observation for request in own]))
+            return [*robot.batcher.part(action, len(own))]
+        actions = mixed_actions([(robot, [request.observation for request in own]) for robot, own in parts])
+        of = dict(zip([id(request) for _, own in parts for request in own], actions, strict=True))
+        return [of[id(request)] for request in requests]
+
+    def _parts(self, requests: Sequence[Request]) -> list[tuple[Robot, list[Request]]]:
+        """Those of one kind and form together, since their observations can be stacked."""
+        found: dict[Hashable, tuple[Robot, list[Request]]] = {}
+        for request in requests:
+            robot = self._robot(request)
+            assert robot.batcher is not None
+            form = robot.batcher.form(request.observation) if self._several else None
+            found.setdefault((id(robot), form), (robot, []))[1].append(request)
+        return list(found.values())
 
     def _noise(self, request: Request) -> dict[str, torch.Tensor]:
         if request.noise is not None:
             return {"noise": torch.from_numpy(request.noise).to(self._device)}
-        if request.seed is None or self._limits is None or self._limits.noise_shape is None:
+        limits = self._robot(request).limits
+        if request.seed is None or limits is None or limits.noise_shape is None:
             return {}
         # Drawn on the host: a GPU's generator would give other numbers for the same seed.
         generator = torch.Generator().manual_seed(request.seed)
-        noise = torch.randn((request.samples, *self._limits.noise_shape), generator=generator)
+        noise = torch.randn((request.samples, *limits.noise_shape), generator=generator)
         return {"noise": noise.to(self._device)}

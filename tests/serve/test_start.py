@@ -16,12 +16,12 @@ from gr00t_trt.serve.start import _limits, _log_to_stderr, _prompt_length, _time
 
 def test_stages_that_a_graph_has_swallowed_are_not_timed() -> None:
     plain = gr00t_trt.load_policy("synthetic")
-    assert _timed_tables(plain) == (plain.stages, plain.model.stages)
+    assert _timed_tables([plain]) == (plain.stages, plain.model.stages)
     stages, steps = {"dit_model": print}, {"preprocess": print}
     policy = SimpleNamespace(stages=steps, model=SimpleNamespace(stages=stages, graphs=None))
-    assert _timed_tables(policy) == (steps, stages)
+    assert _timed_tables([policy]) == (steps, stages)
     policy.model.graphs = print  # wrapping a stage now would throw its graph away
-    assert _timed_tables(policy) == (steps,)
+    assert _timed_tables([policy]) == (steps,)
 
 
 @pytest.mark.parametrize("bracketed", [False, True])
