@@ -100,15 +100,16 @@ async def _act(
     try:
         service.check_token(_token(request))
         raw = await asyncio.wait_for(_body(request, guard, client, max_request_bytes), request_timeout_s)
-        with guard.answering(client):
+        with guard.answering(client) as refuse:
             # Beside the loop where it takes long: a health check is to be answered meanwhile.
             body = _unwrapped(raw) if len(raw) <= AT_ONCE else await asyncio.to_thread(_unwrapped, raw)
             if "observation" not in body:
                 raise Refusal("Missing 'observation' field in payload", http_status=400)
             handed_over = True  # and counted there
             reply = await answered(service, body["observation"], body, peer)
-            if isinstance(reply, Exception):
-                raise reply
+            if isinstance(reply, Exception):  # not raised: it would keep this frame, and the frame keeps it
+                refuse()
+                return _refused(reply)
         return Response(encode_json(reply), media_type="application/json")
     except Exception as error:  # whatever a request sets off is told to its sender
         if isinstance(error, asyncio.TimeoutError):

@@ -178,6 +178,8 @@ class Service:
         client = self._clients.of(peer.name, options.client_id)
 
         def finished(answer: Answer) -> None:
+            if answer.error is not None:
+                answer.error.__traceback__ = None  # which keeps the frames, and so the observations, of its way here
             finish(self._reply(answer, options))
             self._account(request, answer, peer)
 

@@ -128,8 +128,8 @@ class Receiver:
         return not self.ready or self._in_body or bool(self._frames or self._rest)
 
     def forget(self) -> None:
-        """Let go of a message that will never be complete."""
-        self._frames, self._body, self._in_body = [], _EMPTY, False
+        """Let go of a message that will never be complete, and of the memory that the next would be read into."""
+        self._frames, self._body, self._in_body, self._stage = [], _EMPTY, False, _EMPTY
 
     def buffer(self) -> memoryview:
         """Where the next bytes belong."""

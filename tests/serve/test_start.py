@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import pytest
 import gr00t_trt
 from gr00t_trt.plans.schema import Plan, Ranges
 from gr00t_trt.serve.request_log import LOGGER
-from gr00t_trt.serve.start import _limits, _log_to_stderr, _prompt_length, _timed_tables
+from gr00t_trt.serve.start import _limits, _log_to_stderr, _prompt_length, _timed_tables, collected_early
 
 
 def test_stages_that_a_graph_has_swallowed_are_not_timed() -> None:
@@ -53,3 +55,23 @@ def test_a_host_process_keeps_its_own_log(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(LOGGER, "handlers", [logging.NullHandler()])
     _log_to_stderr()
     assert len(LOGGER.handlers) == 1
+
+
+def test_what_only_refers_to_itself_goes_soon_while_a_server_runs() -> None:
+    """Not only what is young: an error or a connection has often outlived two of Python's looks by then."""
+
+    class Kept:
+        pass
+
+    def left_alone() -> weakref.ref[Kept]:
+        one = Kept()
+        for _ in range(2):
+            gc.collect(1)  # it is old now
+        one.itself = one  # type: ignore[attr-defined]
+        return weakref.ref(one)
+
+    with collected_early():
+        gone = left_alone()
+        kept = [[] for _ in range(20_000)]
+        assert gone() is None
+    assert len(kept) == 20_000
