@@ -72,6 +72,6 @@ def test_what_only_refers_to_itself_goes_soon_while_a_server_runs() -> None:
 
     with collected_early():
         gone = left_alone()
-        kept = [[] for _ in range(20_000)]
+        kept = [[] for _ in range(200_000)]
         assert gone() is None
-    assert len(kept) == 20_000
+    assert len(kept) == 200_000
