@@ -209,7 +209,6 @@ def _settle_quantization(plan: Plan, compare: tuple[str, ...]) -> Plan:
     """
     quantized = {name: own for name in SUBMODULES if (own := resolve_submodule(plan, name)).quantization is not None}
     for name, own in quantized.items():
-        assert own.quantization is not None
         able = PRECISIONS[own.precision].backends
         unable = [backend for backend in compare if able and backend not in able]
         if unable:
@@ -218,11 +217,16 @@ def _settle_quantization(plan: Plan, compare: tuple[str, ...]) -> Plan:
                 known=able,
                 fix="leave it out of --compare, or compare in fp8 or int8",
             )
-        if not Path(file := own.quantization.file()).is_file():
-            raise PlanError(f"calibration: {file}: no such file", fix=f"make one: {CALIBRATE}")
+        need_calibration(own)
     own_plans = {name: plan.submodules.get(name, SubmodulePlan()) for name in quantized}
     gated = {name: replace(own, gate=quantized[name].gate) for name, own in own_plans.items()}
     return replace(plan, submodules={**plan.submodules, **gated})
+
+
+def need_calibration(own: ResolvedSubmodule) -> None:
+    """Raises: PlanError where a precision needs a calibration and the plan has none, or the file is missing."""
+    if own.quantization is not None and not Path(file := own.quantization.file()).is_file():
+        raise PlanError(f"calibration: {file}: no such file", fix=f"make one: {CALIBRATE}")
 
 
 def _settle_carriers(
