@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +22,6 @@ from ...quantize.calibration import Frame, Observed, weight_hashes
 from ...quantize.layers import linear_layers, quantizable, with_replaced
 from ...quantize.linear import QuantLinear
 from ...quantize.ranking import noise_by_layer
-
-RANK_FRAMES = 4
-"""Frames, spread over the calibrated ones, whose requests every layer is ranked on."""
 
 Advance = Callable[[int, int], None]
 """Told how many of how many are done."""
@@ -124,36 +123,82 @@ def _watching(layers: Mapping[str, nn.Linear], channels: dict[str, Tensor]) -> I
 
 @torch.no_grad()
 def rank(
-    requests: Requests, observed: Mapping[str, Observed], forms: Sequence[str], advance: Advance
+    requests: Requests,
+    observed: Mapping[str, Observed],
+    forms: Sequence[str],
+    advance: Advance,
+    frames: int,
 ) -> dict[str, dict[str, float]]:
     """Layer -> format -> the share of its stage's output that becomes noise when it alone is quantised.
 
-    Stages get the inputs that they have in the fp32 model, of `RANK_FRAMES` frames.
+    Stages get the inputs that they have in the fp32 model; of a stage that a request calls several times, one call of
+    each frame, another denoising step each.
+
+    Args:
+        frames: So many, spread over the calibrated ones.
     """
-    every = max(len(requests.frames) // RANK_FRAMES, 1)
-    recordings = [requests.model.record(*requests[n])[0] for n in range(0, len(requests.frames), every)][:RANK_FRAMES]
+    every = max(len(requests.frames) // frames, 1)
+    recordings = [requests.model.record(*requests[n])[0] for n in range(0, len(requests.frames), every)][:frames]
     layers = {name: one for name, one in quantizable(linear_layers(requests.model)).items() if name in observed}
     out: dict[str, dict[str, float]] = {name: {} for name in layers}
-    done = iter(range(1, len(layers) * len(forms) + 1))
+    done, total = itertools.count(1), len(layers) * len(forms)
     for stage in ARCHITECTURE.attention:
         own = {name: one for name, one in layers.items() if name.startswith(f"{stage}/")}
-        calls = [call for recording in recordings for call in recording[stage]]
+        module = requests.model.eager_stage(stage)
+        calls = [recording[stage][n % len(recording[stage])] for n, recording in enumerate(recordings)]
+        run, recalled = partial(_run, calls), _outputs_of_blocks(module, calls)
         for form in forms:
-            makers = _makers(requests.model.eager_stage(stage), own, observed, form)
-            run, told = partial(_run, calls), lambda: advance(next(done), len(layers) * len(forms))
-            for name, share in noise_by_layer(run, requests.model.eager_stage(stage), makers, told).items():
+            makers = _makers(module, own, observed, form, recalled)
+            for name, share in noise_by_layer(run, module, makers, lambda: advance(next(done), total)).items():
                 out[name][form] = share
     return out
 
 
+Given = list[tuple[nn.Module, list[Tensor]]]
+"""Blocks of a stage, one after the other, and what each gave in every call."""
+
+
+def _outputs_of_blocks(stage: nn.Module, calls: Sequence[Call]) -> list[Given]:
+    """What the blocks of each list of a stage give."""
+    lists = {name: one for name, one in stage.named_modules() if isinstance(one, nn.ModuleList)}
+    outer = {name: one for name, one in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    seen: list[Given] = [[(block, []) for block in blocks] for blocks in outer.values()]
+    handles = [
+        block.register_forward_hook(lambda _, __, made, kept=kept: kept.append(made.clone()))
+        for blocks in seen
+        for block, kept in blocks
+    ]
+    try:
+        _run(calls, stage)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [blocks for blocks in seen if all(len(kept) == len(calls) for _, kept in blocks)]
+
+
+def _recalling(block: nn.Module, outputs: Sequence[Tensor]) -> nn.Module:
+    """In the place of a block whose inputs are as they were: it says again, call by call, what it gave."""
+    twin, answers = copy.copy(block), itertools.cycle(outputs)
+    twin.forward = lambda *_: next(answers).clone()
+    return twin
+
+
 def _makers(
-    stage: nn.Module, layers: Mapping[str, nn.Linear], observed: Mapping[str, Observed], form: str
+    stage: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    observed: Mapping[str, Observed],
+    form: str,
+    recalled: Sequence[Given],
 ) -> dict[str, Callable[[], nn.Module]]:
-    """Layer -> makes the stage in which it alone is quantised."""
+    """Layer -> makes the stage in which it alone is quantised, and the blocks before its own compute nothing anew."""
 
     def make(name: str) -> nn.Module:
-        one = QuantLinear(layers[name], form, observed[name].channels)
-        made: nn.Module = with_replaced(stage, {id(layers[name]): one})
+        replaced: dict[int, nn.Module] = {}
+        for blocks in recalled:
+            own = next((n for n, (block, _) in enumerate(blocks) if layers[name] in block.modules()), 0)
+            replaced |= {id(block): _recalling(block, outputs) for block, outputs in blocks[:own]}
+        replaced[id(layers[name])] = QuantLinear(layers[name], form, observed[name].channels)
+        made: nn.Module = with_replaced(stage, replaced)
         return made
 
     return {name: partial(make, name) for name in layers}
