@@ -11,6 +11,7 @@ again where FOLDER has its result:
     base/             a GR00T N1.5 of 1 M parameters with random weights: vision tower, language model, DiT, all small
     run/              all of it trained on the demonstrations, from random weights, with the published loss
     expert.json, untrained.json, plans.json     50 scenes that none of them has seen, the same for all
+    accuracy-*.json   each precision against eager fp32 on the demonstrations that were held out of the training
 
 Nothing is pretrained, so the start decides whether pictures are used at all: see `made_to_see`.
 """
@@ -50,6 +51,9 @@ PICTURES = 64
 HELD_OUT = 10
 PLANS = ("eager:fp32", "eager:bf16", "inductor:fp32", "inductor:bf16", "onnxruntime:fp32")
 QUANTIZED = ("int8", "fp8")
+PRECISIONS = ("bf16", "int8", "fp8", "nvfp4")
+ROWS = 5
+"""Of each prediction before the policy is asked again about a held-out demonstration."""
 
 _TOKENS = dict(zip(geometry.PUBLIC_SPECIAL_TOKENS, (1021, 1022, 1023, 1018, 1019, 1020), strict=True))
 SMALL = geometry.Gr00tConfig(
@@ -111,7 +115,10 @@ def _main(argv: Sequence[str], console: Console) -> int:
     asked = (*ROBOT, "--n_action_steps", "8", *scenes)
     played(folder, "untrained", "--model_path", "base", "--backend", "eager", "--precision", "fp32", *asked)
     plans = (*PLANS, *quantized_plans(folder, trained))
-    played(folder, "plans", "--model_path", trained.relative_to(folder), "--compare", ",".join(plans), *asked)
+    model = ("--model_path", trained.relative_to(folder))
+    played(folder, "plans", *model, "--compare", ",".join(plans), *asked)
+    for precision in PRECISIONS:
+        judged(folder, precision, model, args.demonstrations - held_out, held_out)
     return 0
 
 
@@ -145,6 +152,16 @@ def played(folder: Path, name: str, *flags: object) -> None:
     record = folder / f"{name}.json"
     if not record.is_file():
         call(folder, "simulate", *flags, "--record", record.name)
+
+
+def judged(folder: Path, precision: str, model: Sequence[object], first: int, episodes: int) -> None:
+    """Hold a precision's actions against those of eager fp32 and the expert's, and keep the record."""
+    record = folder / f"accuracy-{precision}.json"
+    if not record.is_file():
+        frames = ("--start_traj", first, "--trajs", episodes, "--action_horizon", ROWS)
+        quantized = ("--calibration", "calibration.safetensors") if precision != "bf16" else ()
+        what = ("--dataset_path", "demonstrations", *ROBOT, *frames, "--backend", "eager", "--precision", precision)
+        call(folder, "evaluate", *model, *what, *quantized, "--compare", "--record", record.name)
 
 
 def call(folder: Path, *command: object) -> None:
