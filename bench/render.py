@@ -39,7 +39,7 @@ CLOSED_LOOP = (
 
 HELD_OUT = (
     "**What does a precision change in trained actions?** The same model on demonstrations that were held out of its "
-    "training and calibration, against eager fp32 from the same noise: differences in the robot's own units (of 100), "
+    "training and calibration, against eager fp32 from the same noise: differences in the dataset's units, "
     "and the mean squared error against the expert's actions, over whole episodes."
 )
 
