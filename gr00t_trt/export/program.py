@@ -221,6 +221,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from ..measure.reference import take_reference
     from ..measure.workloads import one_request
     from ..policy.source import Source
+    from ..quantize.layers import refuse_unfit
 
     plan = plan_of(args)
     names = select(args.fn_name, plan)
@@ -234,11 +235,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     if not available.installed:
         raise BackendError(available.reason)
     onnx_dir = Path(args.onnx_dir)
+    resolved = Resolved(plan, names)
+    refuse_unfit(resolved)
     with progress(console) as steps:
         source = replace(Source.of(args), denoising_steps=plan.denoising_steps)
         policy, observation = request(source, plan, device, steps)
         reference = take_reference(policy, one_request(policy, observation, args.seed), [plan.optimizations], steps)
-        resolved = Resolved(plan, names)
         done = list(export(Harness(reference, plan, steps), resolved, onnx_dir, Path(args.trt_engine_path)))
     console.print(f"ONNX files of {args.model_path} in {onnx_dir}:", highlight=False)
     if args.print_trtexec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -237,5 +238,7 @@ def _calibration(about: Any, tensors: Mapping[str, Tensor]) -> Calibration:
         if not (channels.isfinite().all() and amax.isfinite().all() and (channels >= 0).all()):
             raise ValueError(f"{name}: a magnitude that is negative or not finite")
         noise = {form: float(share) for form, share in own["noise"].items()}
+        if not all(math.isfinite(share) and share >= 0 for share in noise.values()):
+            raise ValueError(f"{name}: a noise that is negative or not finite")
         layers[name] = Observed(channels.float(), amax.float(), tuple(map(str, own["weight"])), noise)
     return Calibration(Provenance(**raw), layers)

@@ -15,6 +15,7 @@ from ..errors import PlanError
 from ..model.protocol import Model
 from ..model.targets import Target
 from ..plans.precisions import PRECISIONS, Gate
+from ..plans.resolve import Resolved
 from ..plans.schema import ARCHITECTURE, AUTO_KEEP
 from ..plans.submodules import Quantization, ResolvedSubmodule
 from .calibration import Calibration, read_calibration
@@ -156,6 +157,33 @@ def quantized_target(
     return replace(target, module=made), done
 
 
+def refuse_unfit(resolved: Resolved) -> None:
+    """Before a model is loaded, what the calibration alone can say of a plan.
+
+    Raises: PlanError for a file that cannot be read, a pattern of `keep` that matches none of its layers, and ``auto``
+        without a ranking.
+    """
+    for name in resolved.names:
+        wanted, form = resolved[name].quantization, resolved[name].precision
+        if wanted is None:
+            continue
+        known = read_calibration(wanted.file()).layers
+        stages = ARCHITECTURE.covers.get(name, (name,))
+        own = {layer: seen for layer, seen in known.items() if layer.partition("/")[0] in stages}
+        _refuse_unmatched(wanted, own if wanted.own else known)
+        if AUTO_KEEP in wanted.keep and not any(form in seen.noise for seen in own.values()):
+            worst(dict.fromkeys(own), form, resolved[name].gate, wanted.file())
+
+
+def _refuse_unmatched(wanted: Quantization, among: Collection[str]) -> None:
+    """Raises: PlanError for a pattern that means none of these layers."""
+    for pattern in wanted.keep:
+        if pattern != AUTO_KEEP and not matching(pattern, among):
+            raise PlanError(
+                f"keep: {pattern!r} matches no layer", known=[name.partition("/")[2] for name in list(among)[:12]]
+            )
+
+
 def _why_never(name: str) -> str:
     return _UNDAMPED if name in ALWAYS_KEPT else _NARROW
 
@@ -182,15 +210,8 @@ def kept_layers(
         among: The layers of which each pattern must mean one: the stage's, or for the whole plan the model's.
     Raises: PlanError for a pattern that matches nothing, and for ``auto`` without a ranking.
     """
-    kept: set[str] = set()
-    for pattern in wanted.keep:
-        if pattern == AUTO_KEEP:
-            continue
-        if not matching(pattern, among):
-            raise PlanError(
-                f"keep: {pattern!r} matches no layer", known=[name.partition("/")[2] for name in list(among)[:12]]
-            )
-        kept.update(matching(pattern, layers))
+    _refuse_unmatched(wanted, among)
+    kept = {name for pattern in wanted.keep if pattern != AUTO_KEEP for name in matching(pattern, layers)}
     if AUTO_KEEP in wanted.keep:
         noise = {name: calibration.observed(name).noise.get(form) for name in layers if name not in kept}
         kept.update(worst(noise, form, gate, wanted.file()))

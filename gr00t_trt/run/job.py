@@ -29,6 +29,7 @@ from ..plans.load import plan_to_mapping
 from ..plans.resolve import Resolved
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source, load_source
+from ..quantize.layers import refuse_unfit
 from ..record.environment import ROOT
 from ..record.result import Result
 from ..record.schema import ModelInfo, Record, drift_of, new_record
@@ -57,6 +58,7 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
     Raises: Gr00tError for anything that cannot work; engines that were finished before it stay, whole.
     """
     began = time.monotonic()
+    refuse_unfit(resolved)
     device = torch.device(job.device)
     if resolved.engine_dir is not None:
         prepare_engine_dir(resolved.engine_dir)

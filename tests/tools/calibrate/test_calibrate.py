@@ -255,6 +255,26 @@ def test_what_is_no_calibration_is_told_in_one_error(tmp_path: Path, calibrated:
     write_calibration(replace(calibration, layers=broken), tmp_path / "nan.safetensors")
     with pytest.raises(PlanError, match="not finite"):
         read_calibration(tmp_path / "nan.safetensors")
+    silent = {**calibration.layers, name: replace(seen, noise={"nvfp4": float("nan")})}
+    write_calibration(replace(calibration, layers=silent), tmp_path / "nan.safetensors")
+    with pytest.raises(PlanError, match="a noise that is negative or not finite"):
+        read_calibration(tmp_path / "nan.safetensors")
+
+
+def test_what_the_file_alone_can_say_is_told_before_a_model_is_loaded(tmp_path: Path, calibrated: Path, capsys) -> None:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(calibrated.read_bytes()[:900])
+    own = "backend: eager\nprecision: bf16\ncalibration: {}\nsubmodules: {{dit_model: {{precision: fp8, keep: {}}}}}\n"
+    plans = {"broken": (short, "[ff]"), "pattern": (calibrated, "[down_proj]"), "ranking": (calibrated, "auto")}
+    said = {"broken": "cannot be read", "pattern": "'down_proj' matches no layer", "ranking": "has no ranking for fp8"}
+    for name, words in said.items():
+        (tmp_path / f"{name}.yaml").write_text(own.format(*plans[name]))
+        for program in ("run", "export"):
+            argv = [program, "--model_path", "synthetic", "--dataset_path", "synthetic"]
+            assert main([*argv, "--config", str(tmp_path / f"{name}.yaml")]) == 2
+            err = capsys.readouterr().err
+            assert words in err
+            assert "loading the model" not in err
 
 
 def test_a_file_written_again_is_the_same(tmp_path: Path, calibrated: Path) -> None:
