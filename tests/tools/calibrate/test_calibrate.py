@@ -255,6 +255,10 @@ def test_what_is_no_calibration_is_told_in_one_error(tmp_path: Path, calibrated:
     write_calibration(replace(calibration, layers=broken), tmp_path / "nan.safetensors")
     with pytest.raises(PlanError, match="not finite"):
         read_calibration(tmp_path / "nan.safetensors")
+    other = {**calibration.layers, name: replace(seen, channels=seen.channels.to(torch.complex64))}
+    write_calibration(replace(calibration, layers=other), tmp_path / "complex.safetensors")
+    with pytest.raises(PlanError, match=r"complex64 .* not float32"):
+        read_calibration(tmp_path / "complex.safetensors")
     silent = {**calibration.layers, name: replace(seen, noise={"nvfp4": float("nan")})}
     write_calibration(replace(calibration, layers=silent), tmp_path / "nan.safetensors")
     with pytest.raises(PlanError, match="a noise that is negative or not finite"):
