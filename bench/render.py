@@ -119,18 +119,19 @@ def closed_loop(played: Sequence[Loaded]) -> list[str]:
 
 def precisions(judged: Sequence[Loaded]) -> str:
     """A row for each record of `evaluate --compare`: its actions against those of eager fp32, the most alike first."""
-    found = {one.name: one.record.evaluation for one in judged}
-    parts = list(next(iter(found.values()))["difference"]["per_key"])
+    parts = list(judged[0].record.evaluation["difference"]["per_key"])
     named = [part.partition(".")[2] for part in parts]
     heads = ("", "frames", "cosine", "dB", *(f"{part}, mean" for part in named), *(f"{part}, most" for part in named))
     rows = [(*heads, "most, % of range", "error of fp32", "error of this")]
-    for name, own in sorted(found.items(), key=lambda item: -item[1]["difference"]["cosine"]):
+    for one in sorted(judged, key=lambda one: -one.record.evaluation["difference"]["cosine"]):
+        own = one.record.evaluation
         apart, (eager, this) = own["difference"], own["candidates"]
         frames = sum(row["queries"] for row in this["trajectories"])
         per_part = [apart["per_key"][part][size] for size in ("mean_abs", "max_abs") for part in parts]
         most = max(each["max_percent_of_range"] or 0.0 for each in apart["per_key"].values())
         figures = [f"{value:.3g}" for value in (*per_part, most, eager["mean_mse"], this["mean_mse"])]
-        link = f"{this['name']} ([record](closed_loop/{name}.json))"
+        kept = ", the worst layers in bf16" if one.record.plan["keep"] else ""
+        link = f"{this['name']}{kept} ([record](closed_loop/{one.name}.json))"
         rows.append((link, str(frames), f"{apart['cosine']:.6f}", f"{apart['sqnr_db']:.1f}", *figures))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|" + "--:|" * (len(rows[0]) - 1), *lines[1:]])

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..common.notice import warn_once
@@ -21,13 +23,17 @@ from ..plans.submodules import Quantization, ResolvedSubmodule
 from .calibration import Calibration, read_calibration
 from .formats import FORMATS
 from .linear import QuantLinear, can_be_quantized
-from .ranking import decibels, noise_of_outputs, worst
+from .ranking import decibels, noise_of_outputs, noise_share, worst, worst_besides
 
 ALWAYS_KEPT = ("dit_model/proj_out_2",)
 """The last product of the transformer: its error goes into the actions undamped, and it has few bytes."""
 
 
 _AS_PLANNED, _NARROW, _UNDAMPED = "as the plan says", "a side is no multiple of 16", "the actions would get its error"
+
+
+Pairs = Mapping[str, tuple[nn.Linear, QuantLinear]]
+"""Layer -> it, and what takes its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,7 @@ class Quantized:
 
     before: Target
     form: str
-    layers: Mapping[str, tuple[nn.Linear, QuantLinear]]
+    layers: Pairs
     kept: Mapping[str, str]
     weights: int
     calibration: Calibration
@@ -140,21 +146,36 @@ def quantized_target(
     calibration.refuse_other_weights({name: known[name] for name in _upstream(known, own)}, path)
     able = quantizable(own)
     planned = kept_layers(calibration, form, able, wanted, resolved.gate, own if wanted.own else known)
-    kept = {
-        name: _AS_PLANNED if name in planned else _why_never(name)
-        for name in own
-        if name in planned or name not in able
-    }
     layers = {
         name: (layer, QuantLinear(layer, form, calibration.observed(name).channels))
         for name, layer in able.items()
         if name not in planned
     }
+    if AUTO_KEEP in wanted.keep:
+        ranked = {name: calibration.observed(name).noise[form] for name in layers}
+        planned |= worst_besides(partial(_noise_of, target, layers), ranked, form, resolved.gate)
+        layers = {name: pair for name, pair in layers.items() if name not in planned}
+    kept = {
+        name: _AS_PLANNED if name in planned else _why_never(name)
+        for name in own
+        if name in planned or name not in able
+    }
     _warn_of_other_data(calibration, policy, path)
     weights = sum(layer.weight.numel() for layer in own.values())
     done = Quantized(target, form, layers, kept, weights, calibration, path)
-    made = with_replaced(target.module, {id(layer): new for layer, new in layers.values()})
-    return replace(target, module=made), done
+    return replace(target, module=_replaced(target, layers)), done
+
+
+def _replaced(target: Target, layers: Pairs, but: Collection[str] = ()) -> nn.Module:
+    made: nn.Module = with_replaced(target.module, {id(old): new for n, (old, new) in layers.items() if n not in but})
+    return made
+
+
+@torch.no_grad()
+def _noise_of(target: Target, layers: Pairs, but: Collection[str]) -> float:
+    """What quantising layers, but for some, makes noise of the target's output in its recorded call."""
+    expected = target.module(*target.inputs)
+    return noise_share([_replaced(target, layers, but)(*target.inputs)], [expected])
 
 
 def refuse_unfit(resolved: Resolved) -> None:
