@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..common.allocator import return_freed
 from ..common.devices import side_stream
 from ..common.progress import progress
 from ..compile.build import set_precision
@@ -75,6 +76,7 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
         record.skip_all(resolved.notes)
         request = one_request(policy, observation, job.seed)
         reference = take_reference(policy, request, [resolved.plan.optimizations], steps)
+        return_freed()
         harness = Harness(reference, resolved.plan, steps)
         choose_products(harness, record)
         record.inputs = replace(request.described(job.seed), dataset=source.about)
