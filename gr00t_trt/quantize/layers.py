@@ -38,7 +38,7 @@ class Quantized:
         form: A name of `formats.FORMATS`.
         layers: Layer -> it, and what took its place.
         kept: Layer that stays in 16 bit -> why; `weights` counts those of all layers together.
-        calibration: What gave the scales, and `file`, where that lies.
+        calibration: What gave the scales, and `file`, where that lies; None for one that was never written.
     """
 
     before: Target
@@ -47,7 +47,7 @@ class Quantized:
     kept: Mapping[str, str]
     weights: int
     calibration: Calibration
-    file: str
+    file: str | None
 
     @property
     def share(self) -> float:
@@ -69,8 +69,11 @@ class Quantized:
     def notes(self) -> tuple[str, str]:
         """Sentences for the record."""
         taken = self.calibration.provenance
-        source = f"{len(taken.frames)} frames of {taken.dataset}, weights {self.calibration.weights}"
-        return self._told(), f"calibration {self.file} ({self.calibration.digest}): {source}"
+        frames = f"{len(taken.frames)} frames of {taken.dataset}"
+        if self.file is None:
+            return self._told(), f"calibrated in this run: {frames}"
+        weights = f"({self.calibration.digest}): {frames}, weights {self.calibration.weights}"
+        return self._told(), f"calibration {self.file} {weights}"
 
     def sqnr_db(self) -> dict[str, float]:
         """Layer -> signal over noise of its own output, on the inputs that it gets in the target's recorded call."""
@@ -119,24 +122,28 @@ def matching(pattern: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def quantized_target(
-    target: Target, model: Model, resolved: ResolvedSubmodule, policy: object
+    target: Target, model: Model, resolved: ResolvedSubmodule, policy: object, calibration: Calibration | None = None
 ) -> tuple[Target, Quantized | None]:
     """The target with its linear layers quantised as the plan says, and what was done; None for nothing.
 
     Args:
         target: A stage of `model`, which stays as it is: what is not replaced is shared.
         policy: What will ask the model; its data config is held against the calibration's.
+        calibration: Taken of this very model; None reads the plan's file, and holds that against the model.
     Raises: PlanError for a quantised precision without a calibration, one of other weights, and a pattern of `keep`
         that matches nothing.
     """
     wanted = resolved.quantization
     if wanted is None:
         return target, None
-    path, form = wanted.file(), resolved.precision
-    calibration, known = read_calibration(path), linear_layers(model)
+    form, known = resolved.precision, linear_layers(model)
     names = {id(layer): name for name, layer in known.items()}
     own = {name: known[name] for one in target.module.modules() if (name := names.get(id(one))) is not None}
-    calibration.refuse_other_weights({name: known[name] for name in _upstream(known, own)}, path)
+    path = None
+    if calibration is None:
+        calibration = read_calibration(path := wanted.file())
+        calibration.refuse_other_weights({name: known[name] for name in _upstream(known, own)}, path)
+        _warn_of_other_data(calibration, policy, path)
     able = quantizable(own)
     planned = kept_layers(calibration, form, able, wanted, resolved.gate, own if wanted.own else known)
     kept = {
@@ -149,7 +156,6 @@ def quantized_target(
         for name, layer in able.items()
         if name not in planned
     }
-    _warn_of_other_data(calibration, policy, path)
     weights = sum(layer.weight.numel() for layer in own.values())
     done = Quantized(target, form, layers, kept, weights, calibration, path)
     made = with_replaced(target.module, {id(layer): new for layer, new in layers.values()})

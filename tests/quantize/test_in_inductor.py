@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.inductor import products
 from gr00t_trt.backends.inductor.products import GpuProducts, fp8_linear
+from gr00t_trt.backends.inductor.rewritings import REWRITINGS
 from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
 from gr00t_trt.quantize.linear import QuantLinear
@@ -70,7 +71,9 @@ def test_no_constant_is_made_in_a_call() -> None:
 
 def test_the_cache_of_compiled_graphs_knows_the_rewriting() -> None:
     file = Path(inspect.getsourcefile(fp8_linear) or "")
-    assert GpuProducts().uuid() == hashlib.sha256(file.read_bytes()).hexdigest()
+    names = " ".join(sorted(REWRITINGS)).encode()
+    assert GpuProducts().uuid() == hashlib.sha256(file.read_bytes() + names).hexdigest()
+    assert GpuProducts(["long_linear"]).uuid() != GpuProducts().uuid()
 
 
 @pytest.mark.full_size  # the C++ compiler takes its time

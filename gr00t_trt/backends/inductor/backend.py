@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,15 +26,20 @@ GRAPHED_MODES = ("reduce-overhead", "max-autotune")
 
 
 class InductorBackend:
-    """torch.compile with the plan's dynamic dimensions and nothing else dynamic."""
+    """torch.compile with the plan's dynamic dimensions and nothing else dynamic.
+
+    Args:
+        mode: One of `MODES`.
+        without: Of `REWRITINGS`, what is left out on a GPU.
+    """
 
     name = "inductor"
     capturable: Capturable = "any shape"
 
-    def __init__(self, mode: str = "default"):
+    def __init__(self, mode: str = "default", *, without: Collection[str] = ()):
         if mode not in MODES:
             raise PlanError(f"inductor: mode {mode!r} is not available", known=MODES)
-        self.mode = mode
+        self.mode, self._without = mode, without
 
     def availability(self) -> Availability:
         versions = {"torch": str(torch.__version__)}
@@ -103,7 +108,7 @@ class InductorBackend:
         from .products import GpuProducts
 
         # torch.compile takes a mode or options; a mode is a name for some of them.
-        options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts()}
+        options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts(self._without)}
         return torch.compile(module, backend="inductor", options=options, fullgraph=True)
 
 

@@ -1,9 +1,8 @@
-"""Whole requests over recorded frames, each with fresh noise, while every linear layer's input is watched."""
+"""Whole requests over recorded frames, each with fresh noise: what linear layers are given, and layers ranked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LeRobotDataset
-from ...errors import DatasetError, UsageError
+from ...errors import UsageError
 from ...model.protocol import Model
 from ...model.targets import Call
 from ...plans.schema import ARCHITECTURE
 from ...policy.policy import Gr00tPolicy
-from ...quantize.calibration import Frame, Observed, weight_hashes
+from ...quantize.calibration import Frame, Observed
 from ...quantize.layers import linear_layers, quantizable, with_replaced
 from ...quantize.linear import QuantLinear
+from ...quantize.observe import observe
 from ...quantize.ranking import noise_by_layer
 
 RANK_FRAMES = 4
@@ -78,48 +78,11 @@ class Requests:
         return inputs, noise.to(self.model.device)
 
 
-@torch.no_grad()
-def observe(requests: Requests, advance: Advance = lambda done, total: None) -> dict[str, Observed]:
-    """What the inputs of every linear layer reach, by ``stage/layer``, in whole requests of all denoising steps.
-
-    Raises: DatasetError for a frame that makes an input that is not finite.
-    """
-    layers = linear_layers(requests.model)
-    channels: dict[str, Tensor] = {}
-    history: dict[str, list[float]] = {name: [] for name in layers}
-    with _watching(layers, channels):
-        for number, frame in enumerate(requests.frames):
-            inputs, noise = requests[number]
-            requests.model.get_action(inputs, noise)
-            for name, seen in channels.items():
-                history[name].append(float(seen.amax()))
-                if not torch.isfinite(seen).all():
-                    raise DatasetError(f"episode {frame[0]}, row {frame[1]}: the input of {name} is not finite")
-            advance(number + 1, len(requests.frames))
-    return {
-        name: Observed(channels[name].cpu(), torch.tensor(history[name]), weight_hashes(layers[name].weight))
-        for name in layers
-        if name in channels
-    }
-
-
-@contextmanager
-def _watching(layers: Mapping[str, nn.Linear], channels: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, `channels` follows the largest magnitude of every layer's input channels."""
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            now = args[0].detach().float().abs().flatten(0, -2).amax(dim=0)
-            channels[name] = torch.maximum(channels[name], now) if name in channels else now
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def observe_frames(requests: Requests, advance: Advance = lambda done, total: None) -> dict[str, Observed]:
+    """As `quantize.observe.observe`, of all requests."""
+    done, total = iter(range(1, len(requests.frames) + 1)), len(requests.frames)
+    asked = ((frame, *requests[number]) for number, frame in enumerate(requests.frames))
+    return observe(requests.model, asked, advance=lambda: advance(next(done), total))
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibra
     from ...common.devices import choose_device
     from ...policy.source import Source
     from ...quantize.calibration import Calibration, Provenance, dataset_id
-    from .observe import Requests, choose_frames, observe
+    from .observe import Requests, choose_frames, observe_frames
 
     source = Source.of(args)
     source.data()  # a wrong name is told at once
@@ -143,7 +143,7 @@ def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibra
     policy = source.policy(choose_device(args.device), steps, statistics=source.statistics(dataset))
     requests = Requests(policy, dataset, frames, args.seed)
     steps.step(f"running {len(frames)} frames of {len({episode for episode, _ in frames})} episodes")
-    layers = observe(requests, steps.advance)
+    layers = observe_frames(requests, steps.advance)
     _, tag = source.data()
     provenance = Provenance(
         args.model_path,
