@@ -194,6 +194,7 @@ def _settle_precision(
             own = (resolve_submodule(plan, each) for each in names)
             if any(each.precision == name and each.backend in ("eager", "inductor") for each in own):
                 text = "computed by its reference in PyTorch: its accuracy counts, not its speed"
+                text = f"products in 8 bits by oneDNN; {_measured(speed)}" if name == "int8" and speed.int8 else text
                 notes.append((f"precision {name}", text))
             continue
         why = f"not clearly faster than fp32 on this CPU, and less exact; fast here: {', '.join(fast)}"

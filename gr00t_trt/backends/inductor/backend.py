@@ -19,6 +19,7 @@ from ...quantize.linear import formats_in
 from ..base import Availability, BuildContext, Built, Capturable, describe
 from ..compute_capabilities import refuse_older_gpu
 from ..guarded import GuardedModule, build_failed, same_form
+from ..onednn_int8 import on_this_cpu
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
 GRAPHED_MODES = ("reduce-overhead", "max-autotune")
@@ -66,6 +67,7 @@ class InductorBackend:
                 f"{target.name}: mode {self.mode} replays CUDA graphs, and there is no GPU", fix="use mode default"
             )
         refuse_older_gpu(target)
+        target = on_this_cpu(target)
         start = time.perf_counter()
         on_gpu = target.inputs[0].device.type == "cuda"
         context.progress("compiling")
@@ -120,7 +122,7 @@ def _about_quantized(target: Target, *, on_gpu: bool) -> tuple[str, ...]:
         if on_gpu and form == "fp8"
         else f"{form}: computed by its reference in PyTorch, between compiled kernels: for the accuracy, not the speed."
         for form in formats_in(target.module)
-    )
+    )  # what oneDNN computes in its place is none of these
 
 
 class _Announced:
