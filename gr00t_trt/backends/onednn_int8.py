@@ -29,6 +29,7 @@ class OnednnLinear(nn.Module):
         super().__init__()
         assert layer.input_scale is not None
         self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias  # in whose dtype a stage reads what its own is
         self._packed = packed(layer.codes, layer.scale, layer.input_scale, layer.smoothing, layer.bias)
         self._number = next(_NUMBERS)
         _PACKED[self._number] = self._packed

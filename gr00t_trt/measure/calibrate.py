@@ -17,6 +17,9 @@ from ..quantize.observe import Asked, observe
 from .reference import exact
 from .workloads import Requests
 
+REQUESTS = {"cuda": 7, "cpu": 2}
+"""How many are enough for a time and a first accuracy; `gr00t-trt calibrate` takes as many as it is told."""
+
 
 @torch.no_grad()
 def take_calibration(
@@ -35,7 +38,7 @@ def take_calibration(
     """
     plain = policy.model
     model = plain.architecture.restructured(plain, tuple(ARCHITECTURE.optimizations))
-    own = list(frames)[1:] or list(frames)
+    own = list(frames)[1 : 1 + REQUESTS[plain.device.type]] or list(frames)
     steps.step(f"calibrating on {len(own)} requests, eager fp32")
     asked: list[Asked] = [(frame, *requests.alone(frames.index(frame))) for frame in own]
     with exact(plain):

@@ -66,7 +66,7 @@ class Estimates:
             made: What is there already; a graph replays what was built without one.
         """
         bare = replace(candidate, graph=False)
-        if candidate.backend == "eager" or {candidate, bare} & set(made):
+        if (candidate.backend == "eager" and candidate.precision is None) or {candidate, bare} & set(made):
             return 0.0
         table = BUILD_S_PER_LAYER[self.kind]
         alone = BACKENDS[candidate.backend].falls_back is not None

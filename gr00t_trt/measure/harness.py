@@ -85,7 +85,8 @@ class Harness:
     def gate_of(self, candidate: Candidate) -> Gate:
         """What a candidate's actions must reach: one in fewer bits than the plan has its own precision's gate."""
         row = PRECISIONS[candidate.precision or self.plan.precision]
-        return row.action_gate if row.quantized and row.carrier == self.plan.precision else self.action_gate
+        own = row.quantized and not PRECISIONS[self.plan.precision].quantized
+        return row.action_gate if own else self.action_gate
 
     def expected(self, request: Request) -> Tensor:
         """The reference's actions; of a model that stays as it was loaded, worked out when they are asked for."""

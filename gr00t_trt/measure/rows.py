@@ -188,6 +188,7 @@ def _on_cpu(submodules: tuple[str, ...]) -> list[Row]:
         Row("loop", "denoising loop, plain, torch.compile", COMPILED_PLAIN, 4, "loop"),
         Row("compile", "plain, torch.compile default", COMPILED_PLAIN, 3, "request", calls=10),
     ]
+    rows += [Row("forms", "int8", replace(OURS, precision="int8"), 3, "request", calls=10)]
     rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules]
     rows += [
         Row("steps", _counted(n, "denoising step"), OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)

@@ -66,7 +66,7 @@ class Variants:
         if candidate.graph:
             return harness.graphed(self.get(replace(candidate, graph=False)))
         made = replace(candidate, precision=self._precision(candidate))
-        if candidate.backend == "eager":
+        if candidate.backend == "eager" and candidate.precision is None:
             return harness.variant(made)
         if candidate.settings:
             others, tried = self.get(replace(candidate, settings=())).parts, setting_of(candidate)
@@ -116,7 +116,7 @@ def not_in(candidate: Candidate, plan: Plan, device: torch.device) -> str | None
     if candidate.precision is None:
         return None
     row = PRECISIONS[candidate.precision]
-    if row.carrier != plan.precision:
+    if plan.precision != row.carrier and (device.type != "cpu" or plan.precision != "fp32"):
         return f"{row.name}: what is not quantised stays in {row.carrier}, and this run is in {plan.precision}"
     if device.type != "cuda":
         return None

@@ -35,7 +35,7 @@ def test_options_of_every_type_are_known(option: str) -> None:
 def test_what_cannot_be_set_is_told(option: str) -> None:
     told = f"unsupported: torch {torch.__version__} has no torch.compile option {option}"
     assert unknown_setting(["combo_kernels", option]) == told
-    with pytest.raises(PlanError, match="has no torch.compile option"):
+    with pytest.raises(PlanError, match=r"has no torch\.compile option"):
         TunedInductor("default", [option])
 
 

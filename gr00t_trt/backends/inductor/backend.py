@@ -122,7 +122,7 @@ def _about_quantized(target: Target, *, on_gpu: bool) -> tuple[str, ...]:
         if on_gpu and form == "fp8"
         else f"{form}: computed by its reference in PyTorch, between compiled kernels: for the accuracy, not the speed."
         for form in formats_in(target.module)
-    )  # what oneDNN computes in its place is none of these
+    )
 
 
 class _Announced:
