@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import products
 import service_table
 import time_budget
 
@@ -45,11 +46,20 @@ def main(argv: list[str]) -> int:
     paths = sorted((BENCH / "records").glob("*.json"))
     records = {one.name: one for one in load([str(path) for path in paths])}
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
+    multiplied = {
+        path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "products").glob("*.json"))
+    }
     played = load([str(path) for path in sorted((BENCH / "closed_loop").glob("*.json"))])
     measured = {name: one for name, one in records.items() if one.record.measured}
     written = {
         ROOT / "README.md": front(records),
-        BENCH / "README.md": "\n\n".join((tables(records, services), *closed_loop(played))),
+        BENCH / "README.md": "\n\n".join(
+            (
+                tables(records, services),
+                *(products.section(name, one, "products/") for name, one in multiplied.items()),
+                *closed_loop(played),
+            )
+        ),
         BENCH / "LOG.md": markdown.log(measured, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]

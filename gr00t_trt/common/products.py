@@ -76,26 +76,31 @@ def speed() -> Speed:
 
     On one thread, by the time that it spent on the processor: other programs hardly change that.
     """
+    return measured(ROWS, OUTPUTS, INPUTS)
+
+
+def measured(rows: int, outputs: int, inputs: int) -> Speed:
+    """Of [rows, inputs] times [inputs, outputs]."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measured()
+        return _measured(rows, outputs, inputs)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured() -> Speed:
-    x, weight = _spread(ROWS, INPUTS), _spread(OUTPUTS, INPUTS)
+def _measured(rows: int, outputs: int, inputs: int) -> Speed:
+    x, weight = _spread(rows, inputs), _spread(outputs, inputs)
     pairs = {
         str(dtype).removeprefix("torch."): (x.to(dtype), weight.to(dtype))
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
     }
     calls: dict[str, Callable[[], object]] = {name: _product(*pair) for name, pair in pairs.items()}
-    if _is_fp32(_by_onednn, x, weight) and _is_fp32(_by_onednn, _spread(4 * ROWS, INPUTS), weight[:256]):
+    if _is_fp32(_by_onednn, x, weight) and _is_fp32(_by_onednn, _spread(4 * rows, inputs), weight[:256]):
         calls["onednn"] = lambda: _by_onednn(x, weight)
     if is_exact():
         codes, one = weight.mul(127).to(torch.int8), torch.ones(())
-        by = packed(codes, torch.ones(OUTPUTS), one / 127, None, None)
+        by = packed(codes, torch.ones(outputs), one / 127, None, None)
         calls["int8"] = lambda: multiply(x, by)
     shortest = dict.fromkeys(calls, float("inf"))
     for turn in range(ROUNDS + 1):
