@@ -13,6 +13,7 @@ from torch import nn
 
 from gr00t_trt import __version__
 from gr00t_trt.__main__ import main
+from gr00t_trt.backends.onednn_int8 import OnednnLinear
 from gr00t_trt.common.notice import warn_once
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
@@ -224,7 +225,7 @@ def test_the_loop_in_one_piece_is_quantised_like_its_transformer(loop: str, demo
     policy = policy_of(demo)
     deployment = carried_out(policy, calibrated, submodules={"dit_model": {"precision": "int8"}}, loop=loop)
     assert deployment.backends[loop] == "eager int8"
-    found = [one for one in policy.model.stages[loop].modules() if isinstance(one, QuantLinear)]
+    found = [one for one in policy.model.stages[loop].modules() if isinstance(one, (QuantLinear, OnednnLinear))]
     assert len(found) == 17
     assert policy.model.stages[loop] is not policy.model.eager_stage(loop)
     assert not any(isinstance(one, QuantLinear) for one in policy.model.eager_stage(loop).modules())
