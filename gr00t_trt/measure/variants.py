@@ -96,13 +96,18 @@ class Variants:
         ranges = Ranges() if candidate.dynamic else Ranges((1, 1), (1, 1), (length, length))
         parts = {}
         for name in names:
-            own, label = resolve_submodule(plan, name), f"{candidate.backend} {candidate.mode or ''}: building {name}"
+            own, label = resolve_submodule(plan, name), f"{_called(candidate)}: building {name}"
             parts[name] = part = harness.build(
                 name, own, candidate.optimizations, ranges=ranges, backend=backend, label=label
             )
             if not part.built.runs:
                 raise BackendError(f"{name}: {candidate.backend} engines cannot run on this machine")
         return parts
+
+
+def _called(candidate: Candidate) -> str:
+    """What a build is told as."""
+    return " ".join(part for part in (candidate.backend, candidate.mode, candidate.precision) if part)
 
 
 def not_here(backend: str) -> str | None:
