@@ -64,8 +64,3 @@ def on_this_cpu(target: Target) -> Target:
 
 def _is_able(layer: nn.Module) -> bool:
     return isinstance(layer, QuantLinear) and layer.form == FORM and layer.input_scale is not None
-
-
-def uses_onednn(module: nn.Module) -> bool:
-    """Whether some of a module's layers compute so."""
-    return any(isinstance(layer, OnednnLinear) for layer in module.modules())

@@ -11,6 +11,7 @@ import torch
 from ..backends.base import Backend
 from ..backends.guarded import first_line
 from ..backends.inductor.backend import InductorBackend
+from ..common.products import speed
 from ..errors import BackendError
 from ..plans.backends import BACKENDS, get_backend
 from ..plans.precisions import PRECISIONS
@@ -124,7 +125,9 @@ def not_in(candidate: Candidate, plan: Plan, device: torch.device) -> str | None
     if plan.precision != row.carrier and (device.type != "cpu" or plan.precision != "fp32"):
         return f"{row.name}: what is not quantised stays in {row.carrier}, and this run is in {plan.precision}"
     if device.type != "cuda":
-        return None
+        if row.name != "int8" or speed().int8:
+            return None
+        return f"int8: not exact on this CPU, or not clearly faster than fp32; one product in ms: {speed().said()}"
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
     if row.computes_on(capability):
         return None
