@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -38,7 +37,6 @@ from .workloads import Requests
 
 NOT_REACHED = "not reached: the run ended before"
 EPISODE_ROWS = 8
-MOST_FORMS = 64
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def run(wanted: Wanted, console: Console) -> tuple[Record, Path]:
         write_record(record, path)
 
     try:
-        with memory, gpu, progress(console) as steps, side_stream(device), _many_forms():
+        with memory, gpu, progress(console) as steps, side_stream(device):
             with budget.enforced():
                 if cache is not None:
                     record.skip("compile cache", cache.load())
@@ -106,14 +104,6 @@ def run(wanted: Wanted, console: Console) -> tuple[Record, Path]:
         raise
     close(ended)
     return record, path
-
-
-def _many_forms() -> AbstractContextManager[None]:
-    """Inside, one stage may be compiled in as many ways as there are rows; PyTorch gives up after eight."""
-    import torch._dynamo.config as config
-
-    limit: AbstractContextManager[None] = config.patch(recompile_limit=MOST_FORMS)
-    return limit
 
 
 def _file_name(model_path: str, precision: str, device: torch.device) -> str:

@@ -22,6 +22,9 @@ from ..guarded import GuardedModule, build_failed, same_form
 from ..onednn_int8 import on_this_cpu
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
+MOST_FORMS = 64
+"""How often one stage may be compiled in a process: for each form that is compared, and for each checkpoint that takes
+another's place. PyTorch gives up after eight."""
 GRAPHED_MODES = ("reduce-overhead", "max-autotune")
 """torch.compile modes that replay a CUDA graph of their own per submodule; on a GPU only."""
 
@@ -75,12 +78,13 @@ class InductorBackend:
         call = GuardedModule(target, compiled)
         phases: dict[str, float] = {}
         try:
-            for phase, inputs in warm_calls(target).items():
-                phase_start = time.perf_counter()
-                result = call(*marked(target, inputs))
-                phases[phase] = time.perf_counter() - phase_start
-                if phase == "recorded size":
-                    actual = result
+            with torch._dynamo.config.patch(recompile_limit=MOST_FORMS):
+                for phase, inputs in warm_calls(target).items():
+                    phase_start = time.perf_counter()
+                    result = call(*marked(target, inputs))
+                    phases[phase] = time.perf_counter() - phase_start
+                    if phase == "recorded size":
+                        actual = result
         except Exception as e:
             raise build_failed(target, "compiling with torch.compile", e, _compile_error(e)) from e
         with torch.no_grad():
