@@ -37,11 +37,15 @@ class EmbodimentWeights:
 
     Attributes:
         encoder: The action encoder's, without what follows from the timestep.
+        decoder: Of the stage `action_decoder`.
+        step_decoder: Of a whole step: where constants are folded, its first layer does the work of the transformer's
+            last one too, [B, D, hidden], and reads that one's input.
     """
 
     state: tuple[Tensor, ...]
     encoder: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
+    step_decoder: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class FoldedConstants:
         dit: Any = head.model
         norms = [block.norm1 for block in dit.transformer_blocks]
         parts = (head.action_encoder, head.state_encoder, head.action_decoder, head.position_embedding)
-        modules = [*parts, dit.timestep_encoder, dit.proj_out_1, *norms] if self.kept else []
+        modules = [*parts, dit.timestep_encoder, dit.proj_out_1, dit.proj_out_2, *norms] if self.kept else []
         self.sources: tuple[Tensor, ...] = tuple(p for m in modules if m is not None for p in m.parameters())
         self._fold: WeightCache[_Fold] = WeightCache(1)
         self._weights: WeightCache[EmbodimentWeights] = WeightCache(KEPT_SETS)
@@ -129,11 +133,24 @@ class FoldedConstants:
         if head.position_embedding is not None:
             bias_out = bias_out + head.position_embedding.weight[:horizon].to(bias_out.dtype)
         weight_in = self._folded(None)[0].index_select(0, ids) if self.kept else self._folded(ids)[0]
+        decoder = pick(head.action_decoder.layer1, head.action_decoder.layer2)
         return EmbodimentWeights(
             state=pick(head.state_encoder.layer1, head.state_encoder.layer2),
             encoder=(weight_in, weight_out, bias_out),
-            decoder=pick(head.action_decoder.layer1, head.action_decoder.layer2),
+            decoder=decoder,
+            step_decoder=(*self._with_last_layer(*decoder[:2]), *decoder[2:]) if self.kept else decoder,
         )
+
+    def _with_last_layer(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, in, hidden], [B, 1, hidden] behind the transformer's last layer: [B, D, hidden], [B, 1, hidden].
+
+        There is nothing between the two, so that they are one layer, rounded once.
+        """
+        last = self._head.model.proj_out_2
+        wide, offset = last.weight.double().t(), last.bias.double()
+        weights = [(wide @ own.double()).to(weight.dtype) for own in weight.unbind(0)]
+        biases = [(offset @ own.double() + b.double()).to(bias.dtype) for own, b in zip(weight, bias, strict=True)]
+        return torch.stack(weights), torch.stack(biases)
 
     def _table(self, which: Sequence[int], steps: int, ids: Tensor | None) -> _Table:
         """Of the slots `ids`, or of all."""
