@@ -18,6 +18,7 @@ from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.errors import BackendError
 from gr00t_trt.model.n1_5.architecture import N1_5
 from gr00t_trt.model.n1_5.dit import DiT
+from gr00t_trt.model.n1_5.fast.denoise import DenoiseStep, FastActionDecoder, FoldedActionEncoder
 from gr00t_trt.model.n1_5.fast.dit import CrossAttentionKV, FastDiT
 from gr00t_trt.model.n1_5.synthetic import full_config, tiny_config
 from gr00t_trt.plans.backends import get_backend
@@ -69,7 +70,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
     Nothing is computed: tensors have no memory, and the kernels only see what they are called with.
     """
-    from gr00t_trt.model.n1_5.fast import kernels, triton_dit
+    from gr00t_trt.model.n1_5.fast import attention_kernels, category_kernels, kernels, launches, triton_step
 
     found: Launches = {}
 
@@ -85,8 +86,14 @@ def launches(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
             return launch
 
-    for name in ("linear", "attention"):
-        monkeypatch.setattr(kernels, name, Recorded(getattr(kernels, name)))
+    monkeypatch.setattr(launches, "can_overlap", lambda device: True)
+    for module, name in (
+        (kernels, "linear"),
+        (attention_kernels, "attention"),
+        (category_kernels, "action_tokens"),
+        (category_kernels, "category_linear"),
+    ):
+        monkeypatch.setattr(module, name, Recorded(getattr(module, name)))
     with torch.device("meta"):
         config = full_config().action_head
         dit = DiT(config.diffusion).to(torch.bfloat16)
@@ -95,11 +102,15 @@ def launches(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
         if getattr(request, "param", None) == "fp8":
             linear = [layer for layer in fast.blocks.modules() if isinstance(layer, nn.Linear)]
             fast = with_replaced(fast, {id(layer): _Fp8(layer) for layer in linear})
-        context = torch.empty(16, 1, width // head, 294, head, dtype=torch.bfloat16)
-        rows = torch.empty(34, width, dtype=torch.bfloat16)
-        hidden = torch.empty(1, 49, width, dtype=torch.bfloat16)
-        out = triton_dit.TritonDiT(fast, dependent=True)(hidden, context, rows)
-    assert out.shape == (1, 16, config.diffusion.output_dim)
+        step = DenoiseStep(FoldedActionEncoder(), fast, FastActionDecoder(), folded=True)
+        narrow = [
+            (1, 33, width), (16, 1, width // head, 294, head), (34, width), (1,), (1, 1, width), (1, 32, width),
+            (1, width, width), (1, 16, width), (1, width, 1024), (1, 1, 1024), (1, 1024, 32), (1, 1, 32),
+        ]  # fmt: skip
+        inputs = [torch.empty(shape, dtype=torch.float32 if shape == (1,) else torch.bfloat16) for shape in narrow]
+        out = triton_step.KernelStep(step)(torch.empty(1, 16, 32), *inputs)
+    assert out.shape == (1, 16, 32)
+    assert out.dtype == torch.float32
     return found
 
 
@@ -157,7 +168,7 @@ def check_code(kernel: Any, given: dict[str, Any], options: dict[str, Any]) -> N
     registers, shared, code = machine_code(kernel, given, options)
     assert registers <= REGISTERS
     assert shared <= SHARED_MEMORY
-    unit = "QGMMA" if options.get("FP8") else "HGMMA"
+    unit = "QGMMA" if options.get("FP8") else "HGMMA" if options["BM"] >= 64 else "HMMA"
     assert unit in code, "no product on Hopper's matrix units"
     assert not re.findall(r"\b(STL|LDL)\b", code), "registers spilled"
     assert "PREEXIT" in code
@@ -194,13 +205,13 @@ def test_layers_that_the_kernels_do_not_know_are_refused() -> None:
     dit = _tiny()
     dit.blocks[0].ff.net[2] = Quantized(8, 8)
     with pytest.raises(BackendError, match=r"dit_model: 0.ff.net.2 is no linear layer that its kernels know"):
-        N1_5.with_kernels(dit, lambda function: function)
+        N1_5.with_kernels(dit)
     with pytest.raises(BackendError, match="fused_projections"):
-        N1_5.with_kernels(_tiny(fused=False), lambda function: function)
+        N1_5.with_kernels(_tiny(fused=False))
 
 
 def test_a_stage_without_kernels_has_none() -> None:
-    assert N1_5.with_kernels(nn.Linear(2, 2), lambda function: function) is None
+    assert N1_5.with_kernels(nn.Linear(2, 2)) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,86 +1,67 @@
-"""The DiT's Triton kernels in Triton's interpreter, against fp64: run with TRITON_INTERPRET=1.
+"""Triton kernels in Triton's interpreter, against fp64: run with TRITON_INTERPRET=1.
 
-Arguments: head width, dtype (fp8: its layers in bf16), samples, keys. Prints the error of the kernels, that of eager
-PyTorch in the same dtype, and whether a second pass gave the same bits.
+Arguments: cases, each a name below and its settings, all joined by commas. Prints a line for each: the error of the
+kernels, that of eager PyTorch in the same dtype, and whether a second pass gave the same bits.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
+from torch import Tensor
+from triton_interpreter import mend_the_interpreter
 
 from gr00t_trt.model.n1_5.architecture import N1_5
+from gr00t_trt.model.n1_5.config import Gr00tConfig
 from gr00t_trt.model.n1_5.fast.stages import make_stages
-from gr00t_trt.model.n1_5.fast.triton_dit import with_kernels
+from gr00t_trt.model.n1_5.fast.triton_stages import with_kernels
 from gr00t_trt.model.n1_5.gr00t import Gr00tN1d5
-from gr00t_trt.model.n1_5.synthetic import tiny_config
+from gr00t_trt.model.n1_5.synthetic import full_config, tiny_config
 from gr00t_trt.quantize.layers import with_replaced
 from gr00t_trt.quantize.linear import QuantLinear
 
 PREFIX = 33
-NARROW = {"bf16": (torch.bfloat16, torch.int16), "fp8e4nv": (torch.float8_e4m3fn, torch.uint8)}
+ALL = frozenset(N1_5.optimizations)
+
+Arguments = Callable[[torch.nn.Module], list[Tensor]]
 
 
-def mend_the_interpreter() -> None:
-    """Two faults of it, 3.6 to 3.9: a product multiplies the bits of bf16 as integers, and rounding cuts digits off."""
-    dot, convert = interpreter.InterpreterBuilder.create_dot, interpreter._convert_float
+def compared(config: Gr00tConfig, stage: str, name: str, arguments: Arguments, without: str = "") -> str:
+    """The line of one stage; dtype `name`, or fp8 for its layers with the rest in bf16."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, "bfloat16" if name == "fp8" else name)
+    model = Gr00tN1d5(config).eval()
+    for weight in model.requires_grad_(False).parameters():
+        weight.copy_(torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.1))
 
-    def widened(x):
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return interpreter.TensorHandle(convert(x.data, tl.bfloat16, tl.float32, None).view(np.float32), tl.float32)
+    def made(computing: torch.dtype) -> torch.nn.Module:
+        return make_stages(copy.deepcopy(model).to(dtype).to(computing), ALL - {without})[stage]
 
-    def to_nearest(data, source, target, mode):
-        if source != tl.float32 or target.name not in NARROW:
-            return convert(data, source, target, mode)
-        dtype, bits = NARROW[target.name]
-        return torch.from_numpy(np.ascontiguousarray(data)).to(dtype).view(bits).numpy()
+    own = made(dtype)
+    given = [each.to(dtype) for each in arguments(own)]
+    if stage == "denoise_step":
+        given[0], given[4] = given[0].float(), given[4].float()  # actions and step size
+    exact = made(torch.float64)(*(each.double() for each in given))
+    own = quantized(own, given) if name == "fp8" else own
+    kernels = with_kernels(own)
+    found = kernels(*given)
+    assert found.dtype == own(*given).dtype
+    return f"{off(found, exact):.3e} {off(own(*given), exact):.3e} {torch.equal(found, kernels(*given))}"
 
-    interpreter.InterpreterBuilder.create_dot = lambda own, a, b, *rest: dot(own, widened(a), widened(b), *rest)
-    interpreter._convert_float = to_nearest
 
-
-def off(found: torch.Tensor, exact: torch.Tensor) -> float:
+def off(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def main(head_width: int, name: str, batch: int, keys: int) -> None:
-    """One denoising step of a narrow transformer, two pairs of blocks, with every kind of block that there is."""
-    mend_the_interpreter()
-    torch.manual_seed(0)
-    dtype = getattr(torch, "bfloat16" if name == "fp8" else name)
-    config = tiny_config()
-    dit = config.action_head.diffusion
-    dit = replace(dit, attention_head_dim=head_width, num_attention_heads=96 // head_width)
-    model = Gr00tN1d5(replace(config, action_head=replace(config.action_head, diffusion=dit))).eval()
-    for weight in model.requires_grad_(False).action_head.model.parameters():
-        weight.copy_(torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.1))
-
-    def stage(computing: torch.dtype) -> torch.nn.Module:
-        rounded = copy.deepcopy(model).to(dtype).to(computing)
-        return make_stages(rounded, frozenset(N1_5.optimizations))["denoise_step"]
-
-    own = stage(dtype)
-    arguments = [each.to(dtype) for each in _arguments(own, batch, keys)]
-    arguments[0], arguments[4] = arguments[0].float(), arguments[4].float()  # actions and step size
-    exact = stage(torch.float64)(*(each.double() for each in arguments))
-    own = quantized(own, arguments) if name == "fp8" else own
-    kernels = with_kernels(own, lambda function: function)
-    found = kernels(*arguments)
-    print(f"{off(found, exact):.3e} {off(own(*arguments), exact):.3e} {torch.equal(found, kernels(*arguments))}")
-
-
-def quantized(step: torch.nn.Module, arguments: list[torch.Tensor]) -> torch.nn.Module:
+def quantized(step: torch.nn.Module, arguments: list[Tensor]) -> torch.nn.Module:
     """Every linear layer of the blocks in fp8, calibrated on the very call."""
-    largest: dict[int, torch.Tensor] = {}
+    largest: dict[int, Tensor] = {}
 
-    def see(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def see(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         largest[id(layer)] = inputs[0].float().abs().flatten(0, -2).amax(0)
 
     layers = [each for each in step.dit.blocks.modules() if isinstance(each, torch.nn.Linear)]
@@ -91,14 +72,27 @@ def quantized(step: torch.nn.Module, arguments: list[torch.Tensor]) -> torch.nn.
     return with_replaced(step, {id(layer): QuantLinear(layer, "fp8", largest[id(layer)]) for layer in layers})
 
 
-def _arguments(step: torch.nn.Module, batch: int, keys: int) -> list[torch.Tensor]:
+def step(head_width: int, name: str, batch: int, keys: int, rows: int = 16, without: str = "") -> str:
+    """One denoising step of a narrow transformer, two pairs of blocks, with every kind of block that there is.
+
+    Every sample has weights of its own, as if it had another embodiment.
+    """
+    config = tiny_config()
+    dit = config.action_head.diffusion
+    dit = replace(dit, attention_head_dim=head_width, num_attention_heads=96 // head_width)
+    narrow = replace(config, action_head=replace(config.action_head, diffusion=dit))
+    return compared(narrow, "denoise_step", name, lambda step: _of_step(step, batch, keys, rows), without)
+
+
+def _of_step(step: torch.nn.Module, batch: int, keys: int, rows: int) -> list[Tensor]:
     dit, crossing = step.dit, sum(block.own is None for block in step.dit.blocks)
     width, head = dit.proj_out_2.in_features, dit.blocks[0].head_dim
     inner = dit.proj_out_2.out_features
+    read = width if step.folded else inner
     modulation = torch.randn(2 * len(dit.blocks) + 2, width) * 0.3
     modulation[::2] += 1
     return [
-        torch.randn(batch, 16, 32),
+        torch.randn(batch, rows, 32),
         torch.randn(batch, PREFIX, width),
         torch.randn(2 * crossing, batch, width // head, keys, head),
         modulation,
@@ -106,13 +100,73 @@ def _arguments(step: torch.nn.Module, batch: int, keys: int) -> list[torch.Tenso
         torch.randn(batch, 1, width),
         torch.randn(batch, 32, width) * 32**-0.5,
         torch.randn(batch, width, width) * width**-0.5,
-        torch.randn(batch, 16, width),
-        torch.randn(batch, inner, inner) * inner**-0.5,
+        torch.randn(batch, rows, width),
+        torch.randn(batch, read, inner) * read**-0.5,
         torch.randn(batch, 1, inner),
         torch.randn(batch, inner, 32) * inner**-0.5,
         torch.randn(batch, 1, 32),
     ]
 
 
+def vision(head_width: int, name: str, batch: int, side: int, heads: int = 2) -> str:
+    """A vision tower of one layer over images of side x side patches."""
+    config = tiny_config()
+    own = replace(
+        config.eagle.vision,
+        hidden_size=heads * head_width,
+        num_attention_heads=heads,
+        num_hidden_layers=1,
+        image_size=side * config.eagle.vision.patch_size,
+    )
+    narrow = replace(config, eagle=replace(config.eagle, vision=own))
+    pixels = own.image_size
+    return compared(narrow, "vision_model", name, lambda stage: [torch.randn(batch, 3, pixels, pixels)])
+
+
+def language(head_width: int, name: str, batch: int, length: int, heads: int = 4, shared: int = 2) -> str:
+    """One layer of a language model, each of whose keys `shared` queries share."""
+    config = tiny_config()
+    text = replace(
+        config.eagle.text,
+        head_dim=head_width,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // shared,
+    )
+    narrow = replace(
+        config,
+        backbone=replace(config.backbone, select_layer=1),
+        eagle=replace(config.eagle, text=text),
+    )
+    turn = torch.randn(length, head_width)
+    inputs = [torch.randn(batch, length, text.hidden_size), torch.stack((turn.cos(), turn.sin()))]
+    return compared(narrow, "language_model", name, lambda stage: inputs)
+
+
+def released(stage: str, name: str) -> str:
+    """One layer of a kind in the released geometry."""
+    full = full_config()
+    config = replace(
+        full,
+        backbone=replace(full.backbone, select_layer=1),
+        eagle=replace(full.eagle, vision=replace(full.eagle.vision, num_hidden_layers=1)),
+        action_head=replace(
+            full.action_head,
+            max_num_embodiments=2,
+            diffusion=replace(full.action_head.diffusion, num_layers=2),
+            vl_self_attention=replace(full.action_head.vl_self_attention, num_layers=1),
+        ),
+    )
+    turn = torch.randn(294, 128)
+    inputs: dict[str, Arguments] = {
+        "vision_model": lambda _: [torch.randn(1, 3, 224, 224)],
+        "language_model": lambda _: [torch.randn(1, 294, 2048), torch.stack((turn.cos(), turn.sin()))],
+        "denoise_step": lambda step: _of_step(step, 1, 294, 16),
+    }
+    return compared(config, stage, name, inputs[stage])
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    mend_the_interpreter()
+    for case in sys.argv[1:]:
+        kind, *settings = case.split(",")
+        print(globals()[kind](*(int(each) if each.isdigit() else each for each in settings)))

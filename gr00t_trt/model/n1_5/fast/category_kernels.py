@@ -1,0 +1,167 @@
+"""Triton kernels of the layers that have weights of their own for every embodiment: a program reads those of its sample.
+
+They start early and wait like those in `kernels`, and cut K like `kernels.linear`. Weights lie [samples, K, N].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .kernels import CG, added_up, arrived_last, fetch_early, normed_rows
+
+
+@triton.jit
+def _fetch_share(weight, first, tile, N: tl.constexpr, SHARE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr):
+    """Ask for a program's part of a weight, of which BN columns are one line of 128 bytes, or less."""
+    for k in range(0, SHARE, BK):
+        fetch_early(weight + (first + tl.minimum(k + tl.arange(0, BK), SHARE - 1)) * N + tile * BN)
+
+
+@triton.jit
+def _weights(weight, ks, known, cols, N: tl.constexpr):
+    return tl.load(weight + ks[:, None] * N + cols[None, :], mask=known[:, None] & (cols < N)[None, :], other=0.0)
+
+
+@triton.jit
+def _encoded(
+    acc, bias, out, row, cols, inside, known, N: tl.constexpr, PREFIX: tl.constexpr, BY_ROW: tl.constexpr,
+    narrow: tl.constexpr,
+):  # fmt: skip
+    """The sum, its bias that is one for all rows or one for each, as a token behind the prefix."""
+    if BY_ROW:
+        acc += tl.load(bias + row[:, None] * N + cols[None, :], mask=inside, other=0.0).to(tl.float32)
+    else:
+        acc += tl.load(bias + cols, mask=known, other=0.0).to(tl.float32)[None, :]
+    where = (PREFIX + row)[:, None] * N + cols[None, :]
+    tl.store(out + where, acc.to(narrow).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def action_tokens(
+    actions, bias_in, weight_in, weight_out, bias_out, prefix, out, parts, arrivals, rows,
+    A: tl.constexpr, WIDE_A: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PREFIX: tl.constexpr,
+    BY_ROW: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The tokens of a step: the prefix, then silu(actions @ weight_in + bias_in) @ weight_out + bias_out.
+
+    Grid (ceil(N / BN), SPLIT, samples ceil(rows / BM)). `actions` fp32 [samples, rows, A], the inner layer H wide, which
+    each program makes as much of as its share of the outer product reads: it is A deep, and WIDE_A is the power of two
+    that A fits in. `bias_in` [samples, H]; `bias_out` [samples, N], with BY_ROW [samples, rows, N]; `prefix`
+    [samples, PREFIX, N]; `out` [samples, PREFIX + rows, N].
+    """
+    tile, share, each = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    blocks = (rows + BM - 1) // BM
+    sample, block = (each // blocks).to(tl.int64), each % blocks
+    SHARE: tl.constexpr = H // SPLIT
+    cols = tile * BN + tl.arange(0, BN)
+    known = cols < N
+    weight_in += sample * A * H
+    weight_out += sample * H * N
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        _fetch_share(weight_out, share * SHARE, tile, N, SHARE, BK, BN)
+        tl.extra.cuda.gdc_wait()
+    out += sample * (PREFIX + rows) * N
+    if share == 0 and block == 0:
+        prefix += sample * PREFIX * N
+        for first in range(0, PREFIX, 16):
+            at = first + tl.arange(0, 16)
+            own, copied = (at < PREFIX)[:, None] & known[None, :], at[:, None] * N + cols[None, :]
+            tl.store(out + copied, tl.load(prefix + copied, mask=own, cache_modifier=CG), mask=own)
+    row = block * BM + tl.arange(0, BM)
+    keep = row < rows
+    narrow: tl.constexpr = weight_out.dtype.element_ty
+    a = tl.arange(0, WIDE_A)
+    wanted = keep[:, None] & (a < A)[None, :]
+    where = (sample * rows + row)[:, None] * A + a[None, :]
+    x = tl.load(actions + where, mask=wanted, other=0.0, cache_modifier=CG).to(narrow)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for step in range(0, SHARE, BK):
+        ks = share * SHARE + step + tl.arange(0, BK)
+        there = (step + tl.arange(0, BK)) < SHARE
+        inner = tl.load(weight_in + a[:, None] * H + ks[None, :], mask=(a < A)[:, None] & there[None, :], other=0.0)
+        h = tl.dot(x, inner, tl.zeros((BM, BK), tl.float32), input_precision="ieee")
+        h += tl.load(bias_in + sample * H + ks, mask=there, other=0.0).to(tl.float32)[None, :]
+        h = h / (1.0 + tl.exp(-h))
+        acc = tl.dot(h.to(narrow), _weights(weight_out, ks, there, cols, N), acc, input_precision="ieee")
+    inside = keep[:, None] & known[None, :]
+    bias_out += sample * N * (rows if BY_ROW else 1)
+    if SPLIT == 1:
+        _encoded(acc, bias_out, out, row, cols, inside, known, N, PREFIX, BY_ROW, narrow)
+    else:
+        counter = arrivals + each * tl.num_programs(0) + tile
+        at = (sample * rows + row)[:, None] * N + cols[None, :]
+        size = (tl.num_programs(2) // blocks) * rows * N
+        if arrived_last(acc, parts, counter, share, size, at, inside, SPLIT):
+            total = added_up(parts, counter, size, at, inside, SPLIT, BM, BN)
+            _encoded(total, bias_out, out, row, cols, inside, known, N, PREFIX, BY_ROW, narrow)
+
+
+@triton.jit
+def _decoded(
+    acc, bias, actions, step_size, out, at, cols, inside, known, RELU: tl.constexpr, EULER: tl.constexpr,
+    narrow: tl.constexpr,
+):  # fmt: skip
+    acc += tl.load(bias + cols, mask=known, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    acc = acc.to(narrow)
+    if EULER:
+        now = tl.load(actions + at, mask=inside, other=0.0, cache_modifier=CG)
+        tl.store(out + at, now + acc.to(tl.float32) * tl.load(step_size), mask=inside)
+    else:
+        tl.store(out + at, acc, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "x_rows", "x_skip"])
+def category_linear(
+    x, weight, bias, scale, shift, actions, step_size, out, parts, arrivals, rows, x_rows, x_skip,
+    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr, EULER: tl.constexpr, EPS: tl.constexpr,
+    SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out [samples, rows, N] = act(norm(x) @ weight [samples, K, N] + bias [samples, N]).
+
+    Grid (ceil(N / BN), SPLIT, samples ceil(rows / BM)). Of each sample's `x_rows` rows of x [samples, x_rows, K], those
+    after the first `x_skip` are used. NORM: a layer norm, modulated by `scale` and `shift` [K]. EULER: `out` is fp32,
+    `actions` plus the result times `step_size`, fp32 [1].
+    """
+    tile, share, each = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    blocks = (rows + BM - 1) // BM
+    sample, block = (each // blocks).to(tl.int64), each % blocks
+    SHARE: tl.constexpr = K // SPLIT
+    cols = tile * BN + tl.arange(0, BN)
+    known = cols < N
+    weight += sample * K * N
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        _fetch_share(weight, share * SHARE, tile, N, SHARE, BK, BN)
+        tl.extra.cuda.gdc_wait()
+    row = block * BM + tl.arange(0, BM)
+    keep = (row < rows)[:, None]
+    at = (sample * x_rows + x_skip + row)[:, None] * K
+    narrow: tl.constexpr = weight.dtype.element_ty
+    if NORM:
+        mean, rstd = normed_rows(x, at, keep, K, EPS, BM, BK)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for step in range(0, SHARE, BK):
+        ks = share * SHARE + step + tl.arange(0, BK)
+        there = (step + tl.arange(0, BK)) < SHARE
+        a = tl.load(x + at + ks[None, :], mask=keep & there[None, :], other=0.0, cache_modifier=CG)
+        if NORM:
+            value = (a.to(tl.float32) - mean[:, None]) * rstd[:, None]
+            value = value * tl.load(scale + ks, mask=there, other=0.0).to(tl.float32)[None, :]
+            value += tl.load(shift + ks, mask=there, other=0.0).to(tl.float32)[None, :]
+            a = value.to(x.dtype.element_ty)
+        acc = tl.dot(a.to(narrow), _weights(weight, ks, there, cols, N), acc, input_precision="ieee")
+    inside = keep & known[None, :]
+    where = (sample * rows + row)[:, None] * N + cols[None, :]
+    bias += sample * N
+    if SPLIT == 1:
+        _decoded(acc, bias, actions, step_size, out, where, cols, inside, known, RELU, EULER, narrow)
+    else:
+        counter = arrivals + each * tl.num_programs(0) + tile
+        size = (tl.num_programs(2) // blocks) * rows * N
+        if arrived_last(acc, parts, counter, share, size, where, inside, SPLIT):
+            total = added_up(parts, counter, size, where, inside, SPLIT, BM, BN)
+            _decoded(total, bias, actions, step_size, out, where, cols, inside, known, RELU, EULER, narrow)
