@@ -17,14 +17,14 @@ from triton_interpreter import mend_the_interpreter
 
 from gr00t_trt.model.n1_5.architecture import N1_5
 from gr00t_trt.model.n1_5.config import Gr00tConfig
+from gr00t_trt.model.n1_5.fast import restructure
 from gr00t_trt.model.n1_5.fast.stages import make_stages
 from gr00t_trt.model.n1_5.fast.triton_stages import with_kernels
 from gr00t_trt.model.n1_5.gr00t import Gr00tN1d5
-from gr00t_trt.model.n1_5.synthetic import full_config, tiny_config
+from gr00t_trt.model.n1_5.synthetic import fill_synthetic, full_config, tiny_config
 from gr00t_trt.quantize.layers import with_replaced
 from gr00t_trt.quantize.linear import QuantLinear
 
-PREFIX = 33
 ALL = frozenset(N1_5.optimizations)
 
 Arguments = Callable[[torch.nn.Module], list[Tensor]]
@@ -72,19 +72,22 @@ def quantized(step: torch.nn.Module, arguments: list[Tensor]) -> torch.nn.Module
     return with_replaced(step, {id(layer): QuantLinear(layer, "fp8", largest[id(layer)]) for layer in layers})
 
 
-def step(head_width: int, name: str, batch: int, keys: int, rows: int = 16, without: str = "") -> str:
+def step(
+    head_width: int, name: str, batch: int, keys: int, future: int = 32, rows: int = 16, without: str = ""
+) -> str:
     """One denoising step of a narrow transformer, two pairs of blocks, with every kind of block that there is.
 
-    Every sample has weights of its own, as if it had another embodiment.
+    Every sample has weights of its own, as if it had another embodiment; `future` tokens and `rows` actions.
     """
     config = tiny_config()
     dit = config.action_head.diffusion
     dit = replace(dit, attention_head_dim=head_width, num_attention_heads=96 // head_width)
-    narrow = replace(config, action_head=replace(config.action_head, diffusion=dit))
-    return compared(narrow, "denoise_step", name, lambda step: _of_step(step, batch, keys, rows), without)
+    head = replace(config.action_head, diffusion=dit, num_target_vision_tokens=future)
+    narrow = replace(config, action_head=head)
+    return compared(narrow, "denoise_step", name, lambda step: _of_step(step, batch, keys, 1 + future, rows), without)
 
 
-def _of_step(step: torch.nn.Module, batch: int, keys: int, rows: int) -> list[Tensor]:
+def _of_step(step: torch.nn.Module, batch: int, keys: int, prefix: int, rows: int) -> list[Tensor]:
     dit, crossing = step.dit, sum(block.own is None for block in step.dit.blocks)
     width, head = dit.proj_out_2.in_features, dit.blocks[0].head_dim
     inner = dit.proj_out_2.out_features
@@ -93,7 +96,7 @@ def _of_step(step: torch.nn.Module, batch: int, keys: int, rows: int) -> list[Te
     modulation[::2] += 1
     return [
         torch.randn(batch, rows, 32),
-        torch.randn(batch, PREFIX, width),
+        torch.randn(batch, prefix, width),
         torch.randn(2 * crossing, batch, width // head, keys, head),
         modulation,
         torch.full((1,), 0.25),
@@ -160,9 +163,53 @@ def released(stage: str, name: str) -> str:
     inputs: dict[str, Arguments] = {
         "vision_model": lambda _: [torch.randn(1, 3, 224, 224)],
         "language_model": lambda _: [torch.randn(1, 294, 2048), torch.stack((turn.cos(), turn.sin()))],
-        "denoise_step": lambda step: _of_step(step, 1, 294, 16),
+        "denoise_step": lambda step: _of_step(step, 1, 294, 33, 16),
     }
     return compared(config, stage, name, inputs[stage])
+
+
+def compiled() -> str:
+    """A language model behind torch.compile, at two lengths: the larger error of each, and whether it compiled once."""
+    config, counters = tiny_config(), torch._dynamo.utils.counters["stats"]
+    model = Gr00tN1d5(config).eval().requires_grad_(False)
+    stage = make_stages(model, ALL)["language_model"]
+    with torch.no_grad():
+        call = torch.compile(with_kernels(stage), fullgraph=True)
+        errors = []
+        for length in (40, 71):
+            turn = torch.randn(length, config.eagle.text.head_dim)
+            x, rotation = torch.randn(2, length, config.eagle.text.hidden_size), torch.stack((turn.cos(), turn.sin()))
+            torch._dynamo.mark_dynamic(x, 1)
+            torch._dynamo.mark_dynamic(rotation, 1)
+            errors.append(off(call(x, rotation), stage(x, rotation).double()))
+    return f"{max(errors):.3e} 1e-6 {counters['unique_graphs'] == 1}"
+
+
+def model() -> str:
+    """Actions of the tiny model with every stage on kernels: the largest difference from the plain model's."""
+    config = tiny_config()
+    plain = Gr00tN1d5(config)
+    fill_synthetic(plain, dtype=torch.float32, device=torch.device("cpu"))
+    plain.eval().requires_grad_(False)
+    fast = restructure(copy.deepcopy(plain))
+    ids = torch.cat((torch.full((3, 256), config.image_token_index), torch.randint(0, 1000, (3, 9))), 1)
+    inputs = {
+        "eagle_pixel_values": torch.rand(3, 3, 224, 224) * 2 - 1,
+        "eagle_input_ids": ids,
+        "eagle_attention_mask": torch.ones_like(ids),
+        "state": torch.rand(3, 1, 64),
+        "embodiment_id": torch.tensor([24, 17, 31]),
+    }
+    noise = torch.randn(3, 16, 32)
+    expected = plain.get_action(inputs, noise=noise)["action_pred"]
+    used = []
+    for name in ("vision_model", "language_model", "denoise_loop"):
+        kernels = with_kernels(fast.eager_stage(name))
+        fast.stages[name] = lambda *args, name=name, kernels=kernels: used.append(name) or kernels(*args)
+    fast.loop = "denoise_loop"
+    found = [fast.get_action(inputs, noise=noise)["action_pred"] for _ in range(2)]
+    assert len(used) == 6
+    return f"{float((found[0] - expected).abs().max()):.3e} 0 {torch.equal(*found)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Triton kernels of attention: with heads of any width, shared keys, causal or not, and what a language model does to its
+"""Triton kernels of attention: heads of any width, shared keys, causal or not; and what a language model does to its
 queries and keys beforehand.
 
 They start early and wait like those in `kernels`.
@@ -140,10 +140,7 @@ def rotated_heads(
     second = tl.load(joined + first_at + WIDTH // 2, mask=inside, other=0.0, cache_modifier=CG).to(tl.float32)
     rms = 1.0 / tl.sqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / WIDTH + EPS)
     narrow: tl.constexpr = out.dtype.element_ty
-    if head < HEADS:
-        weight = q_weight
-    else:
-        weight = k_weight
+    weight = q_weight if head < HEADS else k_weight
     first = _rounded(first, rms[:, None], weight, col[None, :], known[None, :], narrow)
     second = _rounded(second, rms[:, None], weight, WIDTH // 2 + col[None, :], known[None, :], narrow)
     turn = at[:, None] * WIDTH + col[None, :]

@@ -1,4 +1,4 @@
-"""Triton kernels of the layers that have weights of their own for every embodiment: a program reads those of its sample.
+"""Triton kernels of the layers that have weights of their own for every embodiment: a program reads its sample's.
 
 They start early and wait like those in `kernels`, and cut K like `kernels.linear`. Weights lie [samples, K, N].
 """
@@ -45,9 +45,9 @@ def action_tokens(
 ):  # fmt: skip
     """The tokens of a step: the prefix, then silu(actions @ weight_in + bias_in) @ weight_out + bias_out.
 
-    Grid (ceil(N / BN), SPLIT, samples ceil(rows / BM)). `actions` fp32 [samples, rows, A], the inner layer H wide, which
-    each program makes as much of as its share of the outer product reads: it is A deep, and WIDE_A is the power of two
-    that A fits in. `bias_in` [samples, H]; `bias_out` [samples, N], with BY_ROW [samples, rows, N]; `prefix`
+    Grid (ceil(N / BN), SPLIT, samples ceil(rows / BM)). Each program makes as much of the inner layer, H wide and A
+    deep, as its share of the outer product reads; WIDE_A is a power of two that A fits in. `actions` fp32
+    [samples, rows, A]; `bias_in` [samples, H]; `bias_out` [samples, N], with BY_ROW [samples, rows, N]; `prefix`
     [samples, PREFIX, N]; `out` [samples, PREFIX + rows, N].
     """
     tile, share, each = tl.program_id(0), tl.program_id(1), tl.program_id(2)

@@ -259,7 +259,7 @@ def _power(size: int) -> int:
 def _of(x: Tensor, *shape: int) -> Tensor:
     """As the kernels read it, row after row. Raises: BackendError for another shape: they would read past its end."""
     if tuple(x.shape) != shape:
-        raise BackendError(f"a Triton kernel was given a tensor of shape {tuple(x.shape)}", known=list(shape))
+        raise BackendError(f"a Triton kernel was given a tensor of shape {tuple(x.shape)}", known=str(list(shape)))
     return x.contiguous()
 
 

@@ -30,11 +30,6 @@ class TritonDiT(nn.Module):
         refuse_others(dit)
         self.dit = dit
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.dit.dtype
-
     def forward(self, hidden_states: Tensor, context: Tensor, modulation: Tensor) -> Tensor:
         """As `FastDiT.forward`."""
         launch = Launches(hidden_states)
