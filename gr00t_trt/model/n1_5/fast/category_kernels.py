@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import CG, added_up, arrived_last, fetch_early, normed_rows
+from .kernels import added_up, arrived_last, fetch_early
+from .norm_kernels import CG, leave_moments, row_moments
 
 
 @triton.jit
@@ -24,22 +25,32 @@ def _weights(weight, ks, known, cols, N: tl.constexpr):
 
 
 @triton.jit
+def _token_rows(out, left, values, row, first, all_rows, tile, cols, inside, keep, N: tl.constexpr, BN: tl.constexpr):
+    """Write rows of a sample whose tokens begin with row `first` of all, and leave their moments."""
+    values = values.to(out.dtype.element_ty)
+    tl.store(out + (first + row)[:, None] * N + cols[None, :], values, mask=inside)
+    count = tl.minimum(BN, N - tile * BN)
+    leave_moments(
+        left, values.to(tl.float32), first + row, all_rows, tile, tl.num_programs(0), inside, keep, count
+    )  # fmt: skip
+
+
+@triton.jit
 def _encoded(
-    acc, bias, out, row, cols, inside, known, N: tl.constexpr, PREFIX: tl.constexpr, BY_ROW: tl.constexpr,
-    narrow: tl.constexpr,
+    acc, bias, out, left, row, first, all_rows, tile, cols, inside, keep, known,
+    N: tl.constexpr, BN: tl.constexpr, BY_ROW: tl.constexpr, narrow: tl.constexpr,
 ):  # fmt: skip
     """The sum, its bias that is one for all rows or one for each, as a token behind the prefix."""
     if BY_ROW:
         acc += tl.load(bias + row[:, None] * N + cols[None, :], mask=inside, other=0.0).to(tl.float32)
     else:
         acc += tl.load(bias + cols, mask=known, other=0.0).to(tl.float32)[None, :]
-    where = (PREFIX + row)[:, None] * N + cols[None, :]
-    tl.store(out + where, acc.to(narrow).to(out.dtype.element_ty), mask=inside)
+    _token_rows(out, left, acc.to(narrow), row, first, all_rows, tile, cols, inside, keep, N, BN)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def action_tokens(
-    actions, bias_in, weight_in, weight_out, bias_out, prefix, out, parts, arrivals, rows,
+    actions, bias_in, weight_in, weight_out, bias_out, prefix, out, left, parts, arrivals, rows,
     A: tl.constexpr, WIDE_A: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PREFIX: tl.constexpr,
     BY_ROW: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +59,7 @@ def action_tokens(
     Grid (ceil(N / BN), SPLIT, samples ceil(rows / BM)). Each program makes as much of the inner layer, H wide and A
     deep, as its share of the outer product reads; WIDE_A is a power of two that A fits in. `actions` fp32
     [samples, rows, A]; `bias_in` [samples, H]; `bias_out` [samples, N], with BY_ROW [samples, rows, N]; `prefix`
-    [samples, PREFIX, N]; `out` [samples, PREFIX + rows, N].
+    [samples, PREFIX, N]; `out` [samples, PREFIX + rows, N], whose moments are `left`.
     """
     tile, share, each = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks = (rows + BM - 1) // BM
@@ -62,13 +73,15 @@ def action_tokens(
         tl.extra.cuda.gdc_launch_dependents()
         _fetch_share(weight_out, share * SHARE, tile, N, SHARE, BK, BN)
         tl.extra.cuda.gdc_wait()
-    out += sample * (PREFIX + rows) * N
+    samples = tl.num_programs(2) // blocks
+    first, all_rows = sample * (PREFIX + rows), samples * (PREFIX + rows)
     if share == 0 and block == 0:
         prefix += sample * PREFIX * N
-        for first in range(0, PREFIX, 16):
-            at = first + tl.arange(0, 16)
-            own, copied = (at < PREFIX)[:, None] & known[None, :], at[:, None] * N + cols[None, :]
-            tl.store(out + copied, tl.load(prefix + copied, mask=own, cache_modifier=CG), mask=own)
+        for start in range(0, PREFIX, 16):
+            at = start + tl.arange(0, 16)
+            own = (at < PREFIX)[:, None] & known[None, :]
+            copied = tl.load(prefix + at[:, None] * N + cols[None, :], mask=own, other=0.0, cache_modifier=CG)
+            _token_rows(out, left, copied, at, first, all_rows, tile, cols, own, at < PREFIX, N, BN)
     row = block * BM + tl.arange(0, BM)
     keep = row < rows
     narrow: tl.constexpr = weight_out.dtype.element_ty
@@ -88,14 +101,20 @@ def action_tokens(
     inside = keep[:, None] & known[None, :]
     bias_out += sample * N * (rows if BY_ROW else 1)
     if SPLIT == 1:
-        _encoded(acc, bias_out, out, row, cols, inside, known, N, PREFIX, BY_ROW, narrow)
+        _encoded(
+            acc, bias_out, out, left, row, first + PREFIX, all_rows, tile, cols, inside, keep, known,
+            N, BN, BY_ROW, narrow,
+        )  # fmt: skip
     else:
         counter = arrivals + each * tl.num_programs(0) + tile
         at = (sample * rows + row)[:, None] * N + cols[None, :]
-        size = (tl.num_programs(2) // blocks) * rows * N
+        size = samples * rows * N
         if arrived_last(acc, parts, counter, share, size, at, inside, SPLIT):
             total = added_up(parts, counter, size, at, inside, SPLIT, BM, BN)
-            _encoded(total, bias_out, out, row, cols, inside, known, N, PREFIX, BY_ROW, narrow)
+            _encoded(
+                total, bias_out, out, left, row, first + PREFIX, all_rows, tile, cols, inside, keep, known,
+                N, BN, BY_ROW, narrow,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -116,15 +135,17 @@ def _decoded(
 
 @triton.jit(do_not_specialize=["rows", "x_rows", "x_skip"])
 def category_linear(
-    x, weight, bias, scale, shift, actions, step_size, out, parts, arrivals, rows, x_rows, x_skip,
-    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr, EULER: tl.constexpr, EPS: tl.constexpr,
+    x, weight, bias, scale, shift, moments, actions, step_size, out, parts, arrivals, rows, x_rows, x_skip,
+    N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
+    COLUMNS: tl.constexpr, RELU: tl.constexpr, EULER: tl.constexpr, EPS: tl.constexpr,
     SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [samples, rows, N] = act(norm(x) @ weight [samples, K, N] + bias [samples, N]).
 
     Grid (ceil(N / BN), SPLIT, samples ceil(rows / BM)). Of each sample's `x_rows` rows of x [samples, x_rows, K], those
-    after the first `x_skip` are used. NORM: a layer norm, modulated by `scale` and `shift` [K]. EULER: `out` is fp32,
-    `actions` plus the result times `step_size`, fp32 [1].
+    after the first `x_skip` are used. NORM: a layer norm, modulated by `scale` and `shift` [K], for which `moments`
+    were left in TILES of COLUMNS columns, or none, zero. EULER: `out` is fp32, `actions` plus the result times
+    `step_size`, fp32 [1].
     """
     tile, share, each = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks = (rows + BM - 1) // BM
@@ -139,10 +160,13 @@ def category_linear(
         tl.extra.cuda.gdc_wait()
     row = block * BM + tl.arange(0, BM)
     keep = (row < rows)[:, None]
-    at = (sample * x_rows + x_skip + row)[:, None] * K
+    source = sample * x_rows + x_skip + row
+    at = source[:, None] * K
+    samples = tl.num_programs(2) // blocks
     narrow: tl.constexpr = weight.dtype.element_ty
     if NORM:
-        mean, rstd = normed_rows(x, at, keep, K, EPS, BM, BK)
+        all_rows = samples * x_rows
+        mean, rstd = row_moments(x, at, source, all_rows, keep, moments, K, EPS, TILES, WIDE, COLUMNS, BM, BK)
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(0, SHARE, BK):
         ks = share * SHARE + step + tl.arange(0, BK)
@@ -161,7 +185,7 @@ def category_linear(
         _decoded(acc, bias, actions, step_size, out, where, cols, inside, known, RELU, EULER, narrow)
     else:
         counter = arrivals + each * tl.num_programs(0) + tile
-        size = (tl.num_programs(2) // blocks) * rows * N
+        size = samples * rows * N
         if arrived_last(acc, parts, counter, share, size, where, inside, SPLIT):
             total = added_up(parts, counter, size, where, inside, SPLIT, BM, BN)
             _decoded(total, bias, actions, step_size, out, where, cols, inside, known, RELU, EULER, narrow)

@@ -15,8 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CG = tl.constexpr(".cg")
-"""Activations are read from L2: an L1 cache may hold what lay there before a kernel in front wrote."""
+from .norm_kernels import CG, leave_moments, row_moments
 
 
 @triton.jit
@@ -25,24 +24,6 @@ def fetch_early(where):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
-
-
-@triton.jit
-def normed_rows(x, at, keep, K: tl.constexpr, EPS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """Mean and reciprocal deviation of each row, fp32: the deviation from the mean, so that nothing cancels."""
-    total = tl.zeros((BM,), tl.float32)
-    for k in range(0, K, BK):
-        cols = k + tl.arange(0, BK)
-        inside = keep & (cols < K)[None, :]
-        total += tl.sum(tl.load(x + at + cols[None, :], mask=inside, other=0.0, cache_modifier=CG).to(tl.float32), 1)
-    mean = total / K
-    square = tl.zeros((BM,), tl.float32)
-    for k in range(0, K, BK):
-        cols = k + tl.arange(0, BK)
-        inside = keep & (cols < K)[None, :]
-        away = tl.load(x + at + cols[None, :], mask=inside, other=0.0, cache_modifier=CG).to(tl.float32) - mean[:, None]
-        square += tl.sum(tl.where(inside, away * away, 0.0), 1)
-    return mean, 1.0 / tl.sqrt(square / K + EPS)
 
 
 @triton.jit
@@ -65,8 +46,8 @@ def added_up(parts, counter, size, where, inside, SPLIT: tl.constexpr, BM: tl.co
 
 @triton.jit
 def _finished(
-    acc, bias, residual, out, cols, rows, inside, at_residual,
-    N: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr,
+    acc, bias, residual, out, left, cols, rows, M, tile, inside, at_residual,
+    N: tl.constexpr, BN: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, LEAVES: tl.constexpr,
 ):  # fmt: skip
     """What stands behind a product: bias, then GELU (tanh) or the residual, in fp32 and rounded once."""
     if bias is not None:
@@ -76,21 +57,27 @@ def _finished(
         acc = acc / (1.0 + tl.exp(-1.5957691216057308 * (acc + 0.044715 * acc * acc * acc)))
     if RESIDUAL:
         acc += tl.load(residual + at_residual + cols[None, :], mask=inside, other=0.0, cache_modifier=CG).to(tl.float32)
-    tl.store(out + rows[:, None] * N + cols[None, :], acc.to(out.dtype.element_ty), mask=inside)
+    acc = acc.to(out.dtype.element_ty)
+    tl.store(out + rows[:, None] * N + cols[None, :], acc, mask=inside)
+    if LEAVES:
+        count = tl.minimum(BN, N - tile * BN)
+        leave_moments(left, acc.to(tl.float32), rows, M, tile, tl.num_programs(0), inside, rows < M, count)
 
 
 @triton.jit(do_not_specialize=["M", "take", "x_of", "x_skip", "residual_of", "residual_skip"])
 def linear(
-    x, weight, weight_scale, input_scale, bias, scale, shift, residual, out, parts, arrivals,
+    x, weight, weight_scale, input_scale, bias, scale, shift, moments, residual, out, left, parts, arrivals,
     M, take, x_of, x_skip, residual_of, residual_skip,
     FP8: tl.constexpr, N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, MODULATED: tl.constexpr,
+    TILES: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, LEAVES: tl.constexpr,
     GELU: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [M, N] = act(norm(x) @ weight [N, K]^T + bias) + residual. Grid (ceil(N / BN), SPLIT, ceil(M / BM)).
 
     Of each sample's `x_of` rows of `x`, the `take` after the first `x_skip` are used, and likewise of `residual`; `out`
-    holds those alone. `scale` and `shift` [K] modulate the norm. With SPLIT, each program sums a share of K into
+    holds those alone. `scale` and `shift` [K] modulate the norm, for which `moments` were left in TILES of COLUMNS
+    columns, or none, zero; LEAVES: the next norm's are `left`. With SPLIT, each program sums a share of K into
     `parts`, fp32 [SPLIT, M, N]; the one that `arrivals` shows to be the last adds them in fixed order, so that a result
     never depends on which came first, and leaves `arrivals` at zero. SPLIT must divide K into multiples of BK.
 
@@ -109,9 +96,11 @@ def linear(
         tl.extra.cuda.gdc_wait()
     rows = block * BM + tl.arange(0, BM)
     keep = (rows < M)[:, None]
-    at = ((rows // take) * x_of + x_skip + rows % take)[:, None] * K
+    source = (rows // take) * x_of + x_skip + rows % take
+    at = source[:, None] * K
     if NORM:
-        mean, rstd = normed_rows(x, at, keep, K, EPS, BM, BK)
+        all_rows = (M // take) * x_of
+        mean, rstd = row_moments(x, at, source, all_rows, keep, moments, K, EPS, TILES, WIDE, COLUMNS, BM, BK)
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(0, SHARE, BK):
         ks = share * SHARE + step + tl.arange(0, BK)
@@ -135,10 +124,29 @@ def linear(
         own = tl.load(weight_scale + cols, mask=cols < N, other=0.0)
         acc = acc * (own * tl.load(input_scale))[None, :]
     if SPLIT == 1:
-        _finished(acc, bias, residual, out, cols, rows, inside, at_residual, N, GELU, RESIDUAL)
+        _finished(
+            acc, bias, residual, out, left, cols, rows, M, tile, inside, at_residual, N, BN, GELU, RESIDUAL, LEAVES
+        )
     else:
         where = rows[:, None] * N + cols[None, :]
         counter = arrivals + block * tl.num_programs(0) + tile
         if arrived_last(acc, parts, counter, share, M * N, where, inside, SPLIT):
             total = added_up(parts, counter, M * N, where, inside, SPLIT, BM, BN)
-            _finished(total, bias, residual, out, cols, rows, inside, at_residual, N, GELU, RESIDUAL)
+            _finished(
+                total,
+                bias,
+                residual,
+                out,
+                left,
+                cols,
+                rows,
+                M,
+                tile,
+                inside,
+                at_residual,
+                N,
+                BN,
+                GELU,
+                RESIDUAL,
+                LEAVES,
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,31 @@ class Tile:
         return replace(self, split=split)
 
 
+class Moments(NamedTuple):
+    """What the kernel that wrote some rows left about them, see `norm_kernels`.
+
+    Attributes:
+        values: fp32 [2, rows, tiles]. columns: Of a tile.
+    """
+
+    values: Tensor
+    columns: int
+
+
+class Norm(NamedTuple):
+    """A layer norm in front of a product.
+
+    Attributes:
+        scale, shift: [K], or None for a norm without.
+        moments: Of the rows; None: they are read once more for them.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+    eps: float
+    moments: Moments | None
+
+
 def can_overlap(device: torch.device) -> bool:
     """Whether kernels can start there while their predecessors end."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= DEPENDENT_LAUNCH
@@ -76,48 +101,59 @@ class Launches:
         self._dtype, self._device, self._dependent = like.dtype, like.device, can_overlap(like.device)
         self._arrivals: Tensor | None = None
 
-    def linear(
-        self,
-        x: Tensor,
-        layer: Any,
-        *,
-        norm: tuple[Tensor, Tensor] | tuple[()] | None = None,
-        gelu: bool = False,
-        residual: Tensor | None = None,
-        skip: int = 0,
-        residual_skip: int = 0,
-        eps: float = 1e-5,
-    ) -> Tensor:
+    def linear(self, x: Tensor, layer: Any, *, norm: Norm | None = None, gelu: bool = False, skip: int = 0) -> Tensor:
         """[B, T, K] -> [B, T - skip, N].
 
         Args:
-            norm: Scale and shift [K] of a layer norm in front; empty for one without; None for none.
-            gelu: Behind it, tanh-approximated.
-            residual: Added behind it, [B, its rows, N], of which the first `residual_skip` are left out.
+            norm: In front of it. gelu: Behind it, tanh-approximated.
         """
+        return self._product(x, layer, norm, None, skip, 0, gelu=gelu)[0]
+
+    def added(self, x: Tensor, layer: Any, residual: Tensor, *, skip: int = 0) -> tuple[Tensor, Moments]:
+        """[B, T, K], and [B, skip + T, N] of which the first rows are left out -> their sum, [B, T, N].
+
+        Returns: With it, the moments of its rows, for the norm in front of what comes next.
+        """
+        out, moments = self._product(x, layer, None, residual, 0, skip, gelu=False)
+        assert moments is not None
+        return out, moments
+
+    def _product(
+        self,
+        x: Tensor,
+        layer: Any,
+        norm: Norm | None,
+        residual: Tensor | None,
+        skip: int,
+        residual_skip: int,
+        *,
+        gelu: bool,
+    ) -> tuple[Tensor, Moments | None]:
         batch, rows, inputs = x.shape
         outputs, take = layer.out_features, rows - skip
         fp8 = is_fp8(layer)
         weight = _whole(layer.codes.view(torch.float8_e4m3fn) if fp8 else layer.weight)
         scales = (layer.scale, layer.input_scale) if fp8 else (weight, weight)
         tile = Tile().fitted(outputs, inputs, weight.dtype)
-        out = self._empty(batch, take, outputs)
-        scale, shift = norm or (x, x)
-        added = x if residual is None else residual
+        out, x = self._empty(batch, take, outputs), _of(x, batch, rows, inputs)
+        moments = None if residual is None else self._moments(batch * take, outputs, tile)
+        added = x if residual is None else _of(residual, batch, residual_skip + take, outputs)
+        read, about = _of_norm(norm, x)
         grid, *shares = self._cut(tile, outputs, math.ceil(batch * take / ROWS), batch * take)
         kernels.linear[grid](
-            x, weight, *scales, layer.bias, scale, shift, added, out, *shares,
+            x, weight, *scales, layer.bias, *read, added, out, out if moments is None else moments.values, *shares,
             batch * take, take, rows, skip, added.shape[1], residual_skip,
-            FP8=fp8, N=outputs, K=inputs, NORM=norm is not None, MODULATED=bool(norm), GELU=gelu,
-            RESIDUAL=residual is not None, EPS=eps, SPLIT=tile.split, BM=ROWS, BN=tile.columns, BK=tile.depth,
-            PDL=self._dependent, **self._options(tile.stages, tile.warps),
+            FP8=fp8, N=outputs, K=inputs, MODULATED=norm is not None and norm.scale is not None, **about, GELU=gelu,
+            RESIDUAL=residual is not None, LEAVES=moments is not None,
+            SPLIT=tile.split, BM=ROWS, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
+            **self._options(tile.stages, tile.warps),
         )  # fmt: skip
-        return out
+        return out, moments
 
     def action_tokens(
         self, actions: Tensor, prefix: Tensor, bias_in: Tensor, weight_in: Tensor, weight_out: Tensor, bias_out: Tensor
-    ) -> Tensor:
-        """The tokens of a step: fp32 [B, T, A], [B, P, D], then the weights -> [B, P + T, D].
+    ) -> tuple[Tensor, Moments]:
+        """The tokens of a step, and their moments: fp32 [B, T, A], [B, P, D], then the weights -> [B, P + T, D].
 
         Args:
             bias_in: [B, 1, H]. weight_in: [B, A, H]. weight_out: [B, H, D]. bias_out: [B, T or 1, D].
@@ -132,14 +168,15 @@ class Launches:
         )  # fmt: skip
         tile, high = Tile().fitted(outputs, hidden, weight_out.dtype), _row_block(rows)
         out = prefix.new_empty(batch, prefix.shape[1] + rows, outputs)
+        moments = self._moments(batch * out.shape[1], outputs, tile)
         grid, *shares = self._cut(tile, outputs, batch * math.ceil(rows / high), batch * rows)
         category_kernels.action_tokens[grid](
-            *given, out, *shares, rows,
+            *given, out, moments.values, *shares, rows,
             A=width, WIDE_A=_power(width), H=hidden, N=outputs, PREFIX=prefix.shape[1], BY_ROW=by_row,
             SPLIT=tile.split, BM=high, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
             **self._options(tile.stages, tile.warps),
         )  # fmt: skip
-        return out
+        return out, moments
 
     def category_linear(
         self,
@@ -148,15 +185,14 @@ class Launches:
         bias: Tensor,
         *,
         skip: int = 0,
-        norm: tuple[Tensor, Tensor] | None = None,
-        eps: float = 1e-5,
+        norm: Norm | None = None,
         relu: bool = False,
         euler: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """[B, T, K], each sample's weight [B, K, N] and bias [B, 1, N] -> [B, T - skip, N] in the weight's dtype.
 
         Args:
-            norm: Scale and shift [K] of a layer norm in front.
+            norm: In front of it, modulated.
             euler: Actions fp32 [B, T - skip, N] and step size fp32 [1]: the result, fp32, is one step further on.
         """
         batch, rows, inputs = x.shape
@@ -165,10 +201,11 @@ class Launches:
         tile, high = Tile().fitted(outputs, inputs, weight.dtype), _row_block(take)
         actions, step_size = (_of(euler[0], batch, take, outputs), euler[1]) if euler else (x, x)
         out = torch.empty_like(actions) if euler else weight.new_empty(batch, take, outputs)
+        read, about = _of_norm(norm, x)
         grid, *shares = self._cut(tile, outputs, batch * math.ceil(take / high), batch * take)
         category_kernels.category_linear[grid](
-            *given, *(norm or (x, x)), actions, step_size, out, *shares, take, rows, skip,
-            N=outputs, K=inputs, NORM=norm is not None, RELU=relu, EULER=euler is not None, EPS=eps,
+            *given, *read, actions, step_size, out, *shares, take, rows, skip,
+            N=outputs, K=inputs, **about, RELU=relu, EULER=euler is not None,
             SPLIT=tile.split, BM=high, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
             **self._options(tile.stages, tile.warps),
         )  # fmt: skip
@@ -238,6 +275,9 @@ class Launches:
             self._arrivals = torch.zeros(COUNTERS, dtype=torch.int32, device=self._device)
         return grid, torch.empty((tile.split, rows, outputs), device=self._device), self._arrivals
 
+    def _moments(self, rows: int, width: int, tile: Tile) -> Moments:
+        return Moments(torch.empty(2, rows, math.ceil(width / tile.columns), device=self._device), tile.columns)
+
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self._dtype, device=self._device)
 
@@ -245,6 +285,20 @@ class Launches:
         """Triton's own; the interpreter takes them and has no use for them."""
         overlap = {"launch_pdl": True} if self._dependent else {}
         return {"num_stages": stages, "num_warps": warps, **overlap}
+
+
+def _of_norm(norm: Norm | None, unused: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Of a product's arguments, those about the norm in front of it: tensors, and compile-time constants."""
+    if norm is None:
+        return (unused,) * 3, {"NORM": False, "TILES": 0, "WIDE": 16, "COLUMNS": 16, "EPS": 0.0}
+    scale = unused if norm.scale is None else norm.scale
+    shift = unused if norm.shift is None else norm.shift
+    if norm.moments is None:
+        return (scale, shift, unused), {"NORM": True, "TILES": 0, "WIDE": 16, "COLUMNS": 16, "EPS": norm.eps}
+    values, columns = norm.moments
+    tiles = values.shape[2]
+    about = {"NORM": True, "TILES": tiles, "WIDE": _power(tiles), "COLUMNS": columns, "EPS": norm.eps}
+    return (scale, shift, values), about
 
 
 def _row_block(rows: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....errors import BackendError
 from .dit import OUTPUT_EPS, FastBlock, FastDiT
-from .launches import WIDEST_HEAD, Launches, is_fp8
+from .launches import WIDEST_HEAD, Launches, Moments, Norm, is_fp8
 
 
 class TritonDiT(nn.Module):
@@ -33,27 +33,28 @@ class TritonDiT(nn.Module):
     def forward(self, hidden_states: Tensor, context: Tensor, modulation: Tensor) -> Tensor:
         """As `FastDiT.forward`."""
         launch = Launches(hidden_states)
-        x = self.blocks(launch, hidden_states, context, modulation)
-        return launch.linear(x, self.dit.proj_out_2, norm=output_norm(modulation), eps=OUTPUT_EPS)
+        x, norm = self.blocks(launch, hidden_states, None, context, modulation)
+        return launch.linear(x, self.dit.proj_out_2, norm=norm)
 
-    def blocks(self, launch: Launches, hidden_states: Tensor, context: Tensor, modulation: Tensor) -> Tensor:
-        """As `FastDiT.features`, before the last norm."""
+    def blocks(
+        self, launch: Launches, x: Tensor, moments: Moments | None, context: Tensor, modulation: Tensor
+    ) -> tuple[Tensor, Norm]:
+        """As `FastDiT.features`, before the last norm, which is returned too.
+
+        Args:
+            moments: Of x, where they are known.
+        """
         dit = self.dit
         rows = modulation.unbind(0)
         given = (context if dit.context is None else dit.context(context)).unbind(0)
-        x = hidden_states.contiguous()
         first, used = dit.first_row, 0
         blocks: Any = dit.blocks
         for i, block in enumerate(blocks):
             crosses = block.own is None
-            x = _block(launch, block, x, rows[2 * i], rows[2 * i + 1], given[used : used + 2] if crosses else (), first)
+            norm = Norm(rows[2 * i], rows[2 * i + 1], block.eps, moments)
+            x, moments = _block(launch, block, x, norm, given[used : used + 2] if crosses else (), first)
             first, used = 0, used + 2 * crosses
-        return x
-
-
-def output_norm(modulation: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift [D] of the norm behind the last block."""
-    return modulation[-2], modulation[-1]
+        return x, Norm(rows[-2], rows[-1], OUTPUT_EPS, moments)
 
 
 def refuse_others(dit: FastDiT) -> None:
@@ -75,34 +76,26 @@ def _is_other_linear(part: nn.Module) -> bool:
 
 
 def _block(
-    launch: Launches,
-    block: FastBlock,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    keys_values: Sequence[Tensor],
-    first_row: int,
-) -> Tensor:
-    """[B, T, D] -> [B, T - rows that are left, D]; `first_row` of the whole network or of the block."""
+    launch: Launches, block: FastBlock, x: Tensor, norm: Norm, keys_values: Sequence[Tensor], first_row: int
+) -> tuple[Tensor, Moments]:
+    """[B, T, D] -> [B, T - rows that are left, D] and its moments; `first_row` of the whole network or of the block."""
     skip, width = first_row or block.first_row, block.head_dim
-    norm = (scale, shift)
     if block.own is None:
-        query = launch.linear(x, block.to_q, norm=norm, skip=skip, eps=block.eps)
+        query = launch.linear(x, block.to_q, norm=norm, skip=skip)
         attended = launch.attention(query, keys_values[0], keys_values[1], width, early=True)
     elif block.separate_query:
-        query = launch.linear(x, block.to_q, norm=norm, skip=skip, eps=block.eps)
-        key, value = _heads(launch.linear(x, block.own.product, norm=norm, eps=block.eps), 2, width)
+        query = launch.linear(x, block.to_q, norm=norm, skip=skip)
+        key, value = _heads(launch.linear(x, block.own.product, norm=norm), 2, width)
         attended = launch.attention(query, key, value, width)
     else:
-        joined = launch.linear(x, block.own.product, norm=norm, eps=block.eps)
+        joined = launch.linear(x, block.own.product, norm=norm)
         query, key, value = joined.split(joined.shape[-1] // 3, -1)[0], *_heads(joined, 3, width)[1:]
         attended = launch.attention(query, key, value, width)
     feed_forward: Any = block.ff.net
     to_out: Any = block.to_out[0]
-    up, down = feed_forward[0].proj, feed_forward[2]
-    x = launch.linear(attended, to_out, residual=x, residual_skip=skip)
-    hidden = launch.linear(x, up, norm=(), gelu=True, eps=block.eps)
-    return launch.linear(hidden, down, residual=x)
+    x, moments = launch.added(attended, to_out, x, skip=skip)
+    hidden = launch.linear(x, feed_forward[0].proj, norm=Norm(None, None, block.eps, moments), gelu=True)
+    return launch.added(hidden, feed_forward[2], x)
 
 
 def _heads(joined: Tensor, count: int, width: int) -> list[Tensor]:

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .denoise import DenoiseLoop, DenoiseStep
-from .dit import OUTPUT_EPS
-from .launches import Launches
-from .triton_dit import TritonDiT, output_norm
+from .launches import Launches, Norm
+from .triton_dit import TritonDiT
 
 
 class KernelStep(nn.Module):
@@ -45,26 +44,20 @@ class KernelStep(nn.Module):
         *weights: Tensor,
     ) -> Tensor:
         """As `forward`, launched by what may launch further steps."""
-        tokens = launch.action_tokens(actions, prefix, *weights[:4])
-        x = self.dit.blocks(launch, tokens, context, modulation)
-        return self._advanced(launch, actions, x, output_norm(modulation), step_size, weights[4:])
+        tokens, moments = launch.action_tokens(actions, prefix, *weights[:4])
+        x, norm = self.dit.blocks(launch, tokens, moments, context, modulation)
+        return self._advanced(launch, actions, x, norm, step_size, weights[4:])
 
     def _advanced(
-        self,
-        launch: Launches,
-        actions: Tensor,
-        x: Tensor,
-        norm: tuple[Tensor, Tensor],
-        step_size: Tensor,
-        decoder: Sequence[Tensor],
+        self, launch: Launches, actions: Tensor, x: Tensor, norm: Norm, step_size: Tensor, decoder: Sequence[Tensor]
     ) -> Tensor:
         """The actions after what the transformer's blocks say."""
         skip = x.shape[1] - actions.shape[1]
-        if not self.folded:
-            x = launch.linear(x, self.dit.dit.proj_out_2, norm=norm, skip=skip, eps=OUTPUT_EPS)
-            skip = 0
-        in_front = norm if self.folded else None
-        hidden = launch.category_linear(x, *decoder[:2], skip=skip, norm=in_front, eps=OUTPUT_EPS, relu=True)
+        if self.folded:
+            hidden = launch.category_linear(x, *decoder[:2], skip=skip, norm=norm, relu=True)
+        else:
+            x = launch.linear(x, self.dit.dit.proj_out_2, norm=norm, skip=skip)
+            hidden = launch.category_linear(x, *decoder[:2], relu=True)
         return launch.category_linear(hidden, *decoder[2:], euler=(actions, step_size))
 
 
