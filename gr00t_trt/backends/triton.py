@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from ..common.install import install
-from ..errors import BackendError
+from ..errors import BackendError, PlanError
 from ..model.targets import Target
 from ..plans.schema import ARCHITECTURE, BuildOptions
 from .base import Availability, BuildContext, Built, Capturable
 from .guarded import GuardedModule, build_failed, check_form
 from .inductor.backend import InductorBackend, marked, warm_calls
+
+MODES = ("default", "chain")
+"""Who multiplies in the vision tower: torch.compile, around the kernels of attention; or kernels, all in a chain."""
 
 LEAST_CAPABILITY = (8, 0)
 """Matrix units that multiply bf16."""
@@ -32,6 +35,11 @@ class TritonBackend:
 
     name = "triton"
     capturable: Capturable = "any shape"
+
+    def __init__(self, mode: str = "default"):
+        if mode not in MODES:
+            raise PlanError(f"triton: mode {mode!r} is not available", known=MODES)
+        self.mode = mode
 
     def availability(self) -> Availability:
         if not importlib.util.find_spec("triton"):
@@ -53,14 +61,14 @@ class TritonBackend:
         available = self.availability()
         if not available.installed:
             raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend inductor")
-        module = ARCHITECTURE.with_kernels(target.module)
+        module = ARCHITECTURE.with_kernels(target.module, chained=self.mode == "chain")
         if module is None:
             built = InductorBackend().build(target, options, context)
             return replace(built, notes=(*built.notes, f"{target.name} has no kernels of its own: torch.compile."))
         if module.wants_compiler:
             built = InductorBackend().build(replace(target, module=module), options, context)
             check_form(target, built.call)
-            return replace(built, settings={**built.settings, "backend": self.name, "kernels": ARCHITECTURE.kernels})
+            return replace(built, settings={**built.settings, **self._settings()})
         return self._launched(target, module, context)
 
     def _launched(self, target: Target, module: torch.nn.Module, context: BuildContext) -> Built:
@@ -77,8 +85,10 @@ class TritonBackend:
         except Exception as error:
             raise build_failed(target, "compiling its Triton kernels", error) from error
         check_form(target, call)
-        settings = {"backend": self.name, "kernels": ARCHITECTURE.kernels}
-        return Built(call, True, time.perf_counter() - start, phases_s=phases, settings=settings)
+        return Built(call, True, time.perf_counter() - start, phases_s=phases, settings=self._settings())
+
+    def _settings(self) -> dict[str, str]:
+        return {"backend": self.name, "mode": self.mode, "kernels": ARCHITECTURE.kernels}
 
 
 def _without_gradients(module: torch.nn.Module) -> Callable[..., Any]:

@@ -73,12 +73,15 @@ class Architecture:
         """The `Model` with these optimizations, which shares the plain one's weights; without any, the plain one."""
         return _named(self.restructure)(plain, optimizations=optimizations) if optimizations else plain
 
-    def with_kernels(self, stage: Any) -> Any:
+    def with_kernels(self, stage: Any, *, chained: bool = False) -> Any:
         """The stage with kernels of its own, an `nn.Module` on the same weights; None for one that has none.
 
         Its attribute `wants_compiler` says whether it leaves work to torch.compile, which must then compile it.
+
+        Args:
+            chained: It leaves none to it where there are kernels for everything.
         """
-        return _named(self.kernels)(stage)
+        return _named(self.kernels)(stage, chained=chained)
 
     def parts_of(self, target: str) -> tuple[str, ...]:
         """The submodules that a compile target takes the place of: itself, or several."""

@@ -12,16 +12,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from triton_interpreter import mend_the_interpreter
 
+from gr00t_trt.backends.base import Availability, BuildContext
+from gr00t_trt.backends.triton import TritonBackend
 from gr00t_trt.model.n1_5.architecture import N1_5
 from gr00t_trt.model.n1_5.config import Gr00tConfig
 from gr00t_trt.model.n1_5.fast import restructure
+from gr00t_trt.model.n1_5.fast.attention_operators import attend, attend_before
 from gr00t_trt.model.n1_5.fast.stages import make_stages
 from gr00t_trt.model.n1_5.fast.triton_stages import with_kernels
 from gr00t_trt.model.n1_5.gr00t import Gr00tN1d5
 from gr00t_trt.model.n1_5.synthetic import fill_synthetic, full_config, tiny_config
+from gr00t_trt.model.targets import DimRange
+from gr00t_trt.plans.schema import BuildOptions
 from gr00t_trt.quantize.layers import with_replaced
 from gr00t_trt.quantize.linear import QuantLinear
 
@@ -30,13 +36,16 @@ ALL = frozenset(N1_5.optimizations)
 Arguments = Callable[[torch.nn.Module], list[Tensor]]
 
 
-def compared(config: Gr00tConfig, stage: str, name: str, arguments: Arguments, without: str = "") -> str:
+def compared(
+    config: Gr00tConfig, stage: str, name: str, arguments: Arguments, without: str = "", *, chained: bool = False
+) -> str:
     """The line of one stage; dtype `name`, or fp8 for its layers with the rest in bf16."""
     torch.manual_seed(0)
     dtype = getattr(torch, "bfloat16" if name == "fp8" else name)
     model = Gr00tN1d5(config).eval()
     for weight in model.requires_grad_(False).parameters():
-        weight.copy_(torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.1))
+        fan_in = weight[0].numel() if weight.dim() == 4 else weight.shape[-1]  # of a convolution, or a product
+        weight.copy_(torch.randn_like(weight) * (fan_in**-0.5 if weight.dim() > 1 else 0.1))
 
     def made(computing: torch.dtype) -> torch.nn.Module:
         return make_stages(copy.deepcopy(model).to(dtype).to(computing), ALL - {without})[stage]
@@ -47,7 +56,7 @@ def compared(config: Gr00tConfig, stage: str, name: str, arguments: Arguments, w
         given[0], given[4] = given[0].float(), given[4].float()  # actions and step size
     exact = made(torch.float64)(*(each.double() for each in given))
     own = quantized(own, given) if name == "fp8" else own
-    kernels = with_kernels(own)
+    kernels = with_kernels(own, chained=chained)
     found = kernels(*given)
     assert found.dtype == own(*given).dtype
     return f"{off(found, exact):.3e} {off(own(*given), exact):.3e} {torch.equal(found, kernels(*given))}"
@@ -57,24 +66,23 @@ def off(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def quantized(step: torch.nn.Module, arguments: list[Tensor]) -> torch.nn.Module:
-    """Every linear layer of the blocks in fp8, calibrated on the very call."""
+def quantized(stage: torch.nn.Module, arguments: list[Tensor]) -> torch.nn.Module:
+    """Every linear layer of its blocks in fp8, calibrated on the very call."""
     largest: dict[int, Tensor] = {}
 
     def see(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         largest[id(layer)] = inputs[0].float().abs().flatten(0, -2).amax(0)
 
-    layers = [each for each in step.dit.blocks.modules() if isinstance(each, torch.nn.Linear)]
+    blocks = stage.dit.blocks if hasattr(stage, "dit") else stage.layers
+    layers = [each for each in blocks.modules() if isinstance(each, torch.nn.Linear)]
     hooks = [layer.register_forward_pre_hook(see) for layer in layers]
-    step(*arguments)
+    stage(*arguments)
     for hook in hooks:
         hook.remove()
-    return with_replaced(step, {id(layer): QuantLinear(layer, "fp8", largest[id(layer)]) for layer in layers})
+    return with_replaced(stage, {id(layer): QuantLinear(layer, "fp8", largest[id(layer)]) for layer in layers})
 
 
-def step(
-    head_width: int, name: str, batch: int, keys: int, future: int = 32, rows: int = 16, without: str = ""
-) -> str:
+def step(head_width: int, name: str, batch: int, keys: int, future: int = 32, rows: int = 16, without: str = "") -> str:
     """One denoising step of a narrow transformer, two pairs of blocks, with every kind of block that there is.
 
     Every sample has weights of its own, as if it had another embodiment; `future` tokens and `rows` actions.
@@ -111,7 +119,7 @@ def _of_step(step: torch.nn.Module, batch: int, keys: int, prefix: int, rows: in
     ]
 
 
-def vision(head_width: int, name: str, batch: int, side: int, heads: int = 2) -> str:
+def vision(head_width: int, name: str, batch: int, side: int, heads: int = 2, *, chained: bool = False) -> str:
     """A vision tower of one layer over images of side x side patches."""
     config = tiny_config()
     own = replace(
@@ -123,7 +131,12 @@ def vision(head_width: int, name: str, batch: int, side: int, heads: int = 2) ->
     )
     narrow = replace(config, eagle=replace(config.eagle, vision=own))
     pixels = own.image_size
-    return compared(narrow, "vision_model", name, lambda stage: [torch.randn(batch, 3, pixels, pixels)])
+    return compared(narrow, "vision_model", name, lambda _: [torch.randn(batch, 3, pixels, pixels)], chained=chained)
+
+
+def vision_chain(head_width: int, name: str, batch: int, side: int, heads: int = 2) -> str:
+    """As `vision`, all of it on kernels."""
+    return vision(head_width, name, batch, side, heads, chained=True)
 
 
 def language(head_width: int, name: str, batch: int, length: int, heads: int = 4, shared: int = 2) -> str:
@@ -143,6 +156,51 @@ def language(head_width: int, name: str, batch: int, length: int, heads: int = 4
     turn = torch.randn(length, head_width)
     inputs = [torch.randn(batch, length, text.hidden_size), torch.stack((turn.cos(), turn.sin()))]
     return compared(narrow, "language_model", name, lambda stage: inputs)
+
+
+def attention(width: int, name: str, batch: int, rows: int, heads: int = 2) -> str:
+    """Attention alone, with scores that make it look at a few keys."""
+    joined = 2 * torch.randn(batch, rows, 3 * heads * width)
+
+    def reference(joined: Tensor) -> Tensor:
+        q, k, v = joined.unflatten(-1, (3, heads, width)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    return _of_function(lambda joined: attend(joined, width), reference, name, joined)
+
+
+def rotary(width: int, name: str, batch: int, rows: int, heads: int = 4, shared: int = 2) -> str:
+    """The same after norms and rotations, causal, several queries sharing a key."""
+    kept, turn = heads // shared, torch.randn(rows, width)
+    joined, rotation = torch.randn(batch, rows, (heads + 2 * kept) * width), torch.stack((turn.cos(), turn.sin()))
+    q_weight, k_weight = 2 + torch.rand(2, width)
+
+    def reference(joined: Tensor, q_weight: Tensor, k_weight: Tensor, rotation: Tensor) -> Tensor:
+        sizes = [heads * width, kept * width, kept * width]
+        q, k, v = (x.unflatten(-1, (-1, width)) for x in joined.split(sizes, -1))
+        q, k = (_turned(x, weight, rotation) for x, weight in ((q, q_weight), (k, k_weight)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).flatten(2)
+
+    def own(*given: Tensor) -> Tensor:
+        return attend_before(*given, heads, kept, 1e-6)
+
+    return _of_function(own, reference, name, joined, q_weight, k_weight, rotation)
+
+
+def _turned(x: Tensor, weight: Tensor, rotation: Tensor) -> Tensor:
+    x = F.rms_norm(x, x.shape[-1:], weight, 1e-6)
+    cos, sin = rotation.unsqueeze(2).unbind(0)
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def _of_function(own: Callable[..., Tensor], reference: Callable[..., Tensor], name: str, *inputs: Tensor) -> str:
+    given = [each.to(getattr(torch, name)) for each in inputs]
+    exact = reference(*(each.double() for each in given))
+    found = own(*given)
+    return f"{off(found, exact):.3e} {off(reference(*given), exact):.3e} {torch.equal(found, own(*given))}"
 
 
 def released(stage: str, name: str) -> str:
@@ -168,43 +226,52 @@ def released(stage: str, name: str) -> str:
     return compared(config, stage, name, inputs[stage])
 
 
-def compiled() -> str:
-    """A language model behind torch.compile, at two lengths: the larger error of each, and whether it compiled once."""
-    config, counters = tiny_config(), torch._dynamo.utils.counters["stats"]
-    model = Gr00tN1d5(config).eval().requires_grad_(False)
-    stage = make_stages(model, ALL)["language_model"]
-    with torch.no_grad():
-        call = torch.compile(with_kernels(stage), fullgraph=True)
-        errors = []
-        for length in (40, 71):
-            turn = torch.randn(length, config.eagle.text.head_dim)
-            x, rotation = torch.randn(2, length, config.eagle.text.hidden_size), torch.stack((turn.cos(), turn.sin()))
-            torch._dynamo.mark_dynamic(x, 1)
-            torch._dynamo.mark_dynamic(rotation, 1)
-            errors.append(off(call(x, rotation), stage(x, rotation).double()))
-    return f"{max(errors):.3e} 1e-6 {counters['unique_graphs'] == 1}"
+def built(name: str, mode: str) -> str:
+    """A stage as the backend builds it, called with other lengths and batches than it was built with.
+
+    The larger error of the calls, and whether nothing was compiled in them.
+    """
+    plain = Gr00tN1d5(tiny_config())
+    fill_synthetic(plain, dtype=torch.float32, device=torch.device("cpu"))
+    model = restructure(plain.eval().requires_grad_(False))
+    recording, _ = model.record(_request(1, 9), torch.randn(1, 16, 32))
+    ranges = {"batch": (1, 3), "images": (1, 3), "length": (200, 400)}
+    dims = {dim: DimRange(dim, low, low, high) for dim, (low, high) in ranges.items()}
+    target = model.target(name, recording, dims)
+    TritonBackend.availability = lambda self: Availability(True)
+    built = TritonBackend(mode).build(target, BuildOptions(), BuildContext())
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    errors = []
+    for batch, words in ((2, 5), (3, 40)):
+        calls, _ = model.record(_request(batch, words), torch.randn(batch, 16, 32))
+        errors.append(off(built.call(*calls[name][0].inputs), calls[name][0].output.double()))
+    same = compiled == torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return f"{max(errors):.3e} 0 {same and built.settings['backend'] == 'triton'}"
+
+
+def _request(batch: int, words: int) -> dict[str, Tensor]:
+    ids = torch.cat((torch.full((batch, 256), 1021), torch.randint(0, 1000, (batch, words))), 1)
+    return {
+        "eagle_pixel_values": torch.rand(batch, 3, 224, 224) * 2 - 1,
+        "eagle_input_ids": ids,
+        "eagle_attention_mask": torch.ones_like(ids),
+        "state": torch.rand(batch, 1, 64),
+        "embodiment_id": torch.tensor([24, 17, 31])[:batch],
+    }
 
 
 def model() -> str:
     """Actions of the tiny model with every stage on kernels: the largest difference from the plain model's."""
-    config = tiny_config()
-    plain = Gr00tN1d5(config)
+    plain = Gr00tN1d5(tiny_config())
     fill_synthetic(plain, dtype=torch.float32, device=torch.device("cpu"))
     plain.eval().requires_grad_(False)
     fast = restructure(copy.deepcopy(plain))
-    ids = torch.cat((torch.full((3, 256), config.image_token_index), torch.randint(0, 1000, (3, 9))), 1)
-    inputs = {
-        "eagle_pixel_values": torch.rand(3, 3, 224, 224) * 2 - 1,
-        "eagle_input_ids": ids,
-        "eagle_attention_mask": torch.ones_like(ids),
-        "state": torch.rand(3, 1, 64),
-        "embodiment_id": torch.tensor([24, 17, 31]),
-    }
+    inputs = _request(3, 9)
     noise = torch.randn(3, 16, 32)
     expected = plain.get_action(inputs, noise=noise)["action_pred"]
     used = []
     for name in ("vision_model", "language_model", "denoise_loop"):
-        kernels = with_kernels(fast.eager_stage(name))
+        kernels = with_kernels(fast.eager_stage(name), chained=True)
         fast.stages[name] = lambda *args, name=name, kernels=kernels: used.append(name) or kernels(*args)
     fast.loop = "denoise_loop"
     found = [fast.get_action(inputs, noise=noise)["action_pred"] for _ in range(2)]

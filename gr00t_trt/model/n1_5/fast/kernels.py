@@ -91,8 +91,9 @@ def linear(
         tl.extra.cuda.gdc_launch_dependents()
         rows_of_weight = weight + tl.minimum(cols, N - 1) * K + share * SHARE
         LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
-        for k in range(0, SHARE, LINE):
-            fetch_early(rows_of_weight + k)
+        if block == 0:  # the others read the same
+            for k in range(0, SHARE, LINE):
+                fetch_early(rows_of_weight + k)
         tl.extra.cuda.gdc_wait()
     rows = block * BM + tl.arange(0, BM)
     keep = (rows < M)[:, None]

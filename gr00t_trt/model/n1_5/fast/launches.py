@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....errors import BackendError
 from . import attention_kernels, category_kernels, kernels
@@ -32,26 +32,33 @@ COUNTERS = 4096
 
 @dataclass(frozen=True)
 class Tile:
-    """How a product is cut: columns and depth of a program's tile, shares of K, and Triton's own two.
+    """How a product is cut: rows, columns and depth of a program's tile, shares of K, and Triton's own two.
 
     Two programs fit on a multiprocessor (83 KB of shared memory each for the first), without which the next kernel
     cannot start early.
     """
 
+    rows: int = ROWS
     columns: int = 64
     depth: int = 64
     split: int = 1
     stages: int = 5
     warps: int = 4
 
-    def fitted(self, outputs: int, inputs: int, dtype: torch.dtype) -> Tile:
-        """Cut as finely as the GPU has use for and the sizes allow: every share of K a multiple of the depth."""
+    def fitted(self, count: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tile:
+        """Cut as finely as the GPU has use for and the sizes allow: every share of K one of whole 16 bytes."""
         if dtype == torch.float32:  # twice the memory for a tile
             return replace(self, columns=32, depth=32, stages=2)
-        split, tiles = 1, math.ceil(outputs / self.columns)
-        while split < 8 and tiles * split * 2 <= PROGRAMS * 1.5 and inputs % (split * 2 * self.depth) == 0:
+        wide = replace(self, columns=2 * self.columns, stages=4)
+        if wide._programs(count, outputs) >= PROGRAMS and count > 2 * self.rows:
+            return wide  # rows enough for arithmetic, not the weights' way from memory, to take the time
+        programs, split = self._programs(count, outputs), 1
+        while split < 8 and programs * split * 2 <= PROGRAMS * 1.5 and _cuts(inputs, split * 2, dtype):
             split *= 2
         return replace(self, split=split)
+
+    def _programs(self, count: int, outputs: int) -> int:
+        return math.ceil(outputs / self.columns) * math.ceil(count / self.rows)
 
 
 class Moments(NamedTuple):
@@ -88,6 +95,11 @@ def is_fp8(layer: Any) -> bool:
     """Whether it is a quantised layer in e4m3 with a static scale of its input."""
     known = getattr(layer, "form", None) == "fp8" and layer.smoothing is None
     return known and layer.input_scale is not None
+
+
+def knows(layer: Any) -> bool:
+    """Whether it is a linear layer that the kernels can multiply with."""
+    return type(layer) is nn.Linear or is_fp8(layer)
 
 
 class Launches:
@@ -134,18 +146,18 @@ class Launches:
         fp8 = is_fp8(layer)
         weight = _whole(layer.codes.view(torch.float8_e4m3fn) if fp8 else layer.weight)
         scales = (layer.scale, layer.input_scale) if fp8 else (weight, weight)
-        tile = Tile().fitted(outputs, inputs, weight.dtype)
+        tile = Tile().fitted(batch * take, outputs, inputs, weight.dtype)
         out, x = self._empty(batch, take, outputs), _of(x, batch, rows, inputs)
         moments = None if residual is None else self._moments(batch * take, outputs, tile)
         added = x if residual is None else _of(residual, batch, residual_skip + take, outputs)
         read, about = _of_norm(norm, x)
-        grid, *shares = self._cut(tile, outputs, math.ceil(batch * take / ROWS), batch * take)
+        grid, *shares = self._cut(tile, outputs, math.ceil(batch * take / tile.rows), batch * take)
         kernels.linear[grid](
             x, weight, *scales, layer.bias, *read, added, out, out if moments is None else moments.values, *shares,
             batch * take, take, rows, skip, added.shape[1], residual_skip,
             FP8=fp8, N=outputs, K=inputs, MODULATED=norm is not None and norm.scale is not None, **about, GELU=gelu,
             RESIDUAL=residual is not None, LEAVES=moments is not None,
-            SPLIT=tile.split, BM=ROWS, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
+            SPLIT=tile.split, BM=tile.rows, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
             **self._options(tile.stages, tile.warps),
         )  # fmt: skip
         return out, moments
@@ -166,7 +178,7 @@ class Launches:
             _of(weight_out, batch, hidden, outputs), _of(bias_out, batch, rows if by_row else 1, outputs),
             _of(prefix, batch, prefix.shape[1], outputs),
         )  # fmt: skip
-        tile, high = Tile().fitted(outputs, hidden, weight_out.dtype), _row_block(rows)
+        tile, high = Tile().fitted(min(rows, ROWS), outputs, hidden, weight_out.dtype), _row_block(rows)
         out = prefix.new_empty(batch, prefix.shape[1] + rows, outputs)
         moments = self._moments(batch * out.shape[1], outputs, tile)
         grid, *shares = self._cut(tile, outputs, batch * math.ceil(rows / high), batch * rows)
@@ -198,7 +210,7 @@ class Launches:
         batch, rows, inputs = x.shape
         outputs, take = weight.shape[2], rows - skip
         given = _of(x, batch, rows, inputs), _of(weight, batch, inputs, outputs), _of(bias, batch, 1, outputs)
-        tile, high = Tile().fitted(outputs, inputs, weight.dtype), _row_block(take)
+        tile, high = Tile().fitted(min(take, ROWS), outputs, inputs, weight.dtype), _row_block(take)
         actions, step_size = (_of(euler[0], batch, take, outputs), euler[1]) if euler else (x, x)
         out = torch.empty_like(actions) if euler else weight.new_empty(batch, take, outputs)
         read, about = _of_norm(norm, x)
@@ -299,6 +311,11 @@ def _of_norm(norm: Norm | None, unused: Tensor) -> tuple[tuple[Tensor, ...], dic
     tiles = values.shape[2]
     about = {"NORM": True, "TILES": tiles, "WIDE": _power(tiles), "COLUMNS": columns, "EPS": norm.eps}
     return (scale, shift, values), about
+
+
+def _cuts(inputs: int, split: int, dtype: torch.dtype) -> bool:
+    """Whether K can be cut into so many equal shares worth a program, each beginning where wide loads can."""
+    return inputs % (split * 16 // dtype.itemsize) == 0 and inputs // split >= 128
 
 
 def _row_block(rows: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....errors import BackendError
 from .dit import OUTPUT_EPS, FastBlock, FastDiT
-from .launches import WIDEST_HEAD, Launches, Moments, Norm, is_fp8
+from .launches import WIDEST_HEAD, Launches, Moments, Norm, knows
 
 
 class TritonDiT(nn.Module):
@@ -60,7 +60,7 @@ class TritonDiT(nn.Module):
 def refuse_others(dit: FastDiT) -> None:
     """Raises: BackendError for a network that the kernels cannot run."""
     parts = (*dit.blocks.named_modules(), ("proj_out_2", dit.proj_out_2))
-    odd = next((name for name, part in parts if _is_other_linear(part)), None)
+    odd = next((name for name, part in parts if hasattr(part, "in_features") and not knows(part)), None)
     if odd is not None:
         known = "nn.Linear in 16 or 32 bits, and fp8 with calibrated inputs"
         raise BackendError(f"dit_model: {odd} is no linear layer that its kernels know", known=known)
@@ -69,10 +69,6 @@ def refuse_others(dit: FastDiT) -> None:
         raise BackendError(f"dit_model: heads of {blocks[0].head_dim}", known=f"up to {WIDEST_HEAD} in its kernels")
     if any(block.own is not None and not block.own.fused for block in blocks):
         raise BackendError("dit_model: its kernels want `fused_projections`", fix="switch that optimization on")
-
-
-def _is_other_linear(part: nn.Module) -> bool:
-    return hasattr(part, "in_features") and type(part) is not nn.Linear and not is_fp8(part)
 
 
 def _block(

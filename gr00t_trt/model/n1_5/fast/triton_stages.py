@@ -10,11 +10,14 @@ from .dit import FastDiT
 from .triton_backbone import KernelLanguageModel, KernelVisionModel, covers
 from .triton_dit import TritonDiT
 from .triton_step import KernelLoop, KernelStep
+from .triton_vision import VisionChain, can_be_chained
 
 
-def with_kernels(stage: nn.Module) -> nn.Module | None:
+def with_kernels(stage: nn.Module, *, chained: bool = False) -> nn.Module | None:
     """The stage on Triton kernels, sharing its weights; None for one that they do not serve.
 
+    Args:
+        chained: Products of the vision tower by Triton kernels too, where they know its layers.
     Raises: BackendError for a transformer that they cannot run.
     """
     if isinstance(stage, FastDiT):
@@ -24,5 +27,5 @@ def with_kernels(stage: nn.Module) -> nn.Module | None:
     if isinstance(stage, DenoiseLoop):
         return KernelLoop(stage)
     if isinstance(stage, FastVisionModel) and covers(stage):
-        return KernelVisionModel(stage)
+        return VisionChain(stage) if chained and can_be_chained(stage) else KernelVisionModel(stage)
     return KernelLanguageModel(stage) if isinstance(stage, FastLanguageModel) and covers(stage) else None
