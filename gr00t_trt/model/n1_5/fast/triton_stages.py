@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from .backbone import FastLanguageModel, FastVisionModel
-from .denoise import DenoiseLoop, DenoiseStep
+from .denoise import DenoiseLoop, DenoiseStep, EmbodimentMlp
 from .dit import FastDiT
 from .triton_backbone import KernelLanguageModel, KernelVisionModel, covers
 from .triton_dit import TritonDiT
-from .triton_step import KernelLoop, KernelStep
+from .triton_step import KernelLoop, KernelMlp, KernelStep
 from .triton_vision import VisionChain, can_be_chained
 
 
@@ -26,6 +26,8 @@ def with_kernels(stage: nn.Module, *, chained: bool = False) -> nn.Module | None
         return KernelStep(stage)
     if isinstance(stage, DenoiseLoop):
         return KernelLoop(stage)
+    if isinstance(stage, EmbodimentMlp):
+        return KernelMlp()
     if isinstance(stage, FastVisionModel) and covers(stage):
         return VisionChain(stage) if chained and can_be_chained(stage) else KernelVisionModel(stage)
     return KernelLanguageModel(stage) if isinstance(stage, FastLanguageModel) and covers(stage) else None

@@ -85,3 +85,14 @@ class KernelLoop(nn.Module):
         for modulation, bias_in in zip(modulations.unbind(0), encoder_biases_in.unbind(0), strict=True):
             actions = self.step.step(launch, actions, prefix, context, modulation, step_size, bias_in, *weights)
         return actions
+
+
+class KernelMlp(nn.Module):
+    """The same as an `EmbodimentMlp`, such as the state encoder."""
+
+    wants_compiler = False
+
+    def forward(self, x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor) -> Tensor:
+        """[B, T, in], [B, in, hidden], [B, 1, hidden], [B, hidden, out], [B, 1, out] -> [B, T, out]."""
+        launch = Launches(x)
+        return launch.category_linear(launch.category_linear(x, weight_1, bias_1, relu=True), weight_2, bias_2)
