@@ -105,7 +105,7 @@ def test_the_released_geometry(stage: str) -> None:
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("stage", ["vision_model", "language_model", "denoise_step"])
+@pytest.mark.parametrize("stage", ["vision_model", "language_model", "vl_components", "state_encoder", "denoise_step"])
 def test_what_the_backend_builds_takes_any_length_and_batch_without_compiling_again(stage: str) -> None:
     for mode in ("default", "chain") if stage == "vision_model" else ("default",):
         ((error, _, same),) = values(("built", stage, mode))

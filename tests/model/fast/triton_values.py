@@ -270,12 +270,12 @@ def model() -> str:
     noise = torch.randn(3, 16, 32)
     expected = plain.get_action(inputs, noise=noise)["action_pred"]
     used = []
-    for name in ("vision_model", "language_model", "state_encoder", "denoise_loop"):
+    for name in ("vision_model", "language_model", "vl_components", "state_encoder", "denoise_loop"):
         kernels = with_kernels(fast.eager_stage(name), chained=True)
         fast.stages[name] = lambda *args, name=name, kernels=kernels: used.append(name) or kernels(*args)
     fast.loop = "denoise_loop"
     found = [fast.get_action(inputs, noise=noise)["action_pred"] for _ in range(2)]
-    assert len(used) == 8
+    assert len(used) == 10
     return f"{float((found[0] - expected).abs().max()):.3e} 0 {torch.equal(*found)}"
 
 

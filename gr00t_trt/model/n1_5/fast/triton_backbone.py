@@ -1,4 +1,6 @@
-"""Vision tower and language model with attention in Triton kernels; their products are left to torch.compile."""
+"""Vision tower, language model and vision-language layers with attention in Triton kernels; their products are left to
+torch.compile.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import attention_operators as operators
-from .backbone import FastLanguageLayer, FastLanguageModel, FastVisionLayer, FastVisionModel
+from .backbone import (
+    FastLanguageLayer,
+    FastLanguageModel,
+    FastVisionLayer,
+    FastVisionModel,
+    FastVLComponents,
+    FastVLLayer,
+)  # fmt: skip
+from .dit import VLWithCrossAttention
 from .launches import WIDEST_HEAD
 
 
@@ -84,7 +94,50 @@ class KernelLanguageModel(nn.Module):
         return self.norm(x)
 
 
-def covers(model: FastVisionModel | FastLanguageModel) -> bool:
+class KernelVLLayer(nn.Module):
+    """The same as a `FastVLLayer`, on the same weights."""
+
+    def __init__(self, layer: FastVLLayer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] -> the same."""
+        layer = self.layer
+        joined = layer.qkv.product(layer.norm1(x))
+        x = x + layer.to_out(operators.joined_attention(joined, layer.head_dim))
+        return x + layer.ff(layer.norm3(x))
+
+
+class KernelVLComponents(nn.Module):
+    """The same as a `FastVLComponents`."""
+
+    wants_compiler = True
+
+    def __init__(self, plain: FastVLComponents):
+        super().__init__()
+        layers: Any = plain.layers
+        self.vlln, self.layers = plain.vlln, nn.ModuleList(KernelVLLayer(layer) for layer in layers)
+
+    def forward(self, backbone_features: Tensor) -> Tensor:
+        """As `FastVLComponents.forward`."""
+        x = self.vlln(backbone_features)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class KernelVLWithCrossAttention(VLWithCrossAttention):
+    """The same as a `VLWithCrossAttention` around a `FastVLComponents`."""
+
+    wants_compiler = True
+
+    def __init__(self, stage: VLWithCrossAttention):
+        inner: Any = stage.vl_components
+        super().__init__(KernelVLComponents(inner), stage.context)
+
+
+def covers(model: FastVisionModel | FastLanguageModel | FastVLComponents) -> bool:
     """Whether the kernels serve its layers: joined projections, and heads that fit."""
     layers: Any = model.layers
     return all(layer.qkv.fused and layer.head_dim <= WIDEST_HEAD and layer.head_dim % 2 == 0 for layer in layers)

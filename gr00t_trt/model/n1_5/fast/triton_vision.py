@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .attention_operators import attend
 from .backbone import FastVisionLayer, FastVisionModel
-from .launches import Launches, Moments, Norm, knows
+from .launches import WIDEST_HEAD, Launches, Moments, Norm, knows
 
 
 class VisionChain(nn.Module):
@@ -44,5 +44,8 @@ def _norm(norm: Any, moments: Moments | None) -> Norm:
 
 
 def can_be_chained(model: FastVisionModel) -> bool:
-    """Whether the kernels know all its linear layers."""
-    return all(knows(part) for part in model.layers.modules() if hasattr(part, "in_features"))
+    """Whether the kernels know all its linear layers, and heads that wide."""
+    layers: Any = model.layers
+    return all(layer.head_dim <= WIDEST_HEAD for layer in layers) and all(
+        knows(part) for part in model.layers.modules() if hasattr(part, "in_features")
+    )
