@@ -58,11 +58,11 @@ def as_near_as_eager(*cases: tuple[object, ...]) -> None:
 
 def test_values_in_bf16_are_as_near_to_fp64_as_eagers_are() -> None:
     as_near_as_eager(
-        ("step", 48, "bfloat16", 2, 70, 7),
+        ("step", 48, "bfloat16", 2, 40, 7),
         ("attention", 72, "bfloat16", 1, 70),
-        ("rotary", 32, "bfloat16", 2, 70),
-        ("vision_chain", 72, "bfloat16", 3, 7),
-        ("language", 32, "bfloat16", 2, 40),
+        ("rotary", 32, "bfloat16", 1, 70),
+        ("vision_chain", 72, "bfloat16", 1, 7),
+        ("language", 32, "bfloat16", 1, 40),
     )
 
 
@@ -101,7 +101,9 @@ def test_the_vision_tower_with_any_number_of_rows(dtype: str) -> None:
 @pytest.mark.kernels
 @pytest.mark.parametrize("stage", ["vision_model", "language_model", "denoise_step"])
 def test_the_released_geometry(stage: str) -> None:
-    as_near_as_eager(("released", stage, "bfloat16"))
+    as_near_as_eager(
+        ("released", stage, "bfloat16"), *([("released", stage, "bfloat16", 1)] * (stage == "vision_model"))
+    )
 
 
 @pytest.mark.kernels

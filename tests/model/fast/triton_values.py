@@ -203,27 +203,30 @@ def _of_function(own: Callable[..., Tensor], reference: Callable[..., Tensor], n
     return f"{off(found, exact):.3e} {off(reference(*given), exact):.3e} {torch.equal(found, own(*given))}"
 
 
-def released(stage: str, name: str) -> str:
-    """One layer of a kind in the released geometry."""
-    full = full_config()
-    config = replace(
-        full,
-        backbone=replace(full.backbone, select_layer=1),
-        eagle=replace(full.eagle, vision=replace(full.eagle.vision, num_hidden_layers=1)),
-        action_head=replace(
-            full.action_head,
-            max_num_embodiments=2,
-            diffusion=replace(full.action_head.diffusion, num_layers=2),
-            vl_self_attention=replace(full.action_head.vl_self_attention, num_layers=1),
-        ),
+def released(stage: str, name: str, chained: int = 0) -> str:
+    """One layer of a kind in the released geometry; everything else is tiny."""
+    tiny, full, turn = tiny_config(), full_config(), torch.randn(294, 128)
+    vision = replace(full.eagle.vision, num_hidden_layers=1)
+    text = replace(full.eagle.text, vocab_size=1024)
+    head = replace(
+        full.action_head,
+        max_num_embodiments=2,
+        diffusion=replace(full.action_head.diffusion, num_layers=2),
+        vl_self_attention=replace(full.action_head.vl_self_attention, num_layers=1),
     )
-    turn = torch.randn(294, 128)
-    inputs: dict[str, Arguments] = {
-        "vision_model": lambda _: [torch.randn(1, 3, 224, 224)],
-        "language_model": lambda _: [torch.randn(1, 294, 2048), torch.stack((turn.cos(), turn.sin()))],
-        "denoise_step": lambda step: _of_step(step, 1, 294, 33, 16),
+    configs: dict[str, tuple[Gr00tConfig, Arguments]] = {
+        "vision_model": (
+            replace(tiny, eagle=replace(tiny.eagle, vision=vision)),
+            lambda _: [torch.randn(1, 3, 224, 224)],
+        ),
+        "language_model": (
+            replace(tiny, eagle=replace(tiny.eagle, text=text), backbone=replace(tiny.backbone, select_layer=1)),
+            lambda _: [torch.randn(1, 294, 2048), torch.stack((turn.cos(), turn.sin()))],
+        ),
+        "denoise_step": (replace(tiny, action_head=head), lambda step: _of_step(step, 1, 294, 33, 16)),
     }
-    return compared(config, stage, name, inputs[stage])
+    config, inputs = configs[stage]
+    return compared(config, stage, name, inputs, chained=bool(chained))
 
 
 def built(name: str, mode: str) -> str:
