@@ -54,6 +54,8 @@ def compared(
     given = [each.to(dtype) for each in arguments(own)]
     if stage == "denoise_step":
         given[0], given[4] = given[0].float(), given[4].float()  # actions and step size
+    if without == "one_dtype":
+        given[5:] = [each.float() for each in given[5:]]  # the encoder's and the decoder's weights
     exact = made(torch.float64)(*(each.double() for each in given))
     own = quantized(own, given) if name == "fp8" else own
     kernels = with_kernels(own, chained=chained)
@@ -85,11 +87,14 @@ def quantized(stage: torch.nn.Module, arguments: list[Tensor]) -> torch.nn.Modul
 def step(head_width: int, name: str, batch: int, keys: int, future: int = 32, rows: int = 16, without: str = "") -> str:
     """One denoising step of a narrow transformer, two pairs of blocks, with every kind of block that there is.
 
-    Every sample has weights of its own, as if it had another embodiment; `future` tokens and `rows` actions.
+    Every sample has weights of its own, as if it had another embodiment; `future` tokens and `rows` actions; `without`
+    an optimization, a property of the transformer, or `one_dtype`: encoder and decoder then stay in fp32.
     """
     config = tiny_config()
     dit = config.action_head.diffusion
     dit = replace(dit, attention_head_dim=head_width, num_attention_heads=96 // head_width)
+    if hasattr(dit, without):
+        dit = replace(dit, **{without: False})
     head = replace(config.action_head, diffusion=dit, num_target_vision_tokens=future)
     narrow = replace(config, action_head=head)
     return compared(narrow, "denoise_step", name, lambda step: _of_step(step, batch, keys, 1 + future, rows), without)
@@ -100,12 +105,15 @@ def _of_step(step: torch.nn.Module, batch: int, keys: int, prefix: int, rows: in
     width, head = dit.proj_out_2.in_features, dit.blocks[0].head_dim
     inner = dit.proj_out_2.out_features
     read = width if step.folded else inner
+    context = (2 * crossing, batch, width // head, keys, head)
+    if dit.context is not None:
+        context = (batch, keys, dit.context.projections.product.in_features)
     modulation = torch.randn(2 * len(dit.blocks) + 2, width) * 0.3
     modulation[::2] += 1
     return [
         torch.randn(batch, rows, 32),
         torch.randn(batch, prefix, width),
-        torch.randn(2 * crossing, batch, width // head, keys, head),
+        torch.randn(context),
         modulation,
         torch.full((1,), 0.25),
         torch.randn(batch, 1, width),
