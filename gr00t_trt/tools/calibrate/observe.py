@@ -66,6 +66,8 @@ class Requests:
         self.policy, self.dataset, self.frames, self.seed = policy, dataset, frames, seed
         plain = policy.model
         self.model: Model = plain.architecture.restructured(plain, tuple(ARCHITECTURE.optimizations))
+        # Stage by stage, so that every layer is called: in a whole step the last one is folded into the next stage's.
+        self.model.loop = ARCHITECTURE.loops[0]
 
     def __getitem__(self, number: int) -> tuple[Mapping[str, Any], Tensor]:
         """Model inputs, and noise fp32 [1, T, 32]. Raises: Gr00tError for a frame that cannot be read."""
