@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .kernels import added_up, arrived_last, fetch_early
-from .norm_kernels import CG, leave_moments, row_moments
+from .norm_kernels import CG, leave_moments, normalised, row_moments
 
 
 @triton.jit
@@ -100,21 +100,18 @@ def action_tokens(
         acc = tl.dot(h.to(narrow), _weights(weight_out, ks, there, cols, N), acc, input_precision="ieee")
     inside = keep[:, None] & known[None, :]
     bias_out += sample * N * (rows if BY_ROW else 1)
-    if SPLIT == 1:
+    last = True
+    if SPLIT > 1:
+        counter, size = arrivals + each * tl.num_programs(0) + tile, samples * rows * N
+        at = (sample * rows + row)[:, None] * N + cols[None, :]
+        last = arrived_last(acc, parts, counter, share, size, at, inside, SPLIT)
+    if last:
+        if SPLIT > 1:
+            acc = added_up(parts, counter, size, at, inside, SPLIT, BM, BN)
         _encoded(
             acc, bias_out, out, left, row, first + PREFIX, all_rows, tile, cols, inside, keep, known,
             N, BN, BY_ROW, narrow,
         )  # fmt: skip
-    else:
-        counter = arrivals + each * tl.num_programs(0) + tile
-        at = (sample * rows + row)[:, None] * N + cols[None, :]
-        size = samples * rows * N
-        if arrived_last(acc, parts, counter, share, size, at, inside, SPLIT):
-            total = added_up(parts, counter, size, at, inside, SPLIT, BM, BN)
-            _encoded(
-                total, bias_out, out, left, row, first + PREFIX, all_rows, tile, cols, inside, keep, known,
-                N, BN, BY_ROW, narrow,
-            )  # fmt: skip
 
 
 @triton.jit
@@ -173,19 +170,16 @@ def category_linear(
         there = (step + tl.arange(0, BK)) < SHARE
         a = tl.load(x + at + ks[None, :], mask=keep & there[None, :], other=0.0, cache_modifier=CG)
         if NORM:
-            value = (a.to(tl.float32) - mean[:, None]) * rstd[:, None]
-            value = value * tl.load(scale + ks, mask=there, other=0.0).to(tl.float32)[None, :]
-            value += tl.load(shift + ks, mask=there, other=0.0).to(tl.float32)[None, :]
-            a = value.to(x.dtype.element_ty)
+            a = normalised(a, mean, rstd, scale, shift, ks, there, True)
         acc = tl.dot(a.to(narrow), _weights(weight, ks, there, cols, N), acc, input_precision="ieee")
     inside = keep & known[None, :]
     where = (sample * rows + row)[:, None] * N + cols[None, :]
     bias += sample * N
-    if SPLIT == 1:
+    last = True
+    if SPLIT > 1:
+        counter, size = arrivals + each * tl.num_programs(0) + tile, samples * rows * N
+        last = arrived_last(acc, parts, counter, share, size, where, inside, SPLIT)
+    if last:
+        if SPLIT > 1:
+            acc = added_up(parts, counter, size, where, inside, SPLIT, BM, BN)
         _decoded(acc, bias, actions, step_size, out, where, cols, inside, known, RELU, EULER, narrow)
-    else:
-        counter = arrivals + each * tl.num_programs(0) + tile
-        size = samples * rows * N
-        if arrived_last(acc, parts, counter, share, size, where, inside, SPLIT):
-            total = added_up(parts, counter, size, where, inside, SPLIT, BM, BN)
-            _decoded(total, bias, actions, step_size, out, where, cols, inside, known, RELU, EULER, narrow)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .norm_kernels import CG, leave_moments, row_moments
+from .norm_kernels import CG, leave_moments, normalised, row_moments
 
 
 @triton.jit
@@ -24,6 +24,14 @@ def fetch_early(where):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def _fetch_rows(rows, WIDTH: tl.constexpr):
+    """Ask for WIDTH columns of the rows of a weight that begin there."""
+    LINE: tl.constexpr = 1024 // rows.dtype.scalar.element_ty.primitive_bitwidth
+    for k in range(0, WIDTH, LINE):
+        fetch_early(rows + k)
 
 
 @triton.jit
@@ -79,7 +87,8 @@ def linear(
     holds those alone. `scale` and `shift` [K] modulate the norm, for which `moments` were left in TILES of COLUMNS
     columns, or none, zero; LEAVES: the next norm's are `left`. With SPLIT, each program sums a share of K into
     `parts`, fp32 [SPLIT, M, N]; the one that `arrivals` shows to be the last adds them in fixed order, so that a result
-    never depends on which came first, and leaves `arrivals` at zero. SPLIT must divide K into multiples of BK.
+    never depends on which came first, and leaves `arrivals` at zero. SPLIT divides K into shares of whole 16
+    bytes.
 
     FP8: the weight is e4m3 with `weight_scale` fp32 [N], and what it is multiplied with becomes e4m3 by the static
     `input_scale`, fp32 [], where it is read: no kernel and no memory of its own.
@@ -89,11 +98,8 @@ def linear(
     cols = tile * BN + tl.arange(0, BN)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        rows_of_weight = weight + tl.minimum(cols, N - 1) * K + share * SHARE
-        LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
         if block == 0:  # the others read the same
-            for k in range(0, SHARE, LINE):
-                fetch_early(rows_of_weight + k)
+            _fetch_rows(weight + tl.minimum(cols, N - 1) * K + share * SHARE, SHARE)
         tl.extra.cuda.gdc_wait()
     rows = block * BM + tl.arange(0, BM)
     keep = (rows < M)[:, None]
@@ -109,11 +115,7 @@ def linear(
         tiled = tl.load(weight + cols[None, :] * K + ks[:, None], mask=known[:, None] & (cols < N)[None, :], other=0.0)
         a = tl.load(x + at + ks[None, :], mask=keep & known[None, :], other=0.0, cache_modifier=CG)
         if NORM:
-            value = (a.to(tl.float32) - mean[:, None]) * rstd[:, None]
-            if MODULATED:
-                value = value * tl.load(scale + ks, mask=known, other=0.0).to(tl.float32)[None, :]
-                value += tl.load(shift + ks, mask=known, other=0.0).to(tl.float32)[None, :]
-            a = value.to(x.dtype.element_ty)
+            a = normalised(a, mean, rstd, scale, shift, ks, known, MODULATED)
         if FP8:
             # Clamped: e4m3 has no infinity, and beyond its largest number would be NaN.
             a = a.to(tl.float32) / tl.load(input_scale)
@@ -124,30 +126,14 @@ def linear(
     if FP8:
         own = tl.load(weight_scale + cols, mask=cols < N, other=0.0)
         acc = acc * (own * tl.load(input_scale))[None, :]
-    if SPLIT == 1:
+    last = True
+    if SPLIT > 1:
+        where = rows[:, None] * N + cols[None, :]
+        counter = arrivals + block * tl.num_programs(0) + tile
+        last = arrived_last(acc, parts, counter, share, M * N, where, inside, SPLIT)
+    if last:
+        if SPLIT > 1:
+            acc = added_up(parts, counter, M * N, where, inside, SPLIT, BM, BN)
         _finished(
             acc, bias, residual, out, left, cols, rows, M, tile, inside, at_residual, N, BN, GELU, RESIDUAL, LEAVES
         )
-    else:
-        where = rows[:, None] * N + cols[None, :]
-        counter = arrivals + block * tl.num_programs(0) + tile
-        if arrived_last(acc, parts, counter, share, M * N, where, inside, SPLIT):
-            total = added_up(parts, counter, M * N, where, inside, SPLIT, BM, BN)
-            _finished(
-                total,
-                bias,
-                residual,
-                out,
-                left,
-                cols,
-                rows,
-                M,
-                tile,
-                inside,
-                at_residual,
-                N,
-                BN,
-                GELU,
-                RESIDUAL,
-                LEAVES,
-            )

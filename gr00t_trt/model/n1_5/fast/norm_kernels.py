@@ -63,6 +63,16 @@ def row_moments(
 
 
 @triton.jit
+def normalised(a, mean, rstd, scale, shift, ks, known, MODULATED: tl.constexpr):
+    """The columns `ks` of rows, by their moments and modulated, rounded as they were."""
+    value = (a.to(tl.float32) - mean[:, None]) * rstd[:, None]
+    if MODULATED:
+        value = value * tl.load(scale + ks, mask=known, other=0.0).to(tl.float32)[None, :]
+        value += tl.load(shift + ks, mask=known, other=0.0).to(tl.float32)[None, :]
+    return value.to(a.dtype)
+
+
+@triton.jit
 def leave_moments(moments, values, rows, all_rows, tile, tiles, inside, keep, count):
     """The moments of `count` columns of rows that were just written as `values`, fp32; zero is what is not inside."""
     mean = tl.sum(tl.where(inside, values, 0.0), 1) / count
