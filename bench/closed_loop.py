@@ -11,6 +11,7 @@ again where FOLDER has its result:
     base/             a GR00T N1.5 of 1 M parameters with random weights: vision tower, language model, DiT, all small
     run/              all of it trained on the demonstrations, from random weights, with the published loss
     expert.json, untrained.json, plans.json     50 scenes that none of them has seen, the same for all
+    accuracy-*.json   each of `JUDGED` against eager fp32 on the demonstrations that were held out of the training
 
 Nothing is pretrained, so the start decides whether pictures are used at all: see `made_to_see`.
 """
@@ -50,6 +51,15 @@ PICTURES = 64
 HELD_OUT = 10
 PLANS = ("eager:fp32", "eager:bf16", "inductor:fp32", "inductor:bf16", "onnxruntime:fp32")
 QUANTIZED = ("int8", "fp8")
+JUDGED: dict[str, dict[str, Any]] = {
+    **{name: {"precision": name} for name in ("bf16", "int8", "fp8", "nvfp4")},
+    # The worst layers of each submodule stay in bf16 until it reaches this.
+    "fp8-kept": {"precision": "fp8", "keep": ["auto"], "gate": {"cosine": 0.9995}},
+    "nvfp4-kept": {"precision": "nvfp4", "keep": ["auto"], "gate": {"cosine": 0.995}},
+}
+"""Plan -> its settings, without the calibration."""
+ROWS = 5
+"""Of each prediction before the policy is asked again about a held-out demonstration."""
 
 _TOKENS = dict(zip(geometry.PUBLIC_SPECIAL_TOKENS, (1021, 1022, 1023, 1018, 1019, 1020), strict=True))
 SMALL = geometry.Gr00tConfig(
@@ -111,7 +121,10 @@ def _main(argv: Sequence[str], console: Console) -> int:
     asked = (*ROBOT, "--n_action_steps", "8", *scenes)
     played(folder, "untrained", "--model_path", "base", "--backend", "eager", "--precision", "fp32", *asked)
     plans = (*PLANS, *quantized_plans(folder, trained))
-    played(folder, "plans", "--model_path", trained.relative_to(folder), "--compare", ",".join(plans), *asked)
+    model = ("--model_path", trained.relative_to(folder))
+    played(folder, "plans", *model, "--compare", ",".join(plans), *asked)
+    for name in JUDGED:
+        judged(folder, name, model, args.demonstrations - held_out, held_out)
     return 0
 
 
@@ -129,14 +142,16 @@ def train(folder: Path, steps: int, held_out: int) -> None:
 
 
 def quantized_plans(folder: Path, trained: Path) -> list[str]:
-    """A plan file for each 8-bit precision, computed by its reference in eager PyTorch."""
+    """A plan file for each of `JUDGED`, computed by its reference in eager PyTorch; those that scenes are played by."""
     calibration = folder / "calibration.safetensors"
     if not calibration.is_file():
         data = ("--dataset_path", "demonstrations", *ROBOT, "--frames", "32", "--out", calibration.name)
-        call(folder, "calibrate", "--model_path", trained.relative_to(folder), *data)
-    for precision in QUANTIZED:
-        plan = {"backend": "eager", "precision": precision, "calibration": calibration.name}
-        (folder / f"{precision}.yaml").write_text(yaml.safe_dump(plan))
+        call(folder, "calibrate", "--model_path", trained.relative_to(folder), *data, "--rank", "fp8", "nvfp4")
+    for name, settings in JUDGED.items():
+        plan = {"backend": "eager", **settings}
+        if name != "bf16":
+            plan["calibration"] = calibration.name
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(plan))
     return [f"{precision}.yaml" for precision in QUANTIZED]
 
 
@@ -145,6 +160,15 @@ def played(folder: Path, name: str, *flags: object) -> None:
     record = folder / f"{name}.json"
     if not record.is_file():
         call(folder, "simulate", *flags, "--record", record.name)
+
+
+def judged(folder: Path, name: str, model: Sequence[object], first: int, episodes: int) -> None:
+    """Hold the actions of a plan against those of eager fp32 and the expert's, and keep the record."""
+    record = folder / f"accuracy-{name}.json"
+    if not record.is_file():
+        frames = ("--start_traj", first, "--trajs", episodes, "--action_horizon", ROWS)
+        what = ("--dataset_path", "demonstrations", *ROBOT, *frames, "--config", f"{name}.yaml", "--compare")
+        call(folder, "evaluate", *model, *what, "--record", record.name)
 
 
 def call(folder: Path, *command: object) -> None:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import products
 import service_table
 import time_budget
 
@@ -37,6 +38,12 @@ CLOSED_LOOP = (
     "what compilation and precision change, and nothing of how well the released model does the task."
 )
 
+HELD_OUT = (
+    "**What does a precision change in trained actions?** The same model on demonstrations that were held out of its "
+    "training and calibration, against eager fp32 from the same noise: differences in the dataset's units, "
+    "and the mean squared error against the expert's actions, over whole episodes."
+)
+
 Records = Mapping[str, Loaded]
 
 
@@ -45,11 +52,20 @@ def main(argv: list[str]) -> int:
     paths = sorted((BENCH / "records").glob("*.json"))
     records = {one.name: one for one in load([str(path) for path in paths])}
     services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
+    multiplied = {
+        path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "products").glob("*.json"))
+    }
     played = load([str(path) for path in sorted((BENCH / "closed_loop").glob("*.json"))])
     measured = {name: one for name, one in records.items() if one.record.measured}
     written = {
         ROOT / "README.md": front(records),
-        BENCH / "README.md": "\n\n".join((tables(records, services), *closed_loop(played))),
+        BENCH / "README.md": "\n\n".join(
+            (
+                tables(records, services),
+                *(products.section(name, one, "products/") for name, one in multiplied.items()),
+                *closed_loop(played),
+            )
+        ),
         BENCH / "LOG.md": markdown.log(measured, "records/"),
     }
     stale = [file for file, text in written.items() if put(file, text, check)]
@@ -99,13 +115,36 @@ def tables(records: Records, services: Mapping[str, Any]) -> str:
 
 
 def closed_loop(played: Sequence[Loaded]) -> list[str]:
-    """What `closed_loop.py` found: a table of success rates for each record, and of pairs."""
+    """What `closed_loop.py` found: a table of success rates for each record, and of pairs; then of each precision."""
     out = []
     for one in played:
-        assert one.record.simulation is not None
+        if one.record.simulation is None:
+            continue
         *shown, _ = simulations.tables(one.record.simulation)
         out += [f"{one.name} ([record](closed_loop/{one.name}.json))", *map(markdown.written, shown)]
+    judged = [one for one in played if one.record.evaluation is not None]
+    out += [HELD_OUT, precisions(judged)] if judged else []
     return [CLOSED_LOOP, *out] if out else []
+
+
+def precisions(judged: Sequence[Loaded]) -> str:
+    """A row for each record of `evaluate --compare`: its actions against those of eager fp32, the most alike first."""
+    parts = list(judged[0].record.evaluation["difference"]["per_key"])
+    named = [part.partition(".")[2] for part in parts]
+    heads = ("", "frames", "cosine", "dB", *(f"{part}, mean" for part in named), *(f"{part}, most" for part in named))
+    rows = [(*heads, "most, % of range", "error of fp32", "error of this")]
+    for one in sorted(judged, key=lambda one: -one.record.evaluation["difference"]["cosine"]):
+        own = one.record.evaluation
+        apart, (eager, this) = own["difference"], own["candidates"]
+        frames = sum(row["queries"] for row in this["trajectories"])
+        per_part = [apart["per_key"][part][size] for size in ("mean_abs", "max_abs") for part in parts]
+        most = max(each["max_percent_of_range"] or 0.0 for each in apart["per_key"].values())
+        figures = [f"{value:.3g}" for value in (*per_part, most, eager["mean_mse"], this["mean_mse"])]
+        kept = ", the worst layers in bf16" if one.record.plan["keep"] else ""
+        link = f"{this['name']}{kept} ([record](closed_loop/{one.name}.json))"
+        rows.append((link, str(frames), f"{apart['cosine']:.6f}", f"{apart['sqnr_db']:.1f}", *figures))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|" + "--:|" * (len(rows[0]) - 1), *lines[1:]])
 
 
 def put(file: Path, new: str, check: bool) -> bool:

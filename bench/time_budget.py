@@ -13,6 +13,8 @@ from gr00t_trt.record.numbers import digits
 from gr00t_trt.record.result import Result
 from gr00t_trt.report.views import Loaded
 
+FORM_SO_FAR, KERNELS = "+ one CUDA graph", "the DiT on its own Triton kernels"
+"""Rows of a measuring run that the budget is about; those in 8 bits are called after them."""
 HOST, GAPS, REST = "host, before the first kernel", "gaps between kernels", "connector, state, assembly"
 
 
@@ -69,8 +71,29 @@ def section(records: Iterable[Loaded]) -> str:
             _line(heads),
             "|---|" + "--:|" * (len(heads) - 1),
             *(_line(row) for row in [*rows, _sum(filled)]),
+            "",
+            *_forms(newest),
         ]
     )
+
+
+def _forms(newest: Loaded | None) -> list[str]:
+    """Whole calls of every form with a budget, as planned and as measured."""
+    planned = {
+        FORM_SO_FAR: (sum(group.before for group in GROUPS), "so far"),
+        KERNELS: (sum(group.bf16 for group in GROUPS), "planned"),
+        f"FP8, {KERNELS}": (sum(group.fp8 for group in GROUPS), "planned"),
+    }
+    found = {row.name: row for row in newest.record.measured if row.subject == "model"} if newest else {}
+    lines = []
+    for name in (FORM_SO_FAR, KERNELS, "FP8", f"FP8, {KERNELS}"):
+        ms, what = planned.get(name, (None, ""))
+        row = found.get(name)
+        cosine = row.accuracy.cosine if row and row.accuracy else None
+        own = row.latency_ms.p50 if row and row.latency_ms else None
+        told = "–" if ms is None else f"{digits(ms)} {what}"
+        lines.append(_line((name.removeprefix("+ "), told, _ms(own), "–" if cosine is None else f"{cosine:.6f}")))
+    return [_line(("whole calls, ms", "budget", "measured", "cosine to eager fp32")), "|---|--:|--:|--:|", *lines]
 
 
 def measured(one: Loaded) -> dict[str, float]:

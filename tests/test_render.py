@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gr00t_trt.measure.rows import planned
 from gr00t_trt.record.files import write_record
 from gr00t_trt.record.result import (
     REQUEST,
@@ -188,7 +189,12 @@ def test_the_time_budget_is_filled_by_the_newest_record_of_a_gpu_with_a_split(ch
         )
         call = Result("waterfall", "+ one CUDA graph", "model", made, Workload(), Status.MEASURED,
                       latency_ms=timed(5.9), work=Work(gaps_ms=0.3))  # fmt: skip
-        record.results = [call, whole]
+        forms = (
+            Result("forms", row.name, "model", row.candidate, Workload(), Status.MEASURED, latency_ms=timed(ms + 1))
+            for row in planned("cuda", ())
+            if row.group == "forms"
+        )
+        record.results = [call, whole, *forms]
         return record
 
     write_record(measured("2026-01-01T00:00:00Z", 3.5), checkout / "bench" / "records" / "older.json")
@@ -204,6 +210,11 @@ def test_the_time_budget_is_filled_by_the_newest_record_of_a_gpu_with_a_split(ch
     assert told["diffusion transformer, 16 blocks, 4 steps"] == "3"
     assert told["connector, state, assembly"] == "0.200"  # the state encoder, and what lies between the stages
     assert told["**sum**"] == "5.90"
+    whole = {row[0]: row[1:3] for row in reversed(rows) if len(row) == 4}  # the budget stands first
+    assert whole["one CUDA graph"] == ["7.15 so far", "5.90"]
+    assert whole["the DiT on its own Triton kernels"] == ["4.15 planned", "4"]
+    assert whole["FP8"] == ["–", "4"]
+    assert whole["FP8, the DiT on its own Triton kernels"] == ["3.07 planned", "4"]
 
 
 def test_a_service_under_load_is_rendered(checkout: Path) -> None:

@@ -7,10 +7,11 @@ import torch
 from ..model.targets import Target
 from ..plans.schema import BuildOptions
 from .base import Availability, BuildContext, Built, Capturable
+from .onednn_int8 import on_this_cpu
 
 
 class EagerBackend:
-    """Returns the module itself. It accepts any shape, so nothing is checked."""
+    """Returns the module itself, on a CPU its layers in int8 by oneDNN. It accepts any shape: nothing is checked."""
 
     name = "eager"
     capturable: Capturable = "any shape"
@@ -19,4 +20,4 @@ class EagerBackend:
         return Availability(installed=True, versions={"torch": str(torch.__version__)})
 
     def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
-        return Built(call=target.module, runs=True, build_s=0.0)
+        return Built(call=on_this_cpu(target).module, runs=True, build_s=0.0)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..common.allocator import return_freed
 from ..engines.cache import Cached, EngineCache, Slot
 from ..engines.files import place_engine, prepare_engine_dir, write_engine
 from ..engines.key import engine_key, target_gpu
@@ -134,7 +135,8 @@ class EngineJob:
             return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
 
     def finished(self, built: Built, start: float, settings: dict[str, Any]) -> Built:
-        """What was built, with everything that was noted and timed since `start`."""
+        """What was built, with everything that was noted and timed since `start`; the compiler's memory is returned."""
+        return_freed()
         return dataclasses.replace(
             built,
             build_s=time.perf_counter() - start,

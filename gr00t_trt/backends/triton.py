@@ -1,4 +1,4 @@
-"""A stage on the Triton kernels that were written for it; torch.compile for what has none."""
+"""A stage on the Triton kernels that were written for it; torch.compile around them, and for what has none."""
 
 from __future__ import annotations
 
@@ -6,29 +6,40 @@ import importlib.metadata
 import importlib.util
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from ..common.install import install
-from ..errors import BackendError
+from ..errors import BackendError, PlanError
 from ..model.targets import Target
 from ..plans.schema import ARCHITECTURE, BuildOptions
 from .base import Availability, BuildContext, Built, Capturable
 from .guarded import GuardedModule, build_failed, check_form
 from .inductor.backend import InductorBackend, marked, warm_calls
 
+MODES = ("default", "chain")
+"""Who multiplies in the vision tower: torch.compile, around the kernels of attention; or kernels, all in a chain."""
+
 LEAST_CAPABILITY = (8, 0)
 """Matrix units that multiply bf16."""
 
 
 class TritonBackend:
-    """Kernels of the model's own, launched one by one: of use in a captured request, where a launch costs nothing."""
+    """Kernels of the model's own, launched one by one: of use in a captured request, where a launch costs nothing.
+
+    Of some stages they are all, of others a part; those are compiled by torch.compile, which calls the kernels.
+    """
 
     name = "triton"
     capturable: Capturable = "any shape"
+
+    def __init__(self, mode: str = "default"):
+        if mode not in MODES:
+            raise PlanError(f"triton: mode {mode!r} is not available", known=MODES)
+        self.mode = mode
 
     def availability(self) -> Availability:
         if not importlib.util.find_spec("triton"):
@@ -43,18 +54,25 @@ class TritonBackend:
         return Availability(True, versions=versions)
 
     def build(self, target: Target, options: BuildOptions, context: BuildContext) -> Built:
-        """Compile the stage's kernels by warm calls; a stage without any is compiled by torch.compile, and says so.
+        """Compile the stage by warm calls; one without kernels is compiled by torch.compile alone, and says so.
 
         Raises: BackendError without Triton or a GPU, when compiling fails, or when the result has another form.
         """
         available = self.availability()
         if not available.installed:
             raise BackendError(f"{target.name}: {available.reason}", fix="or choose --backend inductor")
-        compiler = InductorBackend()
-        module = ARCHITECTURE.with_kernels(target.module, partial(compiler.compiled, on_gpu=True))
+        module = ARCHITECTURE.with_kernels(target.module, chained=self.mode == "chain")
         if module is None:
-            built = compiler.build(target, options, context)
+            built = InductorBackend().build(target, options, context)
             return replace(built, notes=(*built.notes, f"{target.name} has no kernels of its own: torch.compile."))
+        if module.wants_compiler:
+            built = InductorBackend().build(replace(target, module=module), options, context)
+            check_form(target, built.call)
+            return replace(built, settings={**built.settings, **self._settings()})
+        return self._launched(target, module, context)
+
+    def _launched(self, target: Target, module: torch.nn.Module, context: BuildContext) -> Built:
+        """A stage that is nothing but kernels."""
         start = time.perf_counter()
         context.progress("compiling its Triton kernels")
         call = GuardedModule(target, _without_gradients(module))
@@ -67,13 +85,17 @@ class TritonBackend:
         except Exception as error:
             raise build_failed(target, "compiling its Triton kernels", error) from error
         check_form(target, call)
-        settings = {"backend": self.name, "kernels": ARCHITECTURE.kernels}
-        return Built(call, True, time.perf_counter() - start, phases_s=phases, settings=settings)
+        return Built(call, True, time.perf_counter() - start, phases_s=phases, settings=self._settings())
+
+    def _settings(self) -> dict[str, str]:
+        return {"backend": self.name, "mode": self.mode, "kernels": ARCHITECTURE.kernels}
 
 
 def _without_gradients(module: torch.nn.Module) -> Callable[..., Any]:
     def call(*args: torch.Tensor) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
+        device = args[0].device
+        here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with here, torch.inference_mode(False), torch.no_grad():
             return module(*(x.clone() if x.is_inference() else x for x in args))
 
     return call

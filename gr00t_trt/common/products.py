@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .int8 import is_exact, multiply, packed
+
 ROWS, OUTPUTS, INPUTS = 49, 1536, 1536
 """One product of the model: a projection of the diffusion transformer."""
 ROUNDS = 6
@@ -35,15 +37,23 @@ class Speed:
     Attributes:
         ms: ``float32``, ``bfloat16``, ``float16`` -> as PyTorch does it by itself.
         onednn_ms: fp32 by oneDNN; None where that is not fp32 arithmetic, as with Intel's AMX.
+        int8_ms: In 8 bits by oneDNN, from values to values; None where this CPU or this PyTorch cannot do it right.
     """
 
     ms: Mapping[str, float]
     onednn_ms: float | None
+    int8_ms: float | None = None
 
     @property
     def onednn(self) -> bool:
         """Whether oneDNN is clearly the faster library for fp32, and computes in fp32."""
         return self.onednn_ms is not None and self.onednn_ms < CLEARLY_FASTER * self.ms["float32"]
+
+    @property
+    def int8(self) -> bool:
+        """Whether products in 8 bits are clearly faster than the fastest in fp32, and have the right sums."""
+        fp32 = min(self.ms["float32"], self.onednn_ms or float("inf"))
+        return self.int8_ms is not None and self.int8_ms < CLEARLY_FASTER * fp32
 
     def fast_in(self, dtype: str) -> bool:
         """Whether a format is fp32, or clearly faster."""
@@ -54,7 +64,9 @@ class Speed:
         """The times, for a note."""
         names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
         parts = [f"{names[name]} {ms:.3g}" for name, ms in self.ms.items()]
-        return ", ".join([*parts, *([f"fp32 by oneDNN {self.onednn_ms:.3g}"] if self.onednn_ms is not None else [])])
+        parts += [f"fp32 by oneDNN {self.onednn_ms:.3g}"] if self.onednn_ms is not None else []
+        parts += [f"int8 by oneDNN {self.int8_ms:.3g}"] if self.int8_ms is not None else []
+        return ", ".join(parts)
 
 
 @cache
@@ -64,23 +76,32 @@ def speed() -> Speed:
 
     On one thread, by the time that it spent on the processor: other programs hardly change that.
     """
+    return measured(ROWS, OUTPUTS, INPUTS)
+
+
+def measured(rows: int, outputs: int, inputs: int) -> Speed:
+    """Of [rows, inputs] times [inputs, outputs]."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measured()
+        return _measured(rows, outputs, inputs)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured() -> Speed:
-    x, weight = _spread(ROWS, INPUTS), _spread(OUTPUTS, INPUTS)
+def _measured(rows: int, outputs: int, inputs: int) -> Speed:
+    x, weight = _spread(rows, inputs), _spread(outputs, inputs)
     pairs = {
         str(dtype).removeprefix("torch."): (x.to(dtype), weight.to(dtype))
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
     }
     calls: dict[str, Callable[[], object]] = {name: _product(*pair) for name, pair in pairs.items()}
-    if _is_fp32(_by_onednn, x, weight) and _is_fp32(_by_onednn, _spread(4 * ROWS, INPUTS), weight[:256]):
+    if _is_fp32(_by_onednn, x, weight) and _is_fp32(_by_onednn, _spread(4 * rows, inputs), weight[:256]):
         calls["onednn"] = lambda: _by_onednn(x, weight)
+    if is_exact():
+        codes, one = weight.mul(127).to(torch.int8), torch.ones(())
+        by = packed(codes, torch.ones(outputs), one / 127, None, None)
+        calls["int8"] = lambda: multiply(x, by)
     shortest = dict.fromkeys(calls, float("inf"))
     for turn in range(ROUNDS + 1):
         for name, call in calls.items():
@@ -89,7 +110,7 @@ def _measured() -> Speed:
             took = _ms(call)
             if turn:  # the first call chooses and compiles a kernel
                 shortest[name] = min(shortest[name], took)
-    return Speed({name: shortest[name] for name in pairs}, shortest.get("onednn"))
+    return Speed({name: shortest[name] for name in pairs}, shortest.get("onednn"), shortest.get("int8"))
 
 
 def prefer_onednn() -> bool:

@@ -31,6 +31,7 @@ from ..plans.resolve import Resolved, decided
 from ..plans.schema import ARCHITECTURE, SUBMODULES, Plan
 from ..plans.submodules import resolve_submodule, select
 from ..policy.policy import ModelPolicy
+from ..quantize.layers import refuse_unfit
 from ..record.environment import ROOT
 from ..record.result import Candidate, Result, Status
 from ..record.schema import Inputs, Record, new_record
@@ -92,6 +93,7 @@ def deploy(
     Raises: AccuracyError when a gate is missed, naming it; PlanError for a plan that is not decided yet.
     """
     plan, device = decided(resolved).plan, policy.model.device
+    refuse_unfit(resolved)
     policy.denoising_steps = plan.denoising_steps
     about = "an example observation" if observation is None else "the observation that was given"
     record = new_record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,3 +190,34 @@ def difference(
         percent = float(share.max()) if moves.any() else None
         out[key] = {"max_abs": float(gap.max()), "mean_abs": float(gap.mean()), "max_percent_of_range": percent}
     return out
+
+
+def closeness(
+    first: Sequence[Prediction], second: Sequence[Prediction], ranges: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, float | None]:
+    """How much a second policy's actions are those of the first, all rows and dimensions together.
+
+    Every dimension counts on the scale that the model works in, -1 to 1 over its range; one that never moves is left
+    out.
+
+    Args:
+        ranges: Action key -> [D] each, the smallest and the largest value that the model was trained on.
+    Returns: ``cosine``, and ``sqnr_db``: signal over noise in decibels, None where nothing differs.
+    """
+    ours, theirs = (
+        np.concatenate([_scaled(one.actions[key], *span) for one in side for key, span in ranges.items()])
+        for side in (first, second)
+    )
+    noise, signal = float(np.square(theirs - ours).sum()), float(np.square(ours).sum())
+    norms = math.sqrt(signal * float(np.square(theirs).sum()))
+    return {
+        "cosine": float(ours @ theirs) / norms if norms else None,
+        "sqnr_db": 10 * math.log10(signal / noise) if noise and signal else None,
+    }
+
+
+def _scaled(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """[N, D] -> float64 [N times D' moving dimensions], -1 to 1 over their range."""
+    moves = high > low
+    scaled: np.ndarray = 2 * (values[:, moves].astype(np.float64) - low[moves]) / (high - low)[moves] - 1
+    return scaled.ravel()

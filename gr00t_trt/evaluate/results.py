@@ -16,7 +16,7 @@ from ..plans.load import plan_to_mapping
 from ..record.samples import Samples
 from ..record.schema import Inputs, Record
 from .about import About, record_of
-from .episodes import Prediction, Recording, difference, score
+from .episodes import Prediction, Recording, closeness, difference, score
 from .policies import plan_of
 
 
@@ -57,9 +57,12 @@ def fill(
     if len(predictions) == 2:
         (first, a), (second, b) = predictions.items()
         assert statistics is not None  # two candidates are compared only where one of them is local
-        ranges = {key: statistics.statistics(key) for key in a[0].actions}
-        span = {key: own.max - own.min for key, own in ranges.items()}
-        record.evaluation["difference"] = {"between": [first, second], "per_key": difference(a, b, span)}
+        known = {key: statistics.statistics(key) for key in a[0].actions}
+        record.evaluation["difference"] = {
+            "between": [first, second],
+            "per_key": difference(a, b, {key: own.max - own.min for key, own in known.items()}),
+            **closeness(a, b, {key: (own.min, own.max) for key, own in known.items()}),
+        }
         if args.compare == "server":
             record.skip("--compare server", "the server draws noise of its own, which is part of the difference")
     return record
@@ -122,4 +125,8 @@ def _difference_table(found: Any) -> Table:
     for key, own in found["per_key"].items():
         values = (own[name] for name in ("max_abs", "mean_abs", "max_percent_of_range"))
         table.add_row(key.partition(".")[2], *("-" if value is None else f"{value:.3g}" for value in values))
+    decibels = "" if found["sqnr_db"] is None else f", {found['sqnr_db']:.1f} dB"
+    if found["cosine"] is not None:
+        table.caption = f"cosine {found['cosine']:.6f}{decibels}, each dimension from -1 to 1 over its range"
+        table.caption_justify = "left"
     return table

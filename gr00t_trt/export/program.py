@@ -19,7 +19,8 @@ from rich.table import Table
 from ..common.command import Parser, parse_flags, run_program, setting, switch
 from ..errors import BackendError, PlanError
 from ..plans import flags
-from ..plans.resolve import Resolved
+from ..plans.precisions import PRECISIONS, find_precision, precision_names
+from ..plans.resolve import Resolved, need_calibration
 from ..plans.schema import Plan
 from ..plans.submodules import resolve_submodule, select
 from ..policy.flags import source_flags
@@ -44,6 +45,8 @@ examples:
     gr00t-trt export --print_trtexec > build_engines.sh
   the restructured model, its denoising loop as one file:
     gr00t-trt export --model_path synthetic --optimizations all --loop denoise_loop
+  its large submodules in 8 bits, with QuantizeLinear and DequantizeLinear around their products:
+    gr00t-trt export --model_path CHECKPOINT --precision int8 --calibration FILE
 
 exit status: 0 done, 1 a file misses its gate, 2 bad input, 130 interrupted, 141 nobody reads the output
 """
@@ -84,9 +87,11 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.fn_name_flag(g)
     flags.config_flag(g, "its precisions, ranges and gates count; flags win over them")
-    flags.precision_flag(g, " [fp16]", quantized=False)
+    flags.precision_flag(g, " [fp16]")
     switch(g, "use_fp32_acc", default=None, help="matrix products of half precision accumulate in fp32")
-    flags.optimizations_flag(g, "restructured model: all, none, or names [none, or what --config says]")
+    flags.optimizations_flag(
+        g, "restructured model: all, none, or names [none, all for int8 and fp8, or what --config says]"
+    )
     flags.loop_flag(g, "; the last two need --optimizations [submodules]")
     source_flags(g, "device", "seed")
 
@@ -100,13 +105,15 @@ def parser() -> argparse.ArgumentParser:
 def export(harness: Harness, resolved: Resolved, onnx_dir: Path, engine_dir: Path) -> Iterator[Exported]:
     """Export the compile targets one after the other, each checked before the next begins.
 
-    Raises: BackendError naming the submodule and the phase; RecordError when a file cannot be written.
+    Raises: BackendError naming the submodule and the phase; RecordError when a file cannot be written; PlanError as
+        `quantized_target`.
     """
     from ..backends.onnx import backend as onnxruntime
     from ..backends.onnx import export as onnx_export
     from ..compile.build import dimension_ranges
     from ..measure.accuracy import judge
     from ..measure.results import agreement_with
+    from ..quantize.layers import quantized_target
     from . import trtexec
 
     plan, base = resolved.plan, harness.reference.base
@@ -118,7 +125,7 @@ def export(harness: Harness, resolved: Resolved, onnx_dir: Path, engine_dir: Pat
             harness.steps.step(f"{prefix}: {phase}")
 
         own = resolved[name]
-        target = model.target(name, recording, dims)
+        target, _ = quantized_target(model.target(name, recording, dims), model, own, harness.policy)
         file = onnx_export.export(target, onnx_dir, own.build, progress)
         agreement, failures = None, []
         why_not = onnxruntime.cannot_run(target)
@@ -168,7 +175,7 @@ def table(done: Sequence[Exported]) -> Table:
         file, agreement = each.file, each.agreement
         out.add_row(
             file.interface.onnx_file,
-            file.metadata["dtype"],
+            file.metadata.get("formats", file.metadata["dtype"]),
             f"{file.bytes / 1e6:.1f}",
             file.metadata["opset"],
             str(file.nodes),
@@ -178,13 +185,25 @@ def table(done: Sequence[Exported]) -> Table:
     return out
 
 
-def _refuse_quantized(plan: Plan, names: Sequence[str]) -> None:
-    """Raises: PlanError for a precision that no file holds yet: it would be written in what carries it."""
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan of the flags: as the published files are cut, the plain model's, unless a precision rules that out."""
+    row = find_precision(args.precision or "")
+    default = Plan() if row is not None and row.quantized else Plan(optimizations=())
+    return flags.plan_from(args, flags.overrides_of(args, use_fp32_acc="build.use_fp32_acc"), default)
+
+
+def _refuse_unwritable(plan: Plan, names: Sequence[str]) -> None:
+    """Raises: PlanError for a format that ONNX cannot express, and a quantised precision without its calibration."""
     for name in names:
         own = resolve_submodule(plan, name)
-        if own.quantization is not None:
-            what = f"precision {own.precision} of {name}: not written to ONNX yet"
-            raise PlanError(what, known="fp32, fp16, bf16", fix="add --precision fp16, or use another --config")
+        able = PRECISIONS[own.precision].backends
+        if able and "onnxruntime" not in able:
+            raise PlanError(
+                f"precision {own.precision} of {name}: ONNX has no operator that quantises an input by blocks",
+                known=[name for name in precision_names() if not PRECISIONS[name].backends],
+                fix="use --precision fp8 or int8, or build engines of it with --backend torch_tensorrt",
+            )
+        need_calibration(own)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,12 +221,11 @@ def _main(argv: Sequence[str], console: Console) -> int:
     from ..measure.reference import take_reference
     from ..measure.workloads import one_request
     from ..policy.source import Source
+    from ..quantize.layers import refuse_unfit
 
-    # The published files are cut as the plain model is.
-    overrides = flags.overrides_of(args, use_fp32_acc="build.use_fp32_acc")
-    plan = flags.plan_from(args, overrides, Plan(optimizations=()))
+    plan = plan_of(args)
     names = select(args.fn_name, plan)
-    _refuse_quantized(plan, names)
+    _refuse_unwritable(plan, names)
     device, backend = devices.choose_device(args.device), OnnxRuntimeBackend()
     available = backend.availability_on(device.type)
     if not available.installed and device.type == "cuda" and args.device is None:
@@ -217,11 +235,12 @@ def _main(argv: Sequence[str], console: Console) -> int:
     if not available.installed:
         raise BackendError(available.reason)
     onnx_dir = Path(args.onnx_dir)
+    resolved = Resolved(plan, names)
+    refuse_unfit(resolved)
     with progress(console) as steps:
         source = replace(Source.of(args), denoising_steps=plan.denoising_steps)
         policy, observation = request(source, plan, device, steps)
         reference = take_reference(policy, one_request(policy, observation, args.seed), [plan.optimizations], steps)
-        resolved = Resolved(plan, names)
         done = list(export(Harness(reference, plan, steps), resolved, onnx_dir, Path(args.trt_engine_path)))
     console.print(f"ONNX files of {args.model_path} in {onnx_dir}:", highlight=False)
     if args.print_trtexec:

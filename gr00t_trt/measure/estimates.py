@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from ..plans.backends import BACKENDS
 from ..record.result import REQUEST, Candidate, Workload
-from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, TUNED, Row
+from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row, setting_of
 
 FEWEST = 5
 """Calls of each candidate below which no verdict is given."""
 
+SEARCH_MODE = "max-autotune-no-cudagraphs"
 BUILD_S_PER_LAYER = {
-    "cuda": {"default": 0.6, "max-autotune-no-cudagraphs": 2.5, "triton": 2.0},
+    "cuda": {"default": 0.6, SEARCH_MODE: 2.5, "triton": 2.0},
     "cpu": {"default": 1.5},
 }
 """Seconds of compiling per transformer layer by mode or backend, until the first build shows what they are here."""
@@ -24,8 +25,8 @@ ROW_S = {"cuda": 12.0, "cpu": 30.0}
 AROUND_S = {"cuda": 2.0, "cpu": 0.0}
 """What a row takes besides its calls: its capture, check and kernel table."""
 
-PREPARE_S = 35.0
-"""Importing, making weights and running references, on the GPU that `expected` is about."""
+PREPARE_S = 38.0
+"""Importing, making weights, running references and calibrating, on the GPU that `expected` is about."""
 
 
 @dataclass
@@ -65,14 +66,16 @@ class Estimates:
             made: What is there already; a graph replays what was built without one.
         """
         bare = replace(candidate, graph=False)
-        if candidate.backend == "eager" or {candidate, bare} & set(made):
+        if (candidate.backend == "eager" and candidate.precision is None) or {candidate, bare} & set(made):
             return 0.0
         table = BUILD_S_PER_LAYER[self.kind]
         alone = BACKENDS[candidate.backend].falls_back is not None
-        names = TUNED if candidate.settings else (candidate.loop,) if alone else self.layers
+        tried = setting_of(candidate)
+        names = tried.stages if tried else (candidate.loop,) if alone else self.layers
         layers = sum(self.layers[name] for name in names)
         # Ranges that begin at one take two graphs.
         mode = candidate.backend if candidate.backend in table else candidate.mode or "default"
+        mode = SEARCH_MODE if tried is not None and tried.searches else mode
         each = table.get(mode, table["default"]) * (2 if candidate.dynamic else 1)
         return self.correction * each * layers
 

@@ -34,10 +34,11 @@ from ..model.n1_5.fast import RequestGraphs
 from ..model.protocol import Model
 from ..model.targets import Recording
 from ..plans.backends import get_backend
-from ..plans.precisions import PRECISIONS
+from ..plans.precisions import PRECISIONS, Gate
 from ..plans.resolve import Resolved
 from ..plans.schema import BenchmarkOptions, Plan, Ranges
 from ..plans.submodules import ResolvedSubmodule, graph_tolerance, resolve_action_gate
+from ..quantize.calibration import Calibration
 from ..quantize.layers import quantized_target
 from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status, Workload
 from ..record.samples import Samples, percentile
@@ -59,13 +60,15 @@ class Harness:
 
     Making one casts the reference's model to the plan's precisions, in place.
 
+    Args:
+        calibration: Of this very model, for quantised candidates; None has each read the plan's.
     Attributes:
         original: The model as it was published, in eager PyTorch: the baseline of requests.
-        action_gate: What the actions of every variant must reach.
+        action_gate: What the actions of every variant in the plan's precisions must reach.
     """
 
-    def __init__(self, reference: Reference, plan: Plan, steps: Steps):
-        self.reference, self.plan, self.steps = reference, plan, steps
+    def __init__(self, reference: Reference, plan: Plan, steps: Steps, calibration: Calibration | None = None):
+        self.reference, self.plan, self.steps, self.calibration = reference, plan, steps, calibration
         self.policy = reference.policy
         self.plain: Model = reference.policy.model
         self.device = self.plain.device
@@ -78,6 +81,12 @@ class Harness:
         self._uncast = (self.plain.stage_dtypes, self.plain.dtype) == loaded
         precision = PRECISIONS[plan.precision].carrier
         self.original = Variant(Candidate(precision=precision), self.plain, dict(self.plain.stages))
+
+    def gate_of(self, candidate: Candidate) -> Gate:
+        """What a candidate's actions must reach: one in fewer bits than the plan has its own precision's gate."""
+        row = PRECISIONS[candidate.precision or self.plan.precision]
+        own = row.quantized and not PRECISIONS[self.plan.precision].quantized
+        return row.action_gate if own else self.action_gate
 
     def expected(self, request: Request) -> Tensor:
         """The reference's actions; of a model that stays as it was loaded, worked out when they are asked for."""
@@ -143,7 +152,8 @@ class Harness:
             self.steps.step(f"{label or name}: {phase}")
 
         with MemoryMeter(self.device) as memory:
-            target, done = quantized_target(model.target(name, recording, dims), model, resolved, self.policy)
+            target = model.target(name, recording, dims)
+            target, done = quantized_target(target, model, resolved, self.policy, self.calibration)
             quantized = quantized_of(done) if done else None
             maker = backend or get_backend(resolved.backend)
             built = maker.build(target, resolved.build, BuildContext(engine_dir, progress, cache))
@@ -234,7 +244,7 @@ class Harness:
             drain(self.device)
             first_call_ms = (time.perf_counter() - start) * 1e3
         agreement = compare(actions.cpu(), expected)
-        failures = judge("actions", agreement, self.action_gate)
+        failures = judge("actions", agreement, self.gate_of(variant.candidate))
         return Checked(actions, agreement, failures, first_call_ms, memory.added_bytes)
 
     @torch.no_grad()

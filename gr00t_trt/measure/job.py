@@ -23,6 +23,7 @@ from ..record.files import prepare_record, write_record
 from ..record.result import Workload
 from ..record.schema import Inputs, ModelInfo, Record, new_record
 from .budget import Budget, OutOfTime
+from .calibrate import take_calibration
 from .compile_cache import CompileCache
 from .harness import Harness
 from .memory import GpuMeter, MemoryMeter
@@ -30,6 +31,7 @@ from .reference import take_reference
 from .rows import ALL, COMPILED, Row, planned
 from .sweep import Sweep
 from .timers import host_adds_us
+from .variants import not_in
 from .work import Counter, to_count
 from .workloads import Requests
 
@@ -134,11 +136,12 @@ def _prepare(
     record: Record,
     steps: Steps,
 ) -> tuple[Harness, Requests, Counter]:
-    source = wanted.source
+    source, plan = wanted.source, Plan(precision=precision)
     steps.step(f"reading observations: {source.dataset_path}")
     dataset = source.dataset()
     length = dataset.episodes[0].length or EPISODE_ROWS
-    observations = [dataset.step(dataset.episodes[0].index, i) for i in range(min(length, EPISODE_ROWS))]
+    frames = [(dataset.episodes[0].index, i) for i in range(min(length, EPISODE_ROWS))]
+    observations = [dataset.step(*frame) for frame in frames]
     policy = replace(source, denoising_steps=Workload().steps).policy(device, steps)
     requests = Requests(policy, observations, wanted.seed)
     base = requests.get(Workload())
@@ -156,6 +159,8 @@ def _prepare(
         further = [] if known else [requests.get(row.workload) for row in rows]
         sets = [] if known else [row.candidate.optimizations for row in rows if row.candidate.backend != "eager"]
         reference = take_reference(policy, base, sets, steps, further=further)
-        harness = Harness(reference, Plan(precision=precision), steps)
+        quantized = any(row.candidate.precision and not_in(row.candidate, plan, device) is None for row in rows)
+        calibration = take_calibration(policy, requests, source, dataset, frames, steps) if quantized else None
+        harness = Harness(reference, plan, steps, calibration)
         steps.step("counting operators and FLOPs")
     return harness, requests, counter

@@ -98,7 +98,7 @@ def take_requests(
 def reference_actions(plain: Model, request: Request) -> Tensor:
     """Normalised actions [B, T, action_dim] of eager fp32, on the host."""
     plain.denoising_steps = request.workload.steps
-    with _exact(plain):
+    with exact(plain):
         return plain.get_action(request.resident(plain), noise=request.noise)["action_pred"].cpu()
 
 
@@ -113,13 +113,13 @@ def _recorded(plain: Model, base: Request, names: tuple[str, ...]) -> tuple[Reco
     """Every call of every stage, and the actions, on the host, of the same request."""
     plain.denoising_steps = base.workload.steps
     model = plain.architecture.restructured(plain, names)
-    with _exact(plain):
+    with exact(plain):
         recording, actions = model.record(base.inputs, base.noise)
     return recording, actions.cpu()
 
 
 @contextmanager
-def _exact(plain: Model) -> Iterator[None]:
+def exact(plain: Model) -> Iterator[None]:
     """Inside, `plain`, and what shares its weights, compute in fp32 with the stored weights."""
     with own_products(), full_fp32(), as_stored(cast(nn.Module, plain)), torch.no_grad():
         yield

@@ -2,7 +2,7 @@
 
 Rows are taken by priority, so that a run that ends early has lost the least. On a GPU, which may be lent for minutes,
 the order is: the fastest form with all that can be asked of it, what needs no further build, new forms, other sizes,
-settings, and last what takes a whole search or an eager model.
+settings, and last what takes a whole search or an eager model. All of it fits into ten minutes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Row:
 
     Attributes:
         group, name: As in the record.
+        candidate: Its precision is the run's where it has none.
         of: What is timed: ``model`` (inputs resident on the device), ``request`` (`get_action`, from numpy to numpy),
             ``loop`` (the denoising steps alone, within the calls that were timed for another row of the candidate),
             ``replay`` (the candidate's graph against that of `beside`, A B A), ``split`` (its stages as graphs of their
@@ -51,7 +52,7 @@ class Row:
 
     def result(self, precision: str) -> Result:
         """The result while nothing of it is known."""
-        candidate = replace(self.candidate, precision=precision)
+        candidate = replace(self.candidate, precision=self.candidate.precision or precision)
         subject = "replay" if self.of == "split" else self.of
         empty = Result(self.group, self.name, subject, candidate, self.workload)
         return empty if self.absent is None else replace(empty, status=Status.UNAVAILABLE, why=self.absent)
@@ -63,27 +64,57 @@ COMPILED_PLAIN = Candidate(backend="inductor", mode="default")
 COMPILED = Candidate(backend="inductor", mode="default", optimizations=ALL, loop="denoise_step")
 BEST = replace(COMPILED, graph=True)
 """The fastest form so far: what new forms and settings are compared with, and eager PyTorch is timed in turn with."""
-SEARCHED = replace(BEST, mode="max-autotune-no-cudagraphs")
-
 KERNELS = replace(BEST, backend="triton")
 """`BEST` with the kernels that were written for the transformer of a step."""
 
+FP8, FP8_KERNELS = (replace(form, precision="fp8") for form in (BEST, KERNELS))
+"""Both in 8 bits: language model, vision tower, self-attention over both, and the transformer of a step."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options of torch.compile that are tried together.
+
+    Attributes:
+        options: As `settings.unknown_setting` knows them.
+        stages: What is compiled with them, so that a build takes seconds; the rest is the fastest form's.
+        searches: Products are searched for, which takes as long as in a max-autotune mode.
+    """
+
+    options: tuple[str, ...]
+    stages: tuple[str, ...]
+    searches: bool = False
+
+
+_SEARCH = ("max_autotune_gemm", "max_autotune_gemm_backends=ATEN,TRITON")
+_TMA = ("triton.enable_persistent_tma_matmul", "triton.enable_template_tma_store")
+_CUT = ("triton.decompose_k_threshold=2", "products.long_linear=false")
+_SMALL = ("triton.multi_kernel=1", "triton.cooperative_reductions", "combo_kernels", "triton.skip_l1_cache")
 SETTINGS = {
-    "programmatic dependent launch": ("triton.enable_pdl",),
-    "coordinate descent tuning": ("coordinate_descent_tuning",),
+    "keys and values repeated": Setting(("products.grouped_attention=false",), ("language_model",)),
+    "programmatic dependent launch": Setting(("triton.enable_pdl",), ("denoise_step",)),
+    "tuned pointwise kernels": Setting(("coordinate_descent_tuning", "max_autotune_pointwise"), ("vision_model",)),
+    "several small ones": Setting(_SMALL, ("language_model",)),
+    "searched products, TMA, cut along K": Setting((*_SEARCH, *_TMA, *_CUT), ("language_model",), searches=True),
+    "searched products": Setting(_SEARCH, ("vision_model",), searches=True),
 }
-"""Row -> options of torch.compile, which are tried on `TUNED` alone."""
+"""Row -> what it tries, on the stage that has most of what it is about. What is shipped has none of them switched on.
 
-TUNED = ("vision_model", "denoise_step")
-"""The stages that settings are tried on: they have most of the kernels, and take half of what a build of all takes."""
+The products of a step are not searched for: its transformer has kernels of its own.
+"""
 
-NOT_BUILT = "not built yet"
+
+def setting_of(candidate: Candidate) -> Setting | None:
+    """What a candidate tries besides its mode; None for one that tries nothing."""
+    return next((one for one in SETTINGS.values() if one.options == candidate.settings), None)
+
 
 FORMS = (
-    Row("forms", "the DiT on its own Triton kernels", KERNELS, calls=CALLS_OF_PERCENTILES, beside=BEST),
-    Row("forms", "FP8 form", BEST, calls=CALLS_OF_PERCENTILES, beside=BEST, absent=NOT_BUILT),
+    Row("forms", "the DiT on its own Triton kernels", KERNELS, calls=CALLS_OF_PERCENTILES),
+    Row("forms", "FP8", FP8, calls=CALLS_OF_PERCENTILES),
+    Row("forms", "FP8, the DiT on its own Triton kernels", FP8_KERNELS, calls=CALLS_OF_PERCENTILES),
 )
-"""New forms of the model: to measure one, name its candidate here and leave `absent` out. It is then compared A B A."""
+"""New forms of the model. Each is compared with the fastest so far A B A."""
 
 _ON_GPU = ("waterfall", "split", "request", "forms", "settings", "compile", "steps", "views", "batch")
 """Groups of a GPU's rows, in the order of the record."""
@@ -111,21 +142,19 @@ def _on_gpu(tensorrt: bool) -> list[Row]:
         *FORMS,
         *(Row("views", _counted(n, "view"), dynamic, workload=Workload(views=n), calls=300) for n in (1, 2, 3)),
         *(Row("batch", f"batch {n}", dynamic, workload=Workload(batch=n), calls=100) for n in (1, 2, 4, 8)),
-        *(_compared(form.name, form.candidate) for form in FORMS if form.absent is None),
-        *(_compared(name, replace(BEST, settings=options)) for name, options in SETTINGS.items()),
-        Row("compile", "max-autotune, one CUDA graph", SEARCHED, calls=300),
-        _compared("max-autotune", SEARCHED),
+        *(_compared(form.name, form.candidate, 200) for form in FORMS),
+        *(_compared(name, replace(BEST, settings=setting.options), 40) for name, setting in SETTINGS.items()),
         *(_engines() if tensorrt else ()),
-        *(Row("waterfall", f"+ {name}", Candidate(optimizations=ALL[:n]), calls=15) for n, name in enumerate(ALL, 1)),
-        Row("waterfall", "+ torch.compile", COMPILED, calls=15),
+        *(Row("waterfall", f"+ {name}", Candidate(optimizations=ALL[:n]), calls=8) for n, name in enumerate(ALL, 1)),
+        Row("waterfall", "+ torch.compile", COMPILED, calls=8),
     ]
     numbered = [replace(row, priority=place, alone=True) for place, row in enumerate(taken)]
     return sorted(numbered, key=_shown)
 
 
-def _compared(name: str, candidate: Candidate) -> Row:
+def _compared(name: str, candidate: Candidate, calls: int) -> Row:
     """A B A against the fastest form."""
-    return Row("settings", name, candidate, of="replay", calls=200, beside=BEST)
+    return Row("settings", name, candidate, of="replay", calls=calls, beside=BEST)
 
 
 def _engines() -> tuple[Row, ...]:
@@ -159,6 +188,7 @@ def _on_cpu(submodules: tuple[str, ...]) -> list[Row]:
         Row("loop", "denoising loop, plain, torch.compile", COMPILED_PLAIN, 4, "loop"),
         Row("compile", "plain, torch.compile default", COMPILED_PLAIN, 3, "request", calls=10),
     ]
+    rows += [Row("forms", "int8", replace(OURS, precision="int8"), 3, "request", calls=10)]
     rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules]
     rows += [
         Row("steps", _counted(n, "denoising step"), OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)

@@ -32,7 +32,7 @@ from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row
 from .settings import unknown_setting
 from .stages import REST, loop_samples, medians
 from .timers import drain, typical_seconds
-from .variants import Variants, not_here
+from .variants import Variants, about_quantized, not_here, not_in
 from .work import COUNTED_PER_STEP, Counted, Counter
 from .workloads import Requests
 
@@ -94,7 +94,7 @@ class Sweep:
             left = f"{done + 1} of {len(rows)}, {self._budget.left:.0f} s left"
             record.results[i] = result = self._result(row, left)
             failed = failed or result.status is Status.FAILED or bool(result.failures)
-            if row in self._timed and row.beside is not None:
+            if row in self._timed and row.candidate == PLAIN and row.beside is not None:
                 self._hold_against_original(row, rows, record)
             needed = [rows[j] for j in order[done + 1 :]]
             self._variants.keep_only({one for row in needed for one in (row.candidate, row.beside) if one is not None})
@@ -105,7 +105,9 @@ class Sweep:
     def _result(self, row: Row, left: str) -> Result:
         """What became of a row; it may be nothing."""
         empty = row.result(str(self._harness.plan.precision))
-        absent = row.absent or unknown_setting(row.candidate.settings) or not_here(row.candidate.backend)
+        made, harness = row.candidate, self._harness
+        absent = row.absent or unknown_setting(made.settings) or not_here(made.backend)
+        absent = absent or not_in(made, harness.plan, harness.device)
         if absent is not None:
             return replace(empty, status=Status.UNAVAILABLE, why=absent)
         why = self._budget.why_not(self._estimate_s(row))
@@ -155,17 +157,18 @@ class Sweep:
         original, own = timed.latencies.get(ORIGINAL), timed.latencies[name]
         build_s = sum(part.built.build_s for part in variant.parts.values())
         built = [f"{len(variant.parts)} submodules built in {build_s:.1f} s"] if variant.parts else []
+        gate = self._harness.gate_of(variant.candidate)
         return replace(
             self._measured(row, own, original if name != ORIGINAL else None),
             stages_ms=medians(timed.stages.get(name, ())),
             accuracy=checked.agreement,
-            gate=self._harness.action_gate,
+            gate=gate,
             passed=not checked.failures,
-            failures=judge(row.name, checked.agreement, self._harness.action_gate),
+            failures=judge(row.name, checked.agreement, gate),
             work=self._work(row, variant),
             roofline=self._roofline(row, own),
             launch=self._launch(row, variant, timed.host_us.get(name)),
-            notes=tuple(built),
+            notes=(*built, *about_quantized(variant)),
         )
 
     def _measured(self, row: Row, own: Samples, baseline: Samples | None, of: Baseline = Baseline.ORIGINAL) -> Result:
@@ -266,7 +269,7 @@ class Sweep:
         harness, request, base = self._harness, self._requests.get(row.workload), self._variants.get(row.beside)
         for one in (base, variant):
             harness.capture(one, request)
-        checked = harness.check(variant, request)
+        checked, gate = harness.check(variant, request), harness.gate_of(variant.candidate)
         before, own, after = (replays(harness, one, request, row.calls) for one in (base, variant, base))
         result = self._measured(row, own, joined(before, after), Baseline.FORM)
         won = result.against is not None and result.against.winner == row.name
@@ -276,9 +279,9 @@ class Sweep:
         return replace(
             result,
             accuracy=checked.agreement,
-            gate=harness.action_gate,
+            gate=gate,
             passed=not checked.failures,
-            failures=judge(row.name, checked.agreement, harness.action_gate),
+            failures=judge(row.name, checked.agreement, gate),
             launch=Launch(host_us(harness, variant, request, HOST_CALLS)),
             notes=(told,),
         )

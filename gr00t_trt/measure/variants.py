@@ -11,14 +11,16 @@ import torch
 from ..backends.base import Backend
 from ..backends.guarded import first_line
 from ..backends.inductor.backend import InductorBackend
+from ..common.products import speed
 from ..errors import BackendError
 from ..plans.backends import BACKENDS, get_backend
+from ..plans.precisions import PRECISIONS
 from ..plans.schema import Plan, Ranges
 from ..plans.submodules import resolve_submodule, select
 from ..record.result import Candidate
 from .harness import Harness
 from .results import Part, Variant
-from .rows import PLAIN, TUNED
+from .rows import PLAIN, setting_of
 from .settings import TunedInductor
 
 
@@ -64,21 +66,30 @@ class Variants:
         harness = self._harness
         if candidate.graph:
             return harness.graphed(self.get(replace(candidate, graph=False)))
-        made = replace(candidate, precision=str(harness.plan.precision))
-        if candidate.backend == "eager":
+        made = replace(candidate, precision=self._precision(candidate))
+        if candidate.backend == "eager" and candidate.precision is None:
             return harness.variant(made)
         if candidate.settings:
-            others = self.get(replace(candidate, settings=())).parts
-            return harness.variant(made, {**others, **self._parts(candidate, TUNED)})
+            others, tried = self.get(replace(candidate, settings=())).parts, setting_of(candidate)
+            return harness.variant(made, {**others, **self._parts(candidate, tried.stages if tried else ())})
         other = BACKENDS[candidate.backend].falls_back
         if other is not None:  # what it has nothing for is there already
             parts = self.get(replace(candidate, backend=other)).parts
             return harness.variant(made, {**parts, **self._parts(candidate, (candidate.loop,))})
-        return harness.variant(made, self._parts(candidate, select("all", self._plan(candidate))))
+        plan = self._plan(candidate)
+        names = select("all", plan)
+        if candidate.precision is None:
+            return harness.variant(made, self._parts(candidate, names))
+        parts = self.get(replace(candidate, precision=None)).parts  # what it does not quantise is there already
+        own = [name for name in names if resolve_submodule(plan, name).quantization is not None]
+        return harness.variant(made, {**parts, **self._parts(candidate, own)})
+
+    def _precision(self, candidate: Candidate) -> str:
+        return candidate.precision or str(self._harness.plan.precision)
 
     def _plan(self, candidate: Candidate) -> Plan:
-        precision = str(self._harness.plan.precision)
-        return Plan(candidate.backend, precision, optimizations=candidate.optimizations, loop=candidate.loop)
+        made = candidate.optimizations
+        return Plan(candidate.backend, self._precision(candidate), optimizations=made, loop=candidate.loop)
 
     def _parts(self, candidate: Candidate, names: Collection[str]) -> dict[str, Part]:
         harness, plan, backend = self._harness, self._plan(candidate), _backend(candidate)
@@ -86,7 +97,7 @@ class Variants:
         ranges = Ranges() if candidate.dynamic else Ranges((1, 1), (1, 1), (length, length))
         parts = {}
         for name in names:
-            own, label = resolve_submodule(plan, name), f"{candidate.backend} {candidate.mode or ''}: building {name}"
+            own, label = resolve_submodule(plan, name), f"{_called(candidate)}: building {name}"
             parts[name] = part = harness.build(
                 name, own, candidate.optimizations, ranges=ranges, backend=backend, label=label
             )
@@ -95,10 +106,43 @@ class Variants:
         return parts
 
 
+def _called(candidate: Candidate) -> str:
+    """What a build is told as."""
+    return " ".join(part for part in (candidate.backend, candidate.mode, candidate.precision) if part)
+
+
 def not_here(backend: str) -> str | None:
     """Why a backend cannot be used on this machine; None where it can."""
     found = get_backend(backend).availability()
     return None if found.installed else f"{backend}: {found.reason}"
+
+
+def not_in(candidate: Candidate, plan: Plan, device: torch.device) -> str | None:
+    """Why a candidate's own precision cannot be measured in a run of this plan; None where it can, or it has none."""
+    if candidate.precision is None:
+        return None
+    row = PRECISIONS[candidate.precision]
+    if plan.precision != row.carrier and (device.type != "cpu" or plan.precision != "fp32"):
+        return f"{row.name}: what is not quantised stays in {row.carrier}, and this run is in {plan.precision}"
+    if device.type != "cuda":
+        if row.name != "int8" or speed().int8:
+            return None
+        return f"int8: not exact on this CPU, or not clearly faster than fp32; one product in ms: {speed().said()}"
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    if row.computes_on(capability):
+        return None
+    return f"{row.name}: its products need compute capability {row.least_capability}, and this GPU has {capability}"
+
+
+def about_quantized(variant: Variant) -> tuple[str, ...]:
+    """What was done to a variant in a quantised precision, in a sentence; nothing for another."""
+    done = [part.quantized for part in variant.parts.values() if part.quantized is not None]
+    if not done:
+        return ()
+    layers, kept = sum(one.layers or 0 for one in done), sum(len(one.kept) for one in done)
+    share = sum(one.weight_bytes or 0 for one in done) / max(sum(one.half_bytes or 0 for one in done), 1)
+    told = f"{done[0].format}: {layers} of {layers + kept} linear layers of {len(done)} submodules, which take "
+    return (f"{told}{100 * share:.0f} % of their 16-bit bytes; calibrated on {done[0].frames} requests of this run",)
 
 
 def _backend(candidate: Candidate) -> Backend:

@@ -33,14 +33,15 @@ COUNTED_PER_STEP = ("waterfall", "loop")
 
 @dataclass(frozen=True)
 class Counted:
-    """What decides how much work a call is; how it is compiled does not."""
+    """What decides how much work a call is; how it is compiled does not. The precision None is the counter's."""
 
     optimizations: tuple[str, ...]
     work: Workload
+    precision: str | None = None
 
     @staticmethod
     def of(candidate: Candidate, work: Workload) -> Counted:
-        return Counted(candidate.optimizations, work)
+        return Counted(candidate.optimizations, work, candidate.precision)
 
 
 class Counter:
@@ -110,6 +111,7 @@ def _noise(model: Model, batch: int) -> Tensor:
 
 
 def _traced(config: Gr00tConfig, precision: str, question: Counted, inputs: dict[str, Tensor]) -> Trace:
+    precision = question.precision or precision
     plain = _without_weights(config, torch_dtype(precision))
     plain.denoising_steps = question.work.steps
     noise = _noise(plain, len(inputs[EMBODIMENT]))

@@ -85,12 +85,17 @@ class Requests:
     """
 
     def __init__(self, policy: ModelPolicy, observations: Sequence[Observation], seed: int):
-        self._policy, self._observations, self._seed = policy, observations, seed
+        self._policy, self._observations, self.seed = policy, observations, seed
         self._inputs: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def get(self, work: Workload) -> Request:
-        noise = noise_of(self._policy.model, work.batch, self._seed)
+        noise = noise_of(self._policy.model, work.batch, self.seed)
         return Request(work, self.observation(work), self.inputs(work), noise, work.batch > 1)
+
+    def alone(self, number: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Model inputs of one observation as a request, and noise of its own."""
+        inputs, _ = self._policy.preprocess(dict(self._observations[number]))
+        return inputs, noise_of(self._policy.model, 1, self.seed + number)
 
     def observation(self, work: Workload) -> Observation:
         """What a robot would send: unbatched for batch 1, else everything stacked."""

@@ -7,7 +7,7 @@ A generation is one folder beside this file with an `Architecture` in its `archi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Architecture:
         plain_only: Setting of a plan that the restructured model cannot honour -> why.
         restructure: ``module:function`` that makes the restructured model of a plain one and some optimizations.
         kernels: ``module:function`` that gives a stage of the restructured model hand-written kernels, or None for one
-            that has none; what they leave to a compiler, the function's second argument compiles.
+            that has none. See `with_kernels`.
         colors: Stage of a request -> its colour in charts; stages of one colour are one part of a request.
     """
 
@@ -73,9 +73,15 @@ class Architecture:
         """The `Model` with these optimizations, which shares the plain one's weights; without any, the plain one."""
         return _named(self.restructure)(plain, optimizations=optimizations) if optimizations else plain
 
-    def with_kernels(self, stage: Any, compiled: Callable[[Any], Any]) -> Any:
-        """The stage with kernels of its own, an `nn.Module` on the same weights; None for one that has none."""
-        return _named(self.kernels)(stage, compiled)
+    def with_kernels(self, stage: Any, *, chained: bool = False) -> Any:
+        """The stage with kernels of its own, an `nn.Module` on the same weights; None for one that has none.
+
+        Its attribute `wants_compiler` says whether it leaves work to torch.compile, which must then compile it.
+
+        Args:
+            chained: It leaves none to it where there are kernels for everything.
+        """
+        return _named(self.kernels)(stage, chained=chained)
 
     def parts_of(self, target: str) -> tuple[str, ...]:
         """The submodules that a compile target takes the place of: itself, or several."""

@@ -48,6 +48,7 @@ class BackendRow:
         distributions: Python distributions whose versions a record names.
         falls_back: The backend of the stages that it has nothing for.
         executed_by: Where engines are built and cannot run: what computes the numbers that are compared.
+        not_on_cpu: The precisions that it has no products for where a CPU computes.
     """
 
     name: str
@@ -60,6 +61,7 @@ class BackendRow:
     distributions: tuple[str, ...] = ()
     falls_back: str | None = None
     executed_by: str | None = None
+    not_on_cpu: tuple[str, ...] = ()
 
     @functools.cached_property
     def backend(self) -> Any:
@@ -100,6 +102,7 @@ BACKENDS: dict[str, BackendRow] = {
             writes="ONNX files",
             honors=("use_fp32_acc", "disable_tf32", "debug", "optimization_level"),
             distributions=("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+            not_on_cpu=("bf16",),
         ),
         BackendRow(
             "torch_tensorrt",

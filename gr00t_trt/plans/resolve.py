@@ -122,6 +122,7 @@ def resolve(
             notes.append(("cuda_graph", "not used: a comparison calls each backend's submodules one by one"))
             plan = replace(plan, cuda_graph="none", cuda_graph_lengths=())
     plan = _settle_backends(plan, [n for n in names if len(candidates.get(n, ("",))) == 1], machine, chosen, notes)
+    plan = _settle_carriers(plan, names, compare, machine, notes)
     plan = _settle_precision(plan, names, compare, machine, precision_chosen, notes)
     plan = _settle_quantization(plan, compare)
     tried = dict.fromkeys(backend for own in candidates.values() if len(own) > 1 for backend in own)
@@ -194,6 +195,7 @@ def _settle_precision(
             own = (resolve_submodule(plan, each) for each in names)
             if any(each.precision == name and each.backend in ("eager", "inductor") for each in own):
                 text = "computed by its reference in PyTorch: its accuracy counts, not its speed"
+                text = f"products in 8 bits by oneDNN; {_measured(speed)}" if name == "int8" and speed.int8 else text
                 notes.append((f"precision {name}", text))
             continue
         why = f"not clearly faster than fp32 on this CPU, and less exact; fast here: {', '.join(fast)}"
@@ -208,7 +210,6 @@ def _settle_quantization(plan: Plan, compare: tuple[str, ...]) -> Plan:
     """
     quantized = {name: own for name in SUBMODULES if (own := resolve_submodule(plan, name)).quantization is not None}
     for name, own in quantized.items():
-        assert own.quantization is not None
         able = PRECISIONS[own.precision].backends
         unable = [backend for backend in compare if able and backend not in able]
         if unable:
@@ -217,11 +218,38 @@ def _settle_quantization(plan: Plan, compare: tuple[str, ...]) -> Plan:
                 known=able,
                 fix="leave it out of --compare, or compare in fp8 or int8",
             )
-        if not Path(file := own.quantization.file()).is_file():
-            raise PlanError(f"calibration: {file}: no such file", fix=f"make one: {CALIBRATE}")
+        need_calibration(own)
     own_plans = {name: plan.submodules.get(name, SubmodulePlan()) for name in quantized}
     gated = {name: replace(own, gate=quantized[name].gate) for name, own in own_plans.items()}
     return replace(plan, submodules={**plan.submodules, **gated})
+
+
+def need_calibration(own: ResolvedSubmodule) -> None:
+    """Raises: PlanError where a precision needs a calibration and the plan has none, or the file is missing."""
+    if own.quantization is not None and not Path(file := own.quantization.file()).is_file():
+        raise PlanError(f"calibration: {file}: no such file", fix=f"make one: {CALIBRATE}")
+
+
+def _settle_carriers(
+    plan: Plan, names: tuple[str, ...], compare: tuple[str, ...], machine: Machine, notes: list[Note]
+) -> Plan:
+    """The plan with fp32 where a CPU computes and a backend has no products for what carries a quantised precision.
+
+    Beside quantised stages only: whoever asks for that precision alone gets it or an error.
+    """
+    resolved = {name: resolve_submodule(plan, name) for name in names}
+    carriers = {PRECISIONS[own.precision].carrier for own in resolved.values() if own.quantization is not None}
+    changed: dict[str, str] = {}
+    for name, own in resolved.items() if machine.device == "cpu" else ():
+        tried = compare or (() if own.backend == AUTO else (own.backend,))
+        unable = [backend for backend in tried if own.precision in BACKENDS[backend].not_on_cpu]
+        if own.quantization is None and own.precision in carriers and unable:
+            changed[name] = f"{unable[0]} has no {own.precision} products on a CPU"
+    notes += [
+        (", ".join(n for n in changed if changed[n] == why), f"fp32: {why}") for why in dict.fromkeys(changed.values())
+    ]
+    own_plans = {name: replace(plan.submodules.get(name, SubmodulePlan()), precision="fp32") for name in changed}
+    return replace(plan, submodules={**plan.submodules, **own_plans})
 
 
 def _measured(speed: Speed) -> str:

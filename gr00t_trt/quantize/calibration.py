@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -234,8 +235,12 @@ def _calibration(about: Any, tensors: Mapping[str, Tensor]) -> Calibration:
         channels, amax = tensors[f"{name}:channels"], tensors[f"{name}:amax"]
         if channels.dim() != 1 or amax.shape != (len(raw["frames"]),):
             raise ValueError(f"{name}: shapes {tuple(channels.shape)} and {tuple(amax.shape)}")
+        if {channels.dtype, amax.dtype} != {torch.float32}:
+            raise ValueError(f"{name}: {channels.dtype} and {amax.dtype}, not float32")
         if not (channels.isfinite().all() and amax.isfinite().all() and (channels >= 0).all()):
             raise ValueError(f"{name}: a magnitude that is negative or not finite")
         noise = {form: float(share) for form, share in own["noise"].items()}
-        layers[name] = Observed(channels.float(), amax.float(), tuple(map(str, own["weight"])), noise)
+        if not all(math.isfinite(share) and share >= 0 for share in noise.values()):
+            raise ValueError(f"{name}: a noise that is negative or not finite")
+        layers[name] = Observed(channels, amax, tuple(map(str, own["weight"])), noise)
     return Calibration(Provenance(**raw), layers)

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..common.notice import warn_once
@@ -15,18 +17,23 @@ from ..errors import PlanError
 from ..model.protocol import Model
 from ..model.targets import Target
 from ..plans.precisions import PRECISIONS, Gate
+from ..plans.resolve import Resolved
 from ..plans.schema import ARCHITECTURE, AUTO_KEEP
 from ..plans.submodules import Quantization, ResolvedSubmodule
 from .calibration import Calibration, read_calibration
 from .formats import FORMATS
 from .linear import QuantLinear, can_be_quantized
-from .ranking import decibels, noise_of_outputs, worst
+from .ranking import decibels, noise_of_outputs, noise_share, worst, worst_besides
 
 ALWAYS_KEPT = ("dit_model/proj_out_2",)
 """The last product of the transformer: its error goes into the actions undamped, and it has few bytes."""
 
 
 _AS_PLANNED, _NARROW, _UNDAMPED = "as the plan says", "a side is no multiple of 16", "the actions would get its error"
+
+
+Pairs = Mapping[str, tuple[nn.Linear, QuantLinear]]
+"""Layer -> it, and what takes its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +45,16 @@ class Quantized:
         form: A name of `formats.FORMATS`.
         layers: Layer -> it, and what took its place.
         kept: Layer that stays in 16 bit -> why; `weights` counts those of all layers together.
-        calibration: What gave the scales, and `file`, where that lies.
+        calibration: What gave the scales, and `file`, where that lies; None for one that was never written.
     """
 
     before: Target
     form: str
-    layers: Mapping[str, tuple[nn.Linear, QuantLinear]]
+    layers: Pairs
     kept: Mapping[str, str]
     weights: int
     calibration: Calibration
-    file: str
+    file: str | None
 
     @property
     def share(self) -> float:
@@ -69,8 +76,11 @@ class Quantized:
     def notes(self) -> tuple[str, str]:
         """Sentences for the record."""
         taken = self.calibration.provenance
-        source = f"{len(taken.frames)} frames of {taken.dataset}, weights {self.calibration.weights}"
-        return self._told(), f"calibration {self.file} ({self.calibration.digest}): {source}"
+        frames = f"{len(taken.frames)} frames of {taken.dataset}"
+        if self.file is None:
+            return self._told(), f"calibrated in this run: {frames}"
+        weights = f"({self.calibration.digest}): {frames}, weights {self.calibration.weights}"
+        return self._told(), f"calibration {self.file} {weights}"
 
     def sqnr_db(self) -> dict[str, float]:
         """Layer -> signal over noise of its own output, on the inputs that it gets in the target's recorded call."""
@@ -119,41 +129,86 @@ def matching(pattern: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def quantized_target(
-    target: Target, model: Model, resolved: ResolvedSubmodule, policy: object
+    target: Target, model: Model, resolved: ResolvedSubmodule, policy: object, calibration: Calibration | None = None
 ) -> tuple[Target, Quantized | None]:
     """The target with its linear layers quantised as the plan says, and what was done; None for nothing.
 
     Args:
         target: A stage of `model`, which stays as it is: what is not replaced is shared.
         policy: What will ask the model; its data config is held against the calibration's.
+        calibration: Taken of this very model; None reads the plan's file, and holds that against the model.
     Raises: PlanError for a quantised precision without a calibration, one of other weights, and a pattern of `keep`
         that matches nothing.
     """
     wanted = resolved.quantization
     if wanted is None:
         return target, None
-    path, form = wanted.file(), resolved.precision
-    calibration, known = read_calibration(path), linear_layers(model)
+    form, known = resolved.precision, linear_layers(model)
     names = {id(layer): name for name, layer in known.items()}
     own = {name: known[name] for one in target.module.modules() if (name := names.get(id(one))) is not None}
-    calibration.refuse_other_weights({name: known[name] for name in _upstream(known, own)}, path)
+    path = None
+    if calibration is None:
+        calibration = read_calibration(path := wanted.file())
+        calibration.refuse_other_weights({name: known[name] for name in _upstream(known, own)}, path)
+        _warn_of_other_data(calibration, policy, path)
     able = quantizable(own)
     planned = kept_layers(calibration, form, able, wanted, resolved.gate, own if wanted.own else known)
-    kept = {
-        name: _AS_PLANNED if name in planned else _why_never(name)
-        for name in own
-        if name in planned or name not in able
-    }
     layers = {
         name: (layer, QuantLinear(layer, form, calibration.observed(name).channels))
         for name, layer in able.items()
         if name not in planned
     }
-    _warn_of_other_data(calibration, policy, path)
+    if AUTO_KEEP in wanted.keep:
+        ranked = {name: calibration.observed(name).noise[form] for name in layers}
+        planned |= worst_besides(partial(_noise_of, target, layers), ranked, form, resolved.gate)
+        layers = {name: pair for name, pair in layers.items() if name not in planned}
+    kept = {
+        name: _AS_PLANNED if name in planned else _why_never(name)
+        for name in own
+        if name in planned or name not in able
+    }
     weights = sum(layer.weight.numel() for layer in own.values())
     done = Quantized(target, form, layers, kept, weights, calibration, path)
-    made = with_replaced(target.module, {id(layer): new for layer, new in layers.values()})
-    return replace(target, module=made), done
+    return replace(target, module=_replaced(target, layers)), done
+
+
+def _replaced(target: Target, layers: Pairs, but: Collection[str] = ()) -> nn.Module:
+    made: nn.Module = with_replaced(target.module, {id(old): new for n, (old, new) in layers.items() if n not in but})
+    return made
+
+
+@torch.no_grad()
+def _noise_of(target: Target, layers: Pairs, but: Collection[str]) -> float:
+    """What quantising layers, but for some, makes noise of the target's output in its recorded call."""
+    expected = target.module(*target.inputs)
+    return noise_share([_replaced(target, layers, but)(*target.inputs)], [expected])
+
+
+def refuse_unfit(resolved: Resolved) -> None:
+    """Before a model is loaded, what the calibration alone can say of a plan.
+
+    Raises: PlanError for a file that cannot be read, a pattern of `keep` that matches none of its layers, and ``auto``
+        without a ranking.
+    """
+    for name in resolved.names:
+        wanted, form = resolved[name].quantization, resolved[name].precision
+        if wanted is None:
+            continue
+        known = read_calibration(wanted.file()).layers
+        stages = ARCHITECTURE.covers.get(name, (name,))
+        own = {layer: seen for layer, seen in known.items() if layer.partition("/")[0] in stages}
+        _refuse_unmatched(wanted, own if wanted.own else known)
+        if AUTO_KEEP in wanted.keep and not any(form in seen.noise for seen in own.values()):
+            worst(dict.fromkeys(own), form, resolved[name].gate, wanted.file())
+
+
+def _refuse_unmatched(wanted: Quantization, among: Collection[str]) -> None:
+    """Raises: PlanError for a pattern that means none of these layers."""
+    for pattern in wanted.keep:
+        if pattern != AUTO_KEEP and not matching(pattern, among):
+            raise PlanError(
+                f"keep: {pattern!r} matches no layer", known=[name.partition("/")[2] for name in list(among)[:12]]
+            )
 
 
 def _why_never(name: str) -> str:
@@ -182,15 +237,8 @@ def kept_layers(
         among: The layers of which each pattern must mean one: the stage's, or for the whole plan the model's.
     Raises: PlanError for a pattern that matches nothing, and for ``auto`` without a ranking.
     """
-    kept: set[str] = set()
-    for pattern in wanted.keep:
-        if pattern == AUTO_KEEP:
-            continue
-        if not matching(pattern, among):
-            raise PlanError(
-                f"keep: {pattern!r} matches no layer", known=[name.partition("/")[2] for name in list(among)[:12]]
-            )
-        kept.update(matching(pattern, layers))
+    _refuse_unmatched(wanted, among)
+    kept = {name for pattern in wanted.keep if pattern != AUTO_KEEP for name in matching(pattern, layers)}
     if AUTO_KEEP in wanted.keep:
         noise = {name: calibration.observed(name).noise.get(form) for name in layers if name not in kept}
         kept.update(worst(noise, form, gate, wanted.file()))

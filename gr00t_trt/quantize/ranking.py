@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,26 @@ def worst(noise: Mapping[str, float | None], form: str, gate: Gate, calibration:
     return tuple(kept)
 
 
+def worst_besides(
+    measured: Callable[[Collection[str]], float], noise: Mapping[str, float], form: str, gate: Gate
+) -> set[str]:
+    """Further layers that must stay in 16 bit where the noise of a request is more than a ranking predicts.
+
+    Args:
+        measured: What stays in 16 bit besides -> noise power over signal power of the stage's output.
+        noise: Layer that is quantised -> its share of noise in the ranking.
+    """
+    kept: set[str] = set()
+    while left := {name: share for name, share in noise.items() if name not in kept}:
+        lost = measured(kept)
+        if decibels(lost) >= needed_db(gate):
+            break
+        factor = lost / max(math.fsum(left.values()), 1e-30)
+        more = worst({name: share * factor for name, share in left.items()}, form, gate, "")
+        kept.update(more or (max(left, key=left.__getitem__),))
+    return kept
+
+
 @torch.no_grad()
 def noise_by_layer(
     run: Callable[[nn.Module], Sequence[Tensor]],
@@ -70,13 +90,18 @@ def noise_by_layer(
         advance: Called after each layer.
     """
     expected = run(stage)
-    signal = math.fsum(float(one.double().square().sum()) for one in expected)
     out = {}
     for name, make in quantized.items():
-        pairs = zip(run(make()), expected, strict=True)
-        out[name] = math.fsum(float((got.double() - want.double()).square().sum()) for got, want in pairs) / signal
+        out[name] = noise_share(run(make()), expected)
         advance()
     return out
+
+
+def noise_share(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Noise power over signal power of some outputs together."""
+    signal = math.fsum(float(one.double().square().sum()) for one in expected)
+    pairs = zip(outputs, expected, strict=True)
+    return math.fsum(float((got.double() - want.double()).square().sum()) for got, want in pairs) / signal
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..plans.backends import BACKENDS
+from ..plans.precisions import PRECISIONS
 from ..plans.schema import OPTIMIZATIONS, SUBMODULES
 from ..record.files import read_record
 from ..record.result import REQUEST, Baseline, Result, Status
@@ -135,6 +136,8 @@ class View:
         # Records of the first schema counted in ten smaller steps.
         every = max(len(OPTIMIZATIONS), *(len(r.candidate.optimizations) for r in self.one.record.results))
         parts = [ALL if done == every else f"{done} of {every} optimizations"]
+        quantized = made.precision in PRECISIONS and PRECISIONS[made.precision].quantized
+        parts += [made.precision if quantized and made.precision else ""]
         parts += [title(made.backend) if made.backend != "eager" else "", "one CUDA graph" if made.graph else ""]
         return ", ".join(part for part in parts if part)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..common.allocator import return_freed
 from ..common.devices import side_stream
 from ..common.progress import progress
 from ..compile.build import set_precision
@@ -29,6 +30,7 @@ from ..plans.load import plan_to_mapping
 from ..plans.resolve import Resolved
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source, load_source
+from ..quantize.layers import refuse_unfit
 from ..record.environment import ROOT
 from ..record.result import Result
 from ..record.schema import ModelInfo, Record, drift_of, new_record
@@ -57,6 +59,7 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
     Raises: Gr00tError for anything that cannot work; engines that were finished before it stay, whole.
     """
     began = time.monotonic()
+    refuse_unfit(resolved)
     device = torch.device(job.device)
     if resolved.engine_dir is not None:
         prepare_engine_dir(resolved.engine_dir)
@@ -73,6 +76,7 @@ def run(job: Job, resolved: Resolved, console: Console) -> Record:
         record.skip_all(resolved.notes)
         request = one_request(policy, observation, job.seed)
         reference = take_reference(policy, request, [resolved.plan.optimizations], steps)
+        return_freed()
         harness = Harness(reference, resolved.plan, steps)
         choose_products(harness, record)
         record.inputs = replace(request.described(job.seed), dataset=source.about)

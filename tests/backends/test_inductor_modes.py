@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from small_submodules import needs_no_gpu
 from torch import nn
 
 from gr00t_trt.backends.base import BuildContext
@@ -38,3 +42,21 @@ def test_a_graph_s_own_buffer_is_not_handed_out(copies: bool) -> None:
 def test_an_unknown_mode() -> None:
     with pytest.raises(PlanError, match="reduce-overhead"):
         InductorBackend("fastest")
+
+
+class _Echo(InductorBackend):
+    """Traces as torch.compile does, and compiles nothing."""
+
+    def compiled(self, module: Callable[..., Any], *, on_gpu: bool) -> Callable[..., Any]:
+        return torch.compile(module, backend=lambda graph, _: graph, fullgraph=True)
+
+
+@needs_no_gpu
+def test_one_stage_may_be_compiled_in_more_ways_than_pytorchs_limit() -> None:
+    torch._dynamo.reset()
+    made = []
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        target = Target("state_encoder", nn.Linear(2, 2).requires_grad_(False), (torch.zeros(1, 2),), ("state",), ({},))
+        made.append(_Echo().build(target, BuildOptions(), BuildContext(None, lambda _: None)))
+    torch._dynamo.reset()
+    assert all(one.runs for one in made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,9 @@ from torch import Tensor, fx, nn
 
 from gr00t_trt.backends.inductor import products as inductor_products
 from gr00t_trt.backends.inductor.products import GpuProducts, is_long, long_linear
+from gr00t_trt.model.n1_5.fast.backbone import FastLanguageModel, PaddedLanguageModel, padding_tables, rotation_table
+from gr00t_trt.model.n1_5.qwen3 import Qwen3Model
+from gr00t_trt.model.n1_5.synthetic import tiny_config
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -66,6 +71,58 @@ def stand_in_long(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def test_graphs_on_a_cpu_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     _, calls = traced(False, monkeypatch)
     assert [node.target for node in calls].count(F.linear) == 4
+
+
+def language_model(dtype: torch.dtype) -> tuple[FastLanguageModel, Tensor, Tensor]:
+    """Two layers of it, where two query heads share a key, and what it is asked."""
+    torch.manual_seed(0)
+    text = replace(tiny_config().eagle.text, num_attention_heads=4, num_key_value_heads=2)
+    model = FastLanguageModel(Qwen3Model(text, 2), fused=True).to(dtype).requires_grad_(False)
+    rotation = rotation_table(text, 9, dtype, torch.device("cpu"))
+    return model, torch.randn(2, 9, text.hidden_size, dtype=dtype), rotation
+
+
+def attention_calls(module: nn.Module, without: tuple[str, ...], *args: Tensor) -> tuple[Tensor, list[fx.Node]]:
+    """The result after the pass, and the calls of attention in its graph."""
+    calls: list[fx.Node] = []
+
+    def keep(graph: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
+        GpuProducts(without)(graph.graph)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        calls.extend(graph.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention))
+        expanded = graph.graph.find_nodes(op="call_method", target="expand")
+        assert bool(expanded) != all(call.kwargs.get("enable_gqa") for call in calls)
+        return graph
+
+    torch._dynamo.reset()
+    return torch.compile(module, backend=keep, fullgraph=True)(*args), calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_share_their_keys_and_values(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor_products, "_half_on_gpu", lambda node: True)
+    monkeypatch.setattr(inductor_products, "is_long", lambda *_: False)
+    model, embeds, rotation = language_model(dtype)
+    exact = model.double()(embeds.double(), rotation.double())
+    model, embeds, rotation = language_model(dtype)
+    got, calls = attention_calls(model, (), embeds, rotation)
+    assert [call.kwargs.get("enable_gqa") for call in calls] == [True, True]
+    assert float((got - exact).abs().max()) <= 1.1 * float((model(embeds, rotation) - exact).abs().max())
+    repeated, calls = attention_calls(model, ("grouped_attention",), embeds, rotation)
+    assert not any(call.kwargs.get("enable_gqa") for call in calls)
+    assert torch.equal(repeated, model(embeds, rotation))
+
+
+def test_under_a_mask_they_are_repeated_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel of attention takes both."""
+    monkeypatch.setattr(inductor_products, "_half_on_gpu", lambda node: True)
+    monkeypatch.setattr(inductor_products, "is_long", lambda *_: False)
+    model, embeds, rotation = language_model(torch.float32)
+    given = embeds, rotation, *padding_tables(torch.ones(2, 9), torch.float32)
+    got, calls = attention_calls(PaddedLanguageModel(model), (), *given)
+    assert len(calls) == 2
+    assert torch.equal(got, PaddedLanguageModel(model)(*given))
 
 
 @pytest.mark.parametrize(

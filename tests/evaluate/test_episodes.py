@@ -26,6 +26,7 @@ from gr00t_trt.evaluate.episodes import (
     Prediction,
     action_keys,
     choose_horizon,
+    closeness,
     difference,
     read_recording,
     replay,
@@ -150,6 +151,17 @@ def test_the_difference_of_two_policies_is_told_per_key_and_against_its_range(da
     assert found["action.left_arm"] == pytest.approx({"max_abs": 0.1, "mean_abs": 0.1, "max_percent_of_range": 5.0})
     assert found["action.right_arm"] == {"max_abs": 0.0, "mean_abs": 0.0, "max_percent_of_range": 0.0}
     assert found["action.right_hand"]["max_percent_of_range"] is None
+
+
+def test_how_close_two_policies_are_is_told_on_the_models_own_scale() -> None:
+    low, high = np.array([0.0, 10.0, 5.0]), np.array([2.0, 30.0, 5.0])  # the last one never moves
+    first = Prediction({"action.arm": np.array([[2.0, 30.0, 5.0], [0.0, 20.0, 5.0]])}, (1.0,))  # 1, 1, -1, 0
+    second = Prediction({"action.arm": np.array([[2.0, 30.0, 7.0], [0.0, 24.0, 5.0]])}, (1.0,))  # 1, 1, -1, 0.4
+    found = closeness([first], [second], {"action.arm": (low, high)})
+    assert found["sqnr_db"] == pytest.approx(10 * np.log10(3 / 0.16))
+    assert found["cosine"] == pytest.approx(3 / np.sqrt(3 * 3.16))
+    assert closeness([first], [first], {"action.arm": (low, high)}) == {"cosine": pytest.approx(1), "sqnr_db": None}
+    assert closeness([first], [second], {"action.arm": (high, high)}) == {"cosine": None, "sqnr_db": None}
 
 
 class ToyConfig(DataConfig):

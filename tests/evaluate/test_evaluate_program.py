@@ -52,6 +52,8 @@ def test_the_record_holds_errors_latencies_and_the_difference(compared) -> None:
     # The same noise on both sides: what is left is rounding, far below what fresh noise would do.
     assert found["difference"]["between"] == ["eager fp32", "eager bf16"]
     assert 0 < found["difference"]["per_key"]["action.left_arm"]["max_abs"] < 0.1
+    assert 0.999 < found["difference"]["cosine"] < 1
+    assert found["difference"]["sqnr_db"] > 35
     assert any("ends after 32 rows" in note["why"] for note in record["skipped"])
 
 

@@ -206,7 +206,7 @@ class TestProgram:
             ("--embodiment_tag gr2", "did you mean gr1?"),
             ("--fn_name decoder", "did you mean action_decoder?"),
             ("--onnx_dirr x", "did you mean --onnx_dir?"),
-            ("--precision fp8", "calibrations are of the restructured model's layers"),
+            ("--precision fp8", "a quantised precision needs a calibration"),
             ("--loop denoise_loop", "restructured model only"),
             ("--dataset_path nowhere", "nowhere"),
             ("--config nothing.yaml", "no such plan file"),

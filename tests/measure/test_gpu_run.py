@@ -18,8 +18,9 @@ from gr00t_trt.compile import capture
 from gr00t_trt.measure import estimates, job, sweep, variants, work
 from gr00t_trt.measure.job import Wanted
 from gr00t_trt.measure.roofline import Trace
-from gr00t_trt.measure.rows import SETTINGS, TUNED, planned
+from gr00t_trt.measure.rows import SETTINGS, planned
 from gr00t_trt.model.targets import Target
+from gr00t_trt.plans.precisions import PRECISIONS
 from gr00t_trt.plans.schema import BuildOptions
 from gr00t_trt.policy.source import Source
 from gr00t_trt.record.files import read_record
@@ -31,6 +32,7 @@ from gr00t_trt.report.views import View, together
 
 CALLS = 5
 LEFT_OUT = ("2 denoising steps", "8 denoising steps", "1 view", "3 views", "batch 1", "batch 4", "batch 8",
+            "keys and values repeated",
             "+ constant_folding", "+ token_pruning", "+ fused_projections", "+ prompt_cache")  # fmt: skip
 """Rows that differ from others by a number only."""
 
@@ -74,10 +76,15 @@ class Instant:
         return Built(target.module, True, 0.01)
 
 
-ROWS = [replace(row, calls=min(row.calls, CALLS)) for row in planned("cuda", ()) if row.name not in LEFT_OUT]
+ROWS = [
+    replace(row, calls=min(row.calls, CALLS))
+    for row in planned("cuda", ())
+    if row.name not in LEFT_OUT and (row.group, row.name) != ("settings", "FP8")
+]
 
 
-KERNELS = "the DiT on its own Triton kernels"
+KERNELS = ("the DiT on its own Triton kernels", "FP8, the DiT on its own Triton kernels")
+LONG = ("searched products, TMA, cut along K", "searched products")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +105,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, list[Any], li
         patch.setattr(job, "rows_for", lambda kind: ROWS)
         patch.setattr(sweep, "CALLS_OF_PERCENTILES", CALLS)
         patch.setattr(sweep, "REPLAYS", CALLS)
+        patch.setattr(sweep, "HOST_CALLS", CALLS)
         # Counting takes seconds, and has tests of its own.
         patch.setattr(work, "_traced", lambda *_: Trace())
         patch.setattr(work, "_operators_per_step", lambda *_: 249)
@@ -107,10 +115,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, list[Any], li
             sweep, "unknown_setting", lambda names: known([name.replace("triton", "tritium") for name in names])
         )
         # A search of hours, in a budget of minutes.
-        patch.setitem(estimates.BUILD_S_PER_LAYER["cpu"], "max-autotune-no-cudagraphs", 1e6)
-        saved = iter([(b"first", None), (b"second", None), None, None, None])
-        patch.setattr(torch.compiler, "save_cache_artifacts", lambda: next(saved))
-        wanted = Wanted(folder, 300, Source("synthetic", "synthetic"), "cpu", cache=folder / "cache.bin")
+        patch.setitem(estimates.BUILD_S_PER_LAYER["cpu"], estimates.SEARCH_MODE, 1e6)
+        saved = iter([(b"first", None), (b"second", None)])
+        patch.setattr(torch.compiler, "save_cache_artifacts", lambda: next(saved, None))
+        source = Source("synthetic", "synthetic")
+        wanted = Wanted(folder, 300, source, "cpu", cache=folder / "cache.bin")
         _, path = job.run(wanted, Console(file=io.StringIO()))
     assert (folder / "cache.bin").read_bytes().endswith(b"\nsecond")
     return read_record(path), asked, order
@@ -128,19 +137,16 @@ def entry(record: Record, name: str, group: str | None = None) -> Result:
 
 def test_rows_are_taken_in_their_order_and_what_is_too_long_is_left_out(run) -> None:
     record, _, order = run
-    absent = {KERNELS, "FP8 form", "programmatic dependent launch", "max-autotune"}
-    absent |= {"max-autotune, one CUDA graph"}
+    absent = {*KERNELS, *LONG, "programmatic dependent launch", "several small ones"}
     assert order == [row.name for row in sorted(ROWS, key=lambda row: row.priority) if row.name not in absent]
-    for group in ("compile", "settings"):
-        assert next(row for row in record.of(group) if "max-autotune" in row.name).status is Status.NO_TIME
+    assert all(row.status is Status.NO_TIME for row in record.of("settings") if row.name == "searched products")
     assert record.exit_reason == "done"
     failed = [(row.name, row.why) for row in record.measured if row.status is Status.FAILED]
     assert failed == []
 
 
 def test_what_this_release_or_this_project_does_not_have_says_so(record: Record) -> None:
-    own, fp8 = record.of("forms")
-    assert (own.why, fp8.why) == ("triton: its kernels need a CUDA GPU", "not built yet")
+    assert {entry(record, name, "forms").why for name in KERNELS} == {"triton: its kernels need a CUDA GPU"}
     pdl = entry(record, "programmatic dependent launch")
     assert (pdl.status, pdl.latency_ms) == (Status.UNAVAILABLE, None)
     assert pdl.why == f"unsupported: torch {torch.__version__} has no torch.compile option tritium.enable_pdl"
@@ -186,25 +192,33 @@ def test_the_split_adds_up(record: Record) -> None:
     assert row.notes[0].startswith("the stages add up to ")
 
 
-def test_a_setting_is_compared_a_b_a_on_two_stages(run) -> None:
+def test_a_setting_is_compared_a_b_a_on_its_stages(run) -> None:
     record, asked, _ = run
-    row = entry(record, "coordinate descent tuning")
+    row = entry(record, "tuned pointwise kernels")
     assert row.against.baseline is Baseline.FORM
     assert (len(row.latency_ms.samples), len(row.against.latency_ms.samples)) == (CALLS, 2 * CALLS)
     assert row.notes[0].startswith("A B A: ")
     assert row.notes[0].endswith((": kept", ": not kept"))
     assert row.passed
-    options = SETTINGS["coordinate descent tuning"]
-    assert [name for _, settings, name in asked if settings == options] == list(TUNED)
-    assert row.candidate.settings == options
+    setting = SETTINGS["tuned pointwise kernels"]
+    assert [name for _, settings, name in asked if settings == setting.options] == list(setting.stages)
+    assert row.candidate.settings == setting.options
+
+
+def test_the_form_in_8_bits_is_calibrated_on_the_runs_own_requests(record: Record) -> None:
+    fp8 = entry(record, "FP8")
+    assert fp8.candidate.precision == "fp8"
+    assert (fp8.status, fp8.passed, fp8.gate) == (Status.MEASURED, True, PRECISIONS["fp8"].action_gate)
+    assert 0.999 < fp8.accuracy.cosine < entry(record, "+ one CUDA graph").accuracy.cosine
+    assert fp8.notes[1].endswith("which take 55 % of their 16-bit bytes; calibrated on 2 requests of this run")
 
 
 def test_each_form_is_built_once(run) -> None:
+    """As it is, for a range of sizes, and in 8 bits, for which what has no large products is taken as it is."""
     _, asked, _ = run
     names = [name for mode, settings, name in asked if not settings]
-    assert sorted(names) == sorted(
-        2 * ["vision_model", "language_model", "vl_components", "state_encoder", "denoise_step"]
-    )
+    large = ["vision_model", "language_model", "vl_components", "denoise_step"]
+    assert sorted(names) == sorted([*3 * large, *2 * ["state_encoder"]])
 
 
 def test_a_record_of_it_can_be_read(record: Record) -> None:
@@ -218,5 +232,5 @@ def test_a_record_of_it_can_be_read(record: Record) -> None:
     assert "timed in turn with one row, '+ one CUDA graph'" in written
     assert "| every stage as a graph of its own, replayed back to back | calls in it | ms | of the whole |" in written
     assert "| settings of torch.compile, A B A | calls | without it p50 ms | p50 ms |" in written
-    assert "FP8 form (not built yet)" in written
+    assert "FP8, the DiT on its own Triton kernels (triton: its kernels need a CUDA GPU)" in written
     assert View(one, entry(record, "eager PyTorch")).ratio is None

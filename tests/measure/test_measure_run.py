@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_p
 def test_the_list_is_what_a_gpu_would_be_asked(capsys) -> None:
     assert main(["--list", "cuda"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("+ one CUDA graph", "max-autotune", "batch 8", "get_action, numpy to numpy", "at s", "build s"):
+    for name in ("+ one CUDA graph", "searched products", "batch 8", "get_action, numpy to numpy", "at s", "build s"):
         assert name in text
     assert "on an H200 that has compiled nothing yet, of 555 s" in text
 

@@ -10,7 +10,8 @@ import pytest
 
 from gr00t_trt.measure.estimates import Estimates, expected
 from gr00t_trt.measure.program import BUDGET_S
-from gr00t_trt.measure.rows import ALL, BEST, PLAIN, SETTINGS, Row, planned
+from gr00t_trt.measure.rows import ALL, BEST, FORMS, PLAIN, SETTINGS, Row, planned, setting_of
+from gr00t_trt.measure.settings import unknown_setting
 from gr00t_trt.record.files import dumps, record_from
 from gr00t_trt.record.result import Status, Workload
 from gr00t_trt.record.schema import Record
@@ -61,7 +62,7 @@ def test_the_headline_comes_first() -> None:
 def test_a_lent_gpu_is_asked_what_costs_most_last() -> None:
     order = [row.group for row in sorted(KINDS["cuda"], key=lambda row: row.priority)]
     assert list(dict.fromkeys(order)) == [
-        "waterfall", "split", "request", "steps", "forms", "views", "batch", "settings", "compile",
+        "waterfall", "split", "request", "steps", "forms", "views", "batch", "settings",
     ]  # fmt: skip
     assert order[-len(ALL) - 1 :] == ["waterfall"] * (len(ALL) + 1)
 
@@ -83,8 +84,7 @@ def test_all_rows_of_a_gpu_fit_into_its_budget() -> None:
     for before, one in pairwise(budget):
         assert one.at_s == pytest.approx(before.at_s + before.build_s + before.row_s)
     built = [one.row.name for one in budget if one.build_s]
-    form = "the DiT on its own Triton kernels"
-    assert built == ["+ one CUDA graph", form, "1 view", *SETTINGS, "max-autotune, one CUDA graph"]
+    assert built == ["+ one CUDA graph", *(form.name for form in FORMS), "1 view", *SETTINGS]
 
 
 def test_a_graph_gets_all_its_calls_once_it_is_known_how_fast_it_is() -> None:
@@ -103,9 +103,30 @@ def test_a_graph_gets_all_its_calls_once_it_is_known_how_fast_it_is() -> None:
     assert known.build_s(row.candidate) == pytest.approx(0.25 * 0.6 * 43)
 
 
-def test_forms_that_are_not_built_yet_say_so() -> None:
-    (_, fp8) = (row.result("bf16") for row in KINDS["cuda"] if row.group == "forms")
-    assert (fp8.status, fp8.why) == (Status.UNAVAILABLE, "not built yet")
+def test_new_forms_are_timed_a_thousand_times_and_then_compared() -> None:
+    forms = [row for row in KINDS["cuda"] if row.group == "forms"]
+    assert [(row.candidate.backend, row.candidate.precision) for row in forms] == [
+        ("triton", None), ("inductor", "fp8"), ("triton", "fp8"),
+    ]  # fmt: skip
+    compared = [row.candidate for row in KINDS["cuda"] if row.of == "replay"]
+    assert all(row.calls == 1000 and row.candidate in compared for row in forms)
+
+
+def test_a_row_has_the_runs_precision_or_its_own() -> None:
+    made = {row.result("bf16").candidate.precision for row in KINDS["cuda"]}
+    assert made == {"bf16", "fp8"}
+
+
+def test_a_row_that_has_nothing_to_measure_says_so() -> None:
+    absent = replace(KINDS["cuda"][0], absent="not built yet").result("bf16")
+    assert (absent.status, absent.why) == (Status.UNAVAILABLE, "not built yet")
+
+
+def test_a_setting_is_tried_on_a_stage_that_it_is_about() -> None:
+    found = [setting_of(row.candidate) for row in KINDS["cuda"] if row.candidate.settings]
+    assert sorted(found, key=str) == sorted(SETTINGS.values(), key=str)
+    assert all(unknown_setting(setting.options) is None for setting in SETTINGS.values())
+    assert setting_of(BEST) is None
 
 
 def test_a_cpu_is_asked_for_no_cuda_graph() -> None:
@@ -117,7 +138,7 @@ def test_a_cpu_is_asked_for_no_cuda_graph() -> None:
 def test_a_gpu_gets_all_that_is_asked_for() -> None:
     rows = KINDS["cuda with TensorRT"]
     modes = {row.candidate.mode for row in rows}
-    assert modes == {None, "default", "max-autotune-no-cudagraphs"}
+    assert modes == {None, "default"}
     work = {row.workload for row in rows}
     assert {w.views for w in work} == {1, 2, 3}
     assert {w.batch for w in work} == {1, 2, 4, 8}
@@ -125,9 +146,8 @@ def test_a_gpu_gets_all_that_is_asked_for() -> None:
     assert any(row.calls == 1000 for row in rows)
     assert any(row.of == "request" for row in rows)
     assert any(row.of == "split" for row in rows)
-    assert {name for row in rows for name in row.candidate.settings} == {
-        "triton.enable_pdl", "coordinate_descent_tuning",
-    }  # fmt: skip
+    settings = {name.partition("=")[0] for row in rows for name in row.candidate.settings}
+    assert settings >= {"triton.enable_pdl", "coordinate_descent_tuning", "max_autotune_gemm", "combo_kernels"}
     engines = [row for row in rows if row.candidate.backend == "torch_tensorrt"]
     assert {row.candidate.graph for row in engines} == {False, True}
     assert not [row for row in KINDS["cuda"] if row.candidate.backend == "torch_tensorrt"]
@@ -150,5 +170,5 @@ def test_settings_fit_a_record(rows: list[Row]) -> None:
         assert (result.group, result.name, result.subject, result.workload) == (
             row.group, row.name, subject, row.workload,
         )  # fmt: skip
-        assert result.candidate == replace(row.candidate, precision="bf16")
+        assert result.candidate == replace(row.candidate, precision=row.candidate.precision or "bf16")
     assert Workload() == Workload(views=1, batch=1, steps=4)

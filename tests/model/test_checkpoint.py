@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 
 from gr00t_trt.errors import CheckpointError
 from gr00t_trt.model import Gr00tN1d5, load_model, model_from_tensors, resolve_checkpoint
+from gr00t_trt.model.checkpoint import _empty
+from gr00t_trt.model.n1_5.embedding import Embedding
+from gr00t_trt.model.n1_5.synthetic import tiny_config
 from gr00t_trt.model.weights import EMBEDDING, VOCABULARY_HEAD, dead_tensors
 
 WEIGHT = "action_head.model.proj_out_1.weight"
@@ -289,3 +292,15 @@ def test_synthetic_is_reproducible_and_needs_no_folder(shared_tiny: Gr00tN1d5) -
                        and p.dim() == 1])  # fmt: skip
     assert 0.95 < float(norms.mean()) < 1.05
     assert 0.05 < float(norms.std()) < 0.2
+
+
+def test_tables_without_memory_are_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device that would import PyTorch's compiler, and a start take seconds longer."""
+
+    def fill(*_: object) -> None:
+        raise AssertionError("filled")
+
+    monkeypatch.setattr(torch.nn.init, "normal_", fill)
+    assert all(parameter.is_meta for parameter in _empty(tiny_config(), torch.float32).parameters())
+    with pytest.raises(AssertionError, match="filled"):
+        Embedding(2, 3)

@@ -14,9 +14,12 @@ from small_submodules import needs_no_gpu, tensors
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from gr00t_trt.backends import onednn_int8
 from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.inductor import products
 from gr00t_trt.backends.inductor.products import GpuProducts, fp8_linear
+from gr00t_trt.backends.inductor.rewritings import REWRITINGS
+from gr00t_trt.common.products import Speed
 from gr00t_trt.plans.backends import get_backend
 from gr00t_trt.plans.schema import BuildOptions
 from gr00t_trt.quantize.linear import QuantLinear
@@ -70,12 +73,15 @@ def test_no_constant_is_made_in_a_call() -> None:
 
 def test_the_cache_of_compiled_graphs_knows_the_rewriting() -> None:
     file = Path(inspect.getsourcefile(fp8_linear) or "")
-    assert GpuProducts().uuid() == hashlib.sha256(file.read_bytes()).hexdigest()
+    names = " ".join(sorted(REWRITINGS)).encode()
+    assert GpuProducts().uuid() == hashlib.sha256(file.read_bytes() + names).hexdigest()
+    assert GpuProducts(["long_linear"]).uuid() != GpuProducts().uuid()
 
 
 @pytest.mark.full_size  # the C++ compiler takes its time
 @needs_no_gpu
-def test_on_a_cpu_the_reference_runs_and_the_build_says_so() -> None:
+def test_on_a_cpu_the_reference_runs_and_the_build_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn_int8, "speed", lambda: Speed({"float32": 1.0}, None))
     target, args = quantized("int8"), tensors("head_dim_48", 1, 20, torch.bfloat16)
     built = get_backend("inductor").build(target, BuildOptions(), BuildContext(None, lambda _: None))
     assert decibels(built.call(*args), target.module(*args)) > 45

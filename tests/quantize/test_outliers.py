@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 import torch
 from test_formats import decibels
@@ -10,7 +12,7 @@ from towers import Language, Vision, inject, loudest, quantized
 
 from gr00t_trt.plans.precisions import Gate
 from gr00t_trt.quantize.ranking import decibels as of_share
-from gr00t_trt.quantize.ranking import needed_db, noise_by_layer, worst
+from gr00t_trt.quantize.ranking import needed_db, noise_by_layer, worst, worst_besides
 
 
 def tower(kind: type, depth: int, tokens: int, where: list[tuple[int, int]]) -> tuple[torch.nn.Module, dict, Tensor]:
@@ -73,3 +75,17 @@ def test_no_more_layers_are_kept_than_a_gate_needs() -> None:
 def test_a_gate_of_a_cosine_is_one_of_decibels_too() -> None:
     assert needed_db(Gate(cosine=0.995, sqnr_db=18.0)) == pytest.approx(20.0)
     assert needed_db(Gate(cosine=0.5, sqnr_db=18.0)) == 18.0
+
+
+def test_where_a_request_is_noisier_than_the_ranking_predicts_more_layers_are_kept() -> None:
+    noise, gate = {"a": 1e-2, "b": 1e-3, "c": 1e-4}, Gate(0.9, sqnr_db=24.0)
+    asked: list[set[str]] = []
+
+    def measured(kept: Collection[str], times: float = 30.0) -> float:
+        asked.append(set(kept))
+        return times * sum(share for name, share in noise.items() if name not in kept)
+
+    assert worst_besides(measured, noise, "fp8", gate) == {"a", "b"}
+    assert asked == [set(), {"a", "b"}]
+    assert worst_besides(lambda kept: measured(kept, 0.1), noise, "fp8", gate) == set()
+    assert worst_besides(lambda kept: 1.0, noise, "fp8", gate) == {"a", "b", "c"}

@@ -140,6 +140,21 @@ def test_on_a_cpu_it_is_not_taken_for_a_way_to_be_faster(file: str) -> None:
     assert resolved(plan_of(precision="fp16"), precision_chosen=False).plan.precision == "fp32"
 
 
+def test_what_onnx_runtime_cannot_multiply_on_a_cpu_becomes_fp32_beside_quantised_stages(file: str) -> None:
+    asked = plan_of(precision="int8", backend="onnxruntime", calibration=file)
+    found = resolved(asked)
+    got = {name: found[name].precision for name in SUBMODULES}
+    small = [name for name in SUBMODULES if name not in LARGE]
+    assert got == dict.fromkeys(LARGE, "int8") | dict.fromkeys(small, "fp32")
+    assert (", ".join(small), "fp32: onnxruntime has no bf16 products on a CPU") in found.notes
+    assert resolved(asked, compare=("eager", "onnxruntime"))["state_encoder"].precision == "fp32"
+    speed = Speed({"float32": 2.0, "bfloat16": 3.0, "float16": 2.0}, 2.0)
+    on_gpu = resolve(asked, Machine("cuda:0", lambda name: Availability(True), lambda: speed))
+    assert on_gpu["state_encoder"].precision == "bf16"
+    alone = plan_of(precision="bf16", backend="onnxruntime")
+    assert resolved(alone)["state_encoder"].precision == "bf16"  # and the backend refuses it
+
+
 def test_what_does_nothing_is_said() -> None:
     said = plan_warnings(plan_of(precision="bf16", calibration="c", keep=["ff"]))
     assert "calibration has no effect: no precision of this plan is quantised" in said

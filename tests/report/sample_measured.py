@@ -45,7 +45,7 @@ def _result(row: Row, place: int) -> Result:
     empty = row.result("bf16")
     if row.absent:
         return empty
-    if "max-autotune" in row.name:
+    if row.name.startswith("searched"):
         return replace(empty, status=Status.NO_TIME, why=NO_TIME)
     base = samples(EAGER_MS * _size(row) * _part(row))
     own = base if row.candidate == PLAIN else samples(base.p50 * _pace(row), count=row.calls)
@@ -99,6 +99,7 @@ def _pace(row: Row) -> float:
     """Less with every optimization, with a compiler and with the graph; of a large batch, little is saved."""
     made = row.candidate
     pace = 0.94 ** len(made.optimizations) * {"eager": 1.0, "inductor": 0.55}.get(made.backend, 0.6)
+    pace *= 1.1 if made.precision else 1.0
     pace *= (0.42 if made.backend != "eager" else 0.5) if made.graph else 1.0
     return max(pace, 0.12 if row.workload.batch > 1 else 0.0)
 

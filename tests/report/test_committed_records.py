@@ -22,7 +22,8 @@ from gr00t_trt.report.png import charts_of, digest, draw_all, drawn_from
 from gr00t_trt.report.terminal import render
 from gr00t_trt.report.views import Loaded, load
 
-BENCH = sorted((Path(__file__).resolve().parents[2] / "bench" / "records").glob("*.json"))
+RECORDS = sorted((Path(__file__).resolve().parents[2] / "bench" / "records").glob("*.json"))
+BENCH = [path for path in RECORDS if json.loads(path.read_text(encoding="utf-8"))["schema"] == 1]
 each = pytest.mark.parametrize("path", BENCH, ids=lambda path: path.stem)
 
 Json = dict[str, Any]

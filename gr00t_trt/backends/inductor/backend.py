@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,22 +19,31 @@ from ...quantize.linear import formats_in
 from ..base import Availability, BuildContext, Built, Capturable, describe
 from ..compute_capabilities import refuse_older_gpu
 from ..guarded import GuardedModule, build_failed, same_form
+from ..onednn_int8 import on_this_cpu
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
+MOST_FORMS = 64
+"""How often one stage may be compiled in a process: for each form that is compared, and for each checkpoint that takes
+another's place. PyTorch gives up after eight."""
 GRAPHED_MODES = ("reduce-overhead", "max-autotune")
 """torch.compile modes that replay a CUDA graph of their own per submodule; on a GPU only."""
 
 
 class InductorBackend:
-    """torch.compile with the plan's dynamic dimensions and nothing else dynamic."""
+    """torch.compile with the plan's dynamic dimensions and nothing else dynamic.
+
+    Args:
+        mode: One of `MODES`.
+        without: Of `REWRITINGS`, what is left out on a GPU.
+    """
 
     name = "inductor"
     capturable: Capturable = "any shape"
 
-    def __init__(self, mode: str = "default"):
+    def __init__(self, mode: str = "default", *, without: Collection[str] = ()):
         if mode not in MODES:
             raise PlanError(f"inductor: mode {mode!r} is not available", known=MODES)
-        self.mode = mode
+        self.mode, self._without = mode, without
 
     def availability(self) -> Availability:
         versions = {"torch": str(torch.__version__)}
@@ -61,6 +70,7 @@ class InductorBackend:
                 f"{target.name}: mode {self.mode} replays CUDA graphs, and there is no GPU", fix="use mode default"
             )
         refuse_older_gpu(target)
+        target = on_this_cpu(target)
         start = time.perf_counter()
         on_gpu = target.inputs[0].device.type == "cuda"
         context.progress("compiling")
@@ -68,12 +78,13 @@ class InductorBackend:
         call = GuardedModule(target, compiled)
         phases: dict[str, float] = {}
         try:
-            for phase, inputs in warm_calls(target).items():
-                phase_start = time.perf_counter()
-                result = call(*marked(target, inputs))
-                phases[phase] = time.perf_counter() - phase_start
-                if phase == "recorded size":
-                    actual = result
+            with torch._dynamo.config.patch(recompile_limit=MOST_FORMS):
+                for phase, inputs in warm_calls(target).items():
+                    phase_start = time.perf_counter()
+                    result = call(*marked(target, inputs))
+                    phases[phase] = time.perf_counter() - phase_start
+                    if phase == "recorded size":
+                        actual = result
         except Exception as e:
             raise build_failed(target, "compiling with torch.compile", e, _compile_error(e)) from e
         with torch.no_grad():
@@ -103,7 +114,7 @@ class InductorBackend:
         from .products import GpuProducts
 
         # torch.compile takes a mode or options; a mode is a name for some of them.
-        options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts()}
+        options = {**torch._inductor.list_mode_options(self.mode), "pre_grad_custom_pass": GpuProducts(self._without)}
         return torch.compile(module, backend="inductor", options=options, fullgraph=True)
 
 

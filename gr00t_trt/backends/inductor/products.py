@@ -8,6 +8,9 @@ are then lost at the sizes of this model, where a product takes 5 to 25 µs and 
                     along its length and adds up the parts with another kernel. Cut here, the parts are added up by the
                     kernel that follows anyway, and the cut is the same for every release of cuBLAS.
 
+    grouped attention  where several query heads share a key, keys and values are repeated for TensorRT's sake. Kernels
+                    of attention read the shared one.
+
 A quantised linear layer is an operator that torch.compile cannot look into. In fp8 it becomes a product of 8 bits with
 one scale: quantising its input, and its weight's scale per channel, are left to the kernels before and after it.
 
@@ -18,6 +21,7 @@ by rounding only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from ...quantize.formats import E4M3, E4M3_LARGEST
 from ...quantize.operator import quantized_linear as _defined  # noqa: F401  the operator must exist
+from .rewritings import REWRITINGS
 
 HALF = (torch.float16, torch.bfloat16)
+ATTENTION = F.scaled_dot_product_attention
 QUANTIZED = torch.ops.gr00t_trt.quantized_linear.default
 ALIGNED = 8
 """Elements of half precision in the 16 bytes that matrix units read at once; a part must not end inside them."""
@@ -39,32 +45,73 @@ no more than four at the diffusion transformer's."""
 
 
 class GpuProducts(CustomGraphPass):
-    """The pass, for `torch.compile(options={"pre_grad_custom_pass": GpuProducts()})`; on a CPU nothing changes."""
+    """The pass, for `torch.compile(options={"pre_grad_custom_pass": GpuProducts()})`; on a CPU nothing changes.
+
+    Args:
+        without: Of `REWRITINGS`, what is left out.
+    """
+
+    def __init__(self, without: Collection[str] = ()):
+        super().__init__()
+        self._wanted = frozenset(REWRITINGS) - frozenset(without)
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
-            if node.op == "call_function" and node.target is QUANTIZED:
+            if node.op == "call_function" and node.target is QUANTIZED and "fp8_linear" in self._wanted:
                 _take_fp8(graph, node)
+            if node.op == "call_function" and node.target is ATTENTION and "grouped_attention" in self._wanted:
+                _take_grouped(graph, node)
             if node.op != "call_function" or node.target is not F.linear:
                 continue
             given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
             x, weight, bias = given["input"], given["weight"], given.get("bias")
             if not _half_on_gpu(weight):
                 continue
-            gelu = _only_gelu(node)
+            gelu = _only_gelu(node) if "linear_gelu" in self._wanted else None
             with graph.inserting_before(node):
                 if gelu is not None and bias is not None:
                     gelu.replace_all_uses_with(graph.call_function(linear_gelu, (x, weight, bias)))
                     graph.erase_node(gelu)
-                elif is_long(*_value(weight).shape):
+                elif "long_linear" in self._wanted and is_long(*_value(weight).shape):
                     node.replace_all_uses_with(graph.call_function(long_linear, (x, weight, bias)))
                 else:
                     continue
             graph.erase_node(node)
 
     def uuid(self) -> str:
-        """What compiled graphs are kept under, beside the graph itself: this file."""
-        return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        """What compiled graphs are kept under, beside the graph itself: this file, and what is wanted of it."""
+        return hashlib.sha256(Path(__file__).read_bytes() + " ".join(sorted(self._wanted)).encode()).hexdigest()
+
+
+def _take_grouped(graph: fx.Graph, node: fx.Node) -> None:
+    """Let attention share keys and values among heads itself, instead of being given copies; not under a mask.
+
+    Only causal and full attention have a kernel for that on a GPU; with a mask tensor it would fall back to products.
+    """
+    given = dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False)) | node.kwargs
+    if given.get("attn_mask") is not None or len(node.args) > 4 or not _half_on_gpu(given["query"]):
+        return
+    key, value = (_before_repeating(given[name]) for name in ("key", "value"))
+    if key is None or value is None:
+        return
+    options: dict[str, Any] = {name: given[name] for name in ("dropout_p", "is_causal", "scale") if name in given}
+    with graph.inserting_before(node):
+        key, value = (graph.call_method("transpose", (one, 1, 2)) for one in (key, value))
+        shared = graph.call_function(ATTENTION, (given["query"], key, value), {**options, "enable_gqa": True})
+    node.replace_all_uses_with(shared)
+    graph.erase_node(node)
+
+
+def _before_repeating(node: Any) -> fx.Node | None:
+    """[B, S, key heads, D] of what `qwen3.repeat_heads` has repeated, heads then put first; None for anything else."""
+    for method, args in (("transpose", (1, 2)), ("flatten", (2, 3)), ("expand", None), ("unsqueeze", (3,))):
+        if not isinstance(node, fx.Node) or (node.op, node.target) != ("call_method", method):
+            return None
+        source, *given = node.args
+        if args is not None and tuple(given) != args:
+            return None
+        node = source
+    return node if isinstance(node, fx.Node) else None
 
 
 def _take_fp8(graph: fx.Graph, node: fx.Node) -> None:

@@ -13,13 +13,14 @@ import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...common.install import install_extra
-from ...errors import BackendError
+from ...errors import BackendError, Gr00tError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ...quantize.linear import formats_in
@@ -141,24 +142,34 @@ def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxC
     settings.intra_op_num_threads = torch.get_num_threads()
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     wanted, notes = providers(file, options, device, stream)
-    if _bf16_on_cpu(target):
-        file = widen(file)
-        notes.append(WIDENED)
     if "fp8" in formats_in(target.module):
         # It takes e4m3 for 8-bit integers where the products are in fp32, and then refuses its own graph.
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(str(file.path), settings, providers=wanted)
+        with _runnable(target, file) as (path, told):
+            session = onnxruntime.InferenceSession(str(path), settings, providers=wanted)
+    except Gr00tError:
+        raise
     except Exception as e:  # its errors share no base class
         raise build_failed(target, "opening the ONNX Runtime session", e) from e
     missing = [name for name, _ in wanted if name not in session.get_providers()]
-    notes += [f"{name} is listed by ONNX Runtime and could not be loaded." for name in missing]
+    notes += [*told, *(f"{name} is listed by ONNX Runtime and could not be loaded." for name in missing)]
     if CUDA in missing:
         raise BackendError(
             f"{target.name}: ONNX Runtime's CUDA provider could not be loaded, and would run on the CPU in silence",
             fix="install the CUDA and cuDNN releases that this onnxruntime-gpu was built for",
         )
     return OnnxCall(target, file, session, stream, tuple(notes))
+
+
+@contextmanager
+def _runnable(target: Target, file: OnnxFile) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """What a session reads: the file, or for the scope its fp32 twin; and what a user should know of it."""
+    if not _bf16_on_cpu(target):
+        yield file.path, ()
+        return
+    with onnx_export.folder_for(None) as folder:
+        yield widen(file, folder).path, (WIDENED,)
 
 
 def providers(

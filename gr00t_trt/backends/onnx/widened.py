@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 from .export import OnnxFile, check, write
 
 
-def widen(file: OnnxFile) -> OnnxFile:
-    """Write the fp32 twin of a file beside it, and check it. Raises: BackendError."""
+def widen(file: OnnxFile, folder: Path) -> OnnxFile:
+    """Write the fp32 twin of a file into a folder, and check it. Raises: BackendError."""
     import onnx_ir as ir
 
     model = ir.load(file.path)
@@ -28,7 +29,7 @@ def widen(file: OnnxFile) -> OnnxFile:
     for node in graph:
         for name, attribute in list(node.attributes.items()):
             node.attributes[name] = _attribute(attribute)
-    path = file.path.with_name(f"{file.path.stem}.fp32.onnx")
+    path = folder / f"{file.path.stem}.fp32.onnx"
     size = write(model, path)
     check(path, file.interface)
     return dataclasses.replace(file, path=path, bytes=size)

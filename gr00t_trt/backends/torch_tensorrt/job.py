@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,7 +43,6 @@ class TrtJob(EngineJob):
         self.arguments = {**self.settings.module, **self.settings.compile}
         self.notes += self.settings.notes
         built = self.on_gpu() if self.cuda else self.without_gpu()
-        gc.collect()
         return self.finished(built, start, self.arguments)
 
     def on_gpu(self) -> Built:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import ActionHeadConfig
 from .dit import DiT, SelfAttentionTransformer
+from .embedding import Embedding
 
 
 class CategoryLinear(nn.Module):
@@ -121,8 +122,8 @@ class ActionHead(nn.Module):
             self.vl_self_attention = SelfAttentionTransformer(config.vl_self_attention)
         self.state_encoder = StateEncoder(slots, config.max_state_dim, config.hidden_size, width)
         self.action_encoder = ActionEncoder(slots, config.action_dim, width)
-        self.position_embedding = nn.Embedding(config.max_seq_len, width) if config.add_pos_embed else None
-        self.future_tokens = nn.Embedding(config.num_target_vision_tokens, width)
+        self.position_embedding = Embedding(config.max_seq_len, width) if config.add_pos_embed else None
+        self.future_tokens = Embedding(config.num_target_vision_tokens, width)
         self.model = DiT(config.diffusion)
         self.action_decoder = ActionDecoder(slots, config.hidden_size, config.hidden_size, config.action_dim)
 

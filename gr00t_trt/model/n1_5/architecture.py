@@ -59,7 +59,8 @@ N1_5 = Architecture(
     # vocabulary head exists.
     optimizations={
         "constant_folding": "what follows from the timestep or the embodiment alone is computed once: modulation "
-        "tables, the embodiment's weights out of the 32 slots, the action encoder's first two layers as one",
+        "tables, the embodiment's weights out of the 32 slots, the action encoder's first two layers as one, and the "
+        "transformer's last with the decoder's first",
         "kv_cache": "keys and values of the cross-attention blocks are computed once per observation",
         "token_pruning": "past the last self-attention, only the action tokens are computed",
         "fused_projections": "query, key and value are one matrix product, and so are gate and up; patches become "
@@ -84,7 +85,7 @@ N1_5 = Architecture(
         "build.trt_engine_path": "ready-made engines are cut as the plain model is",
     },
     restructure="gr00t_trt.model.n1_5.fast:restructure",
-    kernels="gr00t_trt.model.n1_5.fast.triton_dit:with_kernels",
+    kernels="gr00t_trt.model.n1_5.fast.triton_stages:with_kernels",
     colors={
         "preprocess": "#b9a3e3",
         "vision_model": "#56b4e9",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import TextConfig
+from .embedding import Embedding
 
 
 class RMSNorm(nn.Module):
@@ -170,7 +171,7 @@ class Qwen3Model(Qwen3Decoder):
             nn.ModuleList(Qwen3Layer(config) for _ in range(num_layers)),
             RMSNorm(config.hidden_size, config.rms_norm_eps),
         )
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
 
 
 class LanguageModel(nn.Module):

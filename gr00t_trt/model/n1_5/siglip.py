@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VisionConfig
+from .embedding import Embedding
 
 
 class SiglipEmbeddings(nn.Module):
@@ -15,7 +16,7 @@ class SiglipEmbeddings(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size)
-        self.position_embedding = nn.Embedding(config.tokens_per_image, config.hidden_size)
+        self.position_embedding = Embedding(config.tokens_per_image, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, patches, D], patches row by row."""

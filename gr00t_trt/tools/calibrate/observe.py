@@ -1,9 +1,10 @@
-"""Whole requests over recorded frames, each with fresh noise, while every linear layer's input is watched."""
+"""Whole requests over recorded frames, each with fresh noise: what linear layers are given, and layers ranked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LeRobotDataset
-from ...errors import DatasetError, UsageError
+from ...errors import UsageError
 from ...model.protocol import Model
 from ...model.targets import Call
 from ...plans.schema import ARCHITECTURE
 from ...policy.policy import Gr00tPolicy
-from ...quantize.calibration import Frame, Observed, weight_hashes
+from ...quantize.calibration import Frame, Observed
 from ...quantize.layers import linear_layers, quantizable, with_replaced
 from ...quantize.linear import QuantLinear
+from ...quantize.observe import observe
 from ...quantize.ranking import noise_by_layer
-
-RANK_FRAMES = 4
-"""Frames, spread over the calibrated ones, whose requests every layer is ranked on."""
 
 Advance = Callable[[int, int], None]
 """Told how many of how many are done."""
@@ -66,6 +65,8 @@ class Requests:
         self.policy, self.dataset, self.frames, self.seed = policy, dataset, frames, seed
         plain = policy.model
         self.model: Model = plain.architecture.restructured(plain, tuple(ARCHITECTURE.optimizations))
+        # Stage by stage, so that every layer is called: in a whole step the last one is folded into the next stage's.
+        self.model.loop = ARCHITECTURE.loops[0]
 
     def __getitem__(self, number: int) -> tuple[Mapping[str, Any], Tensor]:
         """Model inputs, and noise fp32 [1, T, 32]. Raises: Gr00tError for a frame that cannot be read."""
@@ -78,82 +79,91 @@ class Requests:
         return inputs, noise.to(self.model.device)
 
 
-@torch.no_grad()
-def observe(requests: Requests, advance: Advance = lambda done, total: None) -> dict[str, Observed]:
-    """What the inputs of every linear layer reach, by ``stage/layer``, in whole requests of all denoising steps.
-
-    Raises: DatasetError for a frame that makes an input that is not finite.
-    """
-    layers = linear_layers(requests.model)
-    channels: dict[str, Tensor] = {}
-    history: dict[str, list[float]] = {name: [] for name in layers}
-    with _watching(layers, channels):
-        for number, frame in enumerate(requests.frames):
-            inputs, noise = requests[number]
-            requests.model.get_action(inputs, noise)
-            for name, seen in channels.items():
-                history[name].append(float(seen.amax()))
-                if not torch.isfinite(seen).all():
-                    raise DatasetError(f"episode {frame[0]}, row {frame[1]}: the input of {name} is not finite")
-            advance(number + 1, len(requests.frames))
-    return {
-        name: Observed(channels[name].cpu(), torch.tensor(history[name]), weight_hashes(layers[name].weight))
-        for name in layers
-        if name in channels
-    }
-
-
-@contextmanager
-def _watching(layers: Mapping[str, nn.Linear], channels: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, `channels` follows the largest magnitude of every layer's input channels."""
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            now = args[0].detach().float().abs().flatten(0, -2).amax(dim=0)
-            channels[name] = torch.maximum(channels[name], now) if name in channels else now
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def observe_frames(requests: Requests, advance: Advance = lambda done, total: None) -> dict[str, Observed]:
+    """As `quantize.observe.observe`, of all requests."""
+    done, total = iter(range(1, len(requests.frames) + 1)), len(requests.frames)
+    asked = ((frame, *requests[number]) for number, frame in enumerate(requests.frames))
+    return observe(requests.model, asked, advance=lambda: advance(next(done), total))
 
 
 @torch.no_grad()
 def rank(
-    requests: Requests, observed: Mapping[str, Observed], forms: Sequence[str], advance: Advance
+    requests: Requests,
+    observed: Mapping[str, Observed],
+    forms: Sequence[str],
+    advance: Advance,
+    frames: int,
 ) -> dict[str, dict[str, float]]:
     """Layer -> format -> the share of its stage's output that becomes noise when it alone is quantised.
 
-    Stages get the inputs that they have in the fp32 model, of `RANK_FRAMES` frames.
+    Stages get the inputs that they have in the fp32 model; of a stage that a request calls several times, one call of
+    each frame, another denoising step each.
+
+    Args:
+        frames: So many, spread over the calibrated ones.
     """
-    every = max(len(requests.frames) // RANK_FRAMES, 1)
-    recordings = [requests.model.record(*requests[n])[0] for n in range(0, len(requests.frames), every)][:RANK_FRAMES]
+    every = max(len(requests.frames) // frames, 1)
+    recordings = [requests.model.record(*requests[n])[0] for n in range(0, len(requests.frames), every)][:frames]
     layers = {name: one for name, one in quantizable(linear_layers(requests.model)).items() if name in observed}
     out: dict[str, dict[str, float]] = {name: {} for name in layers}
-    done = iter(range(1, len(layers) * len(forms) + 1))
+    done, total = itertools.count(1), len(layers) * len(forms)
     for stage in ARCHITECTURE.attention:
         own = {name: one for name, one in layers.items() if name.startswith(f"{stage}/")}
-        calls = [call for recording in recordings for call in recording[stage]]
+        module = requests.model.eager_stage(stage)
+        calls = [recording[stage][n % len(recording[stage])] for n, recording in enumerate(recordings)]
+        run, recalled = partial(_run, calls), _outputs_of_blocks(module, calls)
         for form in forms:
-            makers = _makers(requests.model.eager_stage(stage), own, observed, form)
-            run, told = partial(_run, calls), lambda: advance(next(done), len(layers) * len(forms))
-            for name, share in noise_by_layer(run, requests.model.eager_stage(stage), makers, told).items():
+            makers = _makers(module, own, observed, form, recalled)
+            for name, share in noise_by_layer(run, module, makers, lambda: advance(next(done), total)).items():
                 out[name][form] = share
     return out
 
 
+Given = list[tuple[nn.Module, list[Tensor]]]
+"""Blocks of a stage, one after the other, and what each gave in every call."""
+
+
+def _outputs_of_blocks(stage: nn.Module, calls: Sequence[Call]) -> list[Given]:
+    """What the blocks of each list of a stage give."""
+    lists = {name: one for name, one in stage.named_modules() if isinstance(one, nn.ModuleList)}
+    outer = {name: one for name, one in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    seen: list[Given] = [[(block, []) for block in blocks] for blocks in outer.values()]
+    handles = [
+        block.register_forward_hook(lambda _, __, made, kept=kept: kept.append(made.clone()))
+        for blocks in seen
+        for block, kept in blocks
+    ]
+    try:
+        _run(calls, stage)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [blocks for blocks in seen if all(len(kept) == len(calls) for _, kept in blocks)]
+
+
+def _recalling(block: nn.Module, outputs: Sequence[Tensor]) -> nn.Module:
+    """In the place of a block whose inputs are as they were: it says again, call by call, what it gave."""
+    twin, answers = copy.copy(block), itertools.cycle(outputs)
+    twin.forward = lambda *_: next(answers).clone()
+    return twin
+
+
 def _makers(
-    stage: nn.Module, layers: Mapping[str, nn.Linear], observed: Mapping[str, Observed], form: str
+    stage: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    observed: Mapping[str, Observed],
+    form: str,
+    recalled: Sequence[Given],
 ) -> dict[str, Callable[[], nn.Module]]:
-    """Layer -> makes the stage in which it alone is quantised."""
+    """Layer -> makes the stage in which it alone is quantised, and the blocks before its own compute nothing anew."""
 
     def make(name: str) -> nn.Module:
-        one = QuantLinear(layers[name], form, observed[name].channels)
-        made: nn.Module = with_replaced(stage, {id(layers[name]): one})
+        replaced: dict[int, nn.Module] = {}
+        for blocks in recalled:
+            own = next((n for n, (block, _) in enumerate(blocks) if layers[name] in block.modules()), 0)
+            replaced |= {id(block): _recalling(block, outputs) for block, outputs in blocks[:own]}
+        replaced[id(layers[name])] = QuantLinear(layers[name], form, observed[name].channels)
+        made: nn.Module = with_replaced(stage, replaced)
         return made
 
     return {name: partial(make, name) for name in layers}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...quantize.calibration import Calibration
     from .observe import Requests
 
-DEFAULT_FRAMES = 16
+DEFAULT_FRAMES, DEFAULT_RANK_FRAMES = 16, 4
 PIPE_WIDTH = 140
 """Columns of a table where no terminal says how many there are."""
 
@@ -71,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument(
         "--rank", nargs="+", metavar="P", help="rank the layers by their noise in these precisions: one evaluation each"
     )
+    help = "frames that every layer is ranked on: the released model takes some minutes each on a CPU"
+    setting(g, "rank_frames", DEFAULT_RANK_FRAMES, help)
     g.add_argument("--plot", metavar="FILE", help="draw the ranking: noise by layer, bytes saved against decibels")
     return p
 
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, checked as far as they can be without data. Raises: UsageError."""
     args = parse_flags(parser(), argv)
-    check_least(args, frames=1)
+    check_least(args, frames=1, rank_frames=1)
     check_seed(args.seed)
     args.rank = list(dict.fromkeys(_quantized(name) for name in args.rank or ()))
     if args.out is not None:
@@ -115,7 +117,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     with progress(console) as steps:
         requests, calibration = calibrate(args, steps)
         if args.rank:
-            calibration = _ranked(requests, calibration, args.rank, steps)
+            calibration = _ranked(requests, calibration, args, steps)
     said = doubts(calibration)
     if args.out is not None:
         write_calibration(calibration, args.out)
@@ -133,7 +135,7 @@ def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibra
     from ...common.devices import choose_device
     from ...policy.source import Source
     from ...quantize.calibration import Calibration, Provenance, dataset_id
-    from .observe import Requests, choose_frames, observe
+    from .observe import Requests, choose_frames, observe_frames
 
     source = Source.of(args)
     source.data()  # a wrong name is told at once
@@ -143,7 +145,7 @@ def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibra
     policy = source.policy(choose_device(args.device), steps, statistics=source.statistics(dataset))
     requests = Requests(policy, dataset, frames, args.seed)
     steps.step(f"running {len(frames)} frames of {len({episode for episode, _ in frames})} episodes")
-    layers = observe(requests, steps.advance)
+    layers = observe_frames(requests, steps.advance)
     _, tag = source.data()
     provenance = Provenance(
         args.model_path,
@@ -159,11 +161,11 @@ def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibra
     return requests, Calibration(provenance, layers)
 
 
-def _ranked(requests: Requests, calibration: Calibration, forms: Sequence[str], steps: Steps) -> Calibration:
+def _ranked(requests: Requests, calibration: Calibration, args: argparse.Namespace, steps: Steps) -> Calibration:
     from .observe import rank
 
-    steps.step(f"ranking the layers in {', '.join(forms)}")
-    return calibration.ranked(rank(requests, calibration.layers, forms, steps.advance))
+    steps.step(f"ranking the layers in {', '.join(args.rank)}")
+    return calibration.ranked(rank(requests, calibration.layers, args.rank, steps.advance, args.rank_frames))
 
 
 def doubts(calibration: Calibration) -> list[str]:

@@ -232,7 +232,8 @@ def test_an_answer_thrown_away_is_given_anew_from_the_same_noise(pair, make_requ
     inputs = make_request(1)
     start = noise() if given else None
     for how in ("read", "kept"):
-        weight = model.action_head.model.proj_out_2.weight if how == "read" else model.action_head.action_encoder.W1.W
+        head = model.action_head
+        weight = head.model.transformer_blocks[0].ff.net[2].weight if how == "read" else head.action_encoder.W1.W
         weight.data = weight.data * 1.5
         torch.manual_seed(5)
         drawn = torch.randn(1, 16, 32) if start is None else start

@@ -13,6 +13,7 @@ from torch import nn
 
 from gr00t_trt import __version__
 from gr00t_trt.__main__ import main
+from gr00t_trt.backends.onednn_int8 import OnednnLinear
 from gr00t_trt.common.notice import warn_once
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.data import LeRobotDataset, data_config, synthetic_dataset
@@ -224,7 +225,7 @@ def test_the_loop_in_one_piece_is_quantised_like_its_transformer(loop: str, demo
     policy = policy_of(demo)
     deployment = carried_out(policy, calibrated, submodules={"dit_model": {"precision": "int8"}}, loop=loop)
     assert deployment.backends[loop] == "eager int8"
-    found = [one for one in policy.model.stages[loop].modules() if isinstance(one, QuantLinear)]
+    found = [one for one in policy.model.stages[loop].modules() if isinstance(one, (QuantLinear, OnednnLinear))]
     assert len(found) == 17
     assert policy.model.stages[loop] is not policy.model.eager_stage(loop)
     assert not any(isinstance(one, QuantLinear) for one in policy.model.eager_stage(loop).modules())
@@ -255,6 +256,30 @@ def test_what_is_no_calibration_is_told_in_one_error(tmp_path: Path, calibrated:
     write_calibration(replace(calibration, layers=broken), tmp_path / "nan.safetensors")
     with pytest.raises(PlanError, match="not finite"):
         read_calibration(tmp_path / "nan.safetensors")
+    other = {**calibration.layers, name: replace(seen, channels=seen.channels.to(torch.complex64))}
+    write_calibration(replace(calibration, layers=other), tmp_path / "complex.safetensors")
+    with pytest.raises(PlanError, match=r"complex64 .* not float32"):
+        read_calibration(tmp_path / "complex.safetensors")
+    silent = {**calibration.layers, name: replace(seen, noise={"nvfp4": float("nan")})}
+    write_calibration(replace(calibration, layers=silent), tmp_path / "nan.safetensors")
+    with pytest.raises(PlanError, match="a noise that is negative or not finite"):
+        read_calibration(tmp_path / "nan.safetensors")
+
+
+def test_what_the_file_alone_can_say_is_told_before_a_model_is_loaded(tmp_path: Path, calibrated: Path, capsys) -> None:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(calibrated.read_bytes()[:900])
+    own = "backend: eager\nprecision: bf16\ncalibration: {}\nsubmodules: {{dit_model: {{precision: fp8, keep: {}}}}}\n"
+    plans = {"broken": (short, "[ff]"), "pattern": (calibrated, "[down_proj]"), "ranking": (calibrated, "auto")}
+    said = {"broken": "cannot be read", "pattern": "'down_proj' matches no layer", "ranking": "has no ranking for fp8"}
+    for name, words in said.items():
+        (tmp_path / f"{name}.yaml").write_text(own.format(*plans[name]))
+        for program in ("run", "export"):
+            argv = [program, "--model_path", "synthetic", "--dataset_path", "synthetic"]
+            assert main([*argv, "--config", str(tmp_path / f"{name}.yaml")]) == 2
+            err = capsys.readouterr().err
+            assert words in err
+            assert "loading the model" not in err
 
 
 def test_a_file_written_again_is_the_same(tmp_path: Path, calibrated: Path) -> None:

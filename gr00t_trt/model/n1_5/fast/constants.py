@@ -46,11 +46,15 @@ class EmbodimentWeights:
 
     Attributes:
         encoder: The action encoder's, without what follows from the timestep.
+        decoder: Of the stage `action_decoder`.
+        step_decoder: Of a whole step: where constants are folded, its first layer does the work of the transformer's
+            last one too, [B, D, hidden], and reads that one's input.
     """
 
     state: tuple[Tensor, ...]
     encoder: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
+    step_decoder: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,10 @@ class FoldedConstants:
         dit: Any = head.model
         norms = [block.norm1 for block in dit.transformer_blocks]
         parts = (head.action_encoder, head.state_encoder, head.action_decoder, head.position_embedding)
-        modules = [*parts, dit.timestep_encoder, dit.proj_out_1, *norms] if self.kept else []
+        modules = [*parts, dit.timestep_encoder, dit.proj_out_1, dit.proj_out_2, *norms] if self.kept else []
         self.sources: tuple[Tensor, ...] = tuple(p for m in modules if m is not None for p in m.parameters())
         self._fold: WeightCache[_Fold] = WeightCache(1)
+        self._decoder_fold: WeightCache[tuple[Tensor, Tensor]] = WeightCache(1)
         self._weights: WeightCache[EmbodimentWeights] = WeightCache(KEPT_SETS)
         self._tables: WeightCache[_Table] = WeightCache(KEPT_TABLES)
         self._rows: WeightCache[TimestepTables] = WeightCache(KEPT_SETS)
@@ -106,8 +111,8 @@ class FoldedConstants:
     def weights(self, embodiments: Embodiments, horizon: int) -> EmbodimentWeights:
         """The weights of a batch; `horizon` actions get their positions from the encoder's last bias."""
         if not self.kept or embodiments.gathered:
-            return self._select(embodiments.ids, horizon)
-        return self._weights.get((embodiments.key, horizon), lambda: self._select(embodiments.ids, horizon))
+            return self._select(embodiments, horizon)
+        return self._weights.get((embodiments.key, horizon), lambda: self._select(embodiments, horizon))
 
     def tables(self, embodiments: Embodiments, steps: int, step: int | None = None) -> TimestepTables:
         """The tables of all `steps`; of one alone where `step` is given and nothing is kept."""
@@ -134,9 +139,12 @@ class FoldedConstants:
             return self.weights(embodiments, horizon), self.tables(embodiments, steps)
         if not self.kept:
             return ()
-        return self._folded(None), self._tables.get(steps, lambda: self._table(range(steps), steps, None))
+        table = self._tables.get(steps, lambda: self._table(range(steps), steps, None))
+        return self._folded(None), self._folded_decoders(), table
 
-    def _select(self, ids: Tensor, horizon: int) -> EmbodimentWeights:
+    def _select(self, embodiments: Embodiments, horizon: int) -> EmbodimentWeights:
+        ids = embodiments.ids
+
         def pick(*layers: CategoryLinear) -> tuple[Tensor, ...]:
             banks = [bank for layer in layers for bank in (layer.W, layer.b.unsqueeze(1))]
             return tuple(bank.index_select(0, ids) for bank in banks)
@@ -146,11 +154,40 @@ class FoldedConstants:
         if head.position_embedding is not None:
             bias_out = bias_out + head.position_embedding.weight[:horizon].to(bias_out.dtype)
         weight_in = self._folded(None)[0].index_select(0, ids) if self.kept else self._folded(ids)[0]
+        decoder = pick(head.action_decoder.layer1, head.action_decoder.layer2)
         return EmbodimentWeights(
             state=pick(head.state_encoder.layer1, head.state_encoder.layer2),
             encoder=(weight_in, weight_out, bias_out),
-            decoder=pick(head.action_decoder.layer1, head.action_decoder.layer2),
+            decoder=decoder,
+            step_decoder=(*self._step_decoder(embodiments, *decoder[:2]), *decoder[2:]),
         )
+
+    def _step_decoder(self, embodiments: Embodiments, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.kept:
+            return weight, bias
+        if embodiments.gathered:  # in every call, which must not multiply matrices then
+            weight, bias = (bank.index_select(0, embodiments.ids) for bank in self._folded_decoders())
+            return weight, bias
+        # All samples are of one embodiment.
+        folded, offset = self._with_last_layer(weight[:1], bias[:1])
+        count = len(weight)
+        return folded.repeat(count, 1, 1), offset.repeat(count, 1, 1)
+
+    def _folded_decoders(self) -> tuple[Tensor, Tensor]:
+        """Of all embodiment slots; 100 MB in bf16, and made where samples of different ones come."""
+        first = self._head.action_decoder.layer1
+        return self._decoder_fold.get(None, lambda: self._with_last_layer(first.W, first.b.unsqueeze(1)))
+
+    def _with_last_layer(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, in, hidden], [B, 1, hidden] behind the transformer's last layer: [B, D, hidden], [B, 1, hidden].
+
+        There is nothing between the two, so that they are one layer, rounded once.
+        """
+        last = self._head.model.proj_out_2
+        wide, offset = last.weight.double().t(), last.bias.double()
+        weights = [(wide @ own.double()).to(weight.dtype) for own in weight.unbind(0)]
+        biases = [(offset @ own.double() + b.double()).to(bias.dtype) for own, b in zip(weight, bias, strict=True)]
+        return torch.stack(weights), torch.stack(biases)
 
     def _table(self, which: Sequence[int], steps: int, ids: Tensor | None) -> _Table:
         """Of the slots `ids`, or of all."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dit import FastDiT
+
 
 class EmbodimentMlp(nn.Module):
     """Two layers around a ReLU with one set of weights per sample."""
@@ -43,11 +45,15 @@ class FoldedActionEncoder(nn.Module):
 
 
 class DenoiseStep(nn.Module):
-    """Encode, transform, decode and one Euler step: the compile target `denoise_step`. One graph serves all steps."""
+    """Encode, transform, decode and one Euler step: the compile target `denoise_step`. One graph serves all steps.
 
-    def __init__(self, encoder: FoldedActionEncoder, dit: nn.Module, decoder: FastActionDecoder):
+    Args:
+        folded: The decoder's first layer is given with the transformer's last one multiplied into it.
+    """
+
+    def __init__(self, encoder: FoldedActionEncoder, dit: FastDiT, decoder: FastActionDecoder, *, folded: bool):
         super().__init__()
-        self.encoder, self.dit, self.decoder = encoder, dit, decoder
+        self.encoder, self.dit, self.decoder, self.folded = encoder, dit, decoder, folded
 
     def forward(
         self,
@@ -72,23 +78,14 @@ class DenoiseStep(nn.Module):
             prefix: [B, 33, D], state and future tokens.
             context: As `FastDiT.forward`, and modulation likewise.
             step_size: [1] fp32, one over the number of steps.
-            encoder_bias_in: [B, 1, D], the step's; other weights as the encoder and the decoder take them.
+            encoder_bias_in: [B, 1, D], the step's; other weights as the encoder and the decoder take them, but for
+                `decoder_weight_1`, [B, D, 1024], where it is folded.
         Returns: [B, T, 32] fp32.
         """
         encoder = (encoder_bias_in, encoder_weight_in, encoder_weight_out, encoder_bias_out)
         decoder = (decoder_weight_1, decoder_bias_1, decoder_weight_2, decoder_bias_2)
-        output = self.dit(self.tokens(actions, prefix, *encoder), context, modulation)
-        return self.advanced(actions, output, step_size, *decoder)
-
-    def tokens(
-        self, actions: Tensor, prefix: Tensor, bias_in: Tensor, weight_in: Tensor, weight_out: Tensor, bias_out: Tensor
-    ) -> Tensor:
-        """What the transformer reads, [B, 33 + T, D]."""
-        x = _cast(actions, weight_in.dtype)
-        return join_tokens(prefix, self.encoder(x, bias_in, weight_in, weight_out, bias_out))
-
-    def advanced(self, actions: Tensor, output: Tensor, step_size: Tensor, *decoder: Tensor) -> Tensor:
-        """The actions after what the transformer says, [B, T, 32] fp32; `decoder` are the decoder's weights."""
+        tokens = join_tokens(prefix, self.encoder(_cast(actions, encoder[1].dtype), *encoder))
+        output = (self.dit.features if self.folded else self.dit)(tokens, context, modulation)
         velocity = self.decoder(_cast(output, decoder[0].dtype), *decoder)
         if velocity.shape[1] != actions.shape[1]:
             velocity = velocity[:, -actions.shape[1] :]

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ..dit import DiT, DiTBlock
 from .projections import Projections
 
+OUTPUT_EPS = 1e-6
+"""Of the norm behind the last block."""
+
 
 class CrossAttentionKV(nn.Module):
     """Keys and values of all cross-attention blocks from the vision-language features."""
@@ -135,6 +138,10 @@ class FastDiT(nn.Module):
             modulation: [34, 1536]: 1 + scale and shift of every block and of the output, for one timestep.
         Returns: [B, 16, 1024], without `token_pruning` [B, 49, 1024].
         """
+        return self.proj_out_2(self.features(hidden_states, context, modulation))
+
+    def features(self, hidden_states: Tensor, context: Tensor, modulation: Tensor) -> Tensor:
+        """As `forward`, without the last layer: [B, 16 or 49, 1536], normalised."""
         rows = modulation.unbind(0)
         given = (context if self.context is None else self.context(context)).unbind(0)
         x = hidden_states[:, self.first_row :] if self.first_row else hidden_states
@@ -143,7 +150,7 @@ class FastDiT(nn.Module):
             crosses = block.own is None
             x = block(x, rows[2 * i], rows[2 * i + 1], given[used : used + 2] if crosses else ())
             used += 2 * crosses
-        return self.proj_out_2(F.layer_norm(x, x.shape[-1:], rows[-2], rows[-1], 1e-6))
+        return F.layer_norm(x, x.shape[-1:], rows[-2], rows[-1], OUTPUT_EPS)
 
 
 def modulation_rows(dit: DiT, timestep: Tensor) -> Tensor:

@@ -334,7 +334,7 @@ class FastGr00tN1d5(StagedModel):
         tables = None if self._loop != "denoise_loop" else self._constants.tables(x.embodiments, steps)
         if tables is not None:
             inputs = (prefix, context, tables.modulation, tables.step_size, tables.encoder, *weights.encoder)
-            return self.run_stage("denoise_loop", actions, *inputs, *weights.decoder)
+            return self.run_stage("denoise_loop", actions, *inputs, *weights.step_decoder)
         for step in range(steps):
             if step == 0 or not self._constants.kept:
                 tables = self._constants.tables(x.embodiments, steps, step)
@@ -342,7 +342,7 @@ class FastGr00tN1d5(StagedModel):
             modulation, row = tables.each[step if len(tables.each) > 1 else 0]
             if self._loop == "denoise_step":
                 inputs = (prefix, context, modulation, tables.step_size, row, *weights.encoder)
-                actions = self.run_stage("denoise_step", actions, *inputs, *weights.decoder)
+                actions = self.run_stage("denoise_step", actions, *inputs, *weights.step_decoder)
                 continue
             encoded = self.run_stage("action_encoder", actions, row, *weights.encoder)
             output = self.run_stage("dit_model", join_tokens(prefix, encoded), context, modulation)

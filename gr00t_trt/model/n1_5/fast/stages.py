@@ -52,7 +52,7 @@ def make_stages(plain: Gr00tN1d5, optimizations: frozenset[str]) -> dict[str, nn
         fused=fused,
     )
     encoder, decoder = FoldedActionEncoder(), FastActionDecoder()
-    step = DenoiseStep(encoder, dit, decoder)
+    step = DenoiseStep(encoder, dit, decoder, folded="constant_folding" in optimizations)
     vl_components = FastVLComponents(head) if fused else head.vl_components()
     unpadded = "prompt_cache" in optimizations
     stages: dict[str, nn.Module] = {
