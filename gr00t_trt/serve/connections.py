@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
-from .pace import AT_ONCE, Pace
+from .pace import AT_ONCE, Pace, rests_until
 
 _SWEEP_S = 0.5
 _CHANCE_S = 0.02
@@ -39,7 +39,7 @@ class Guarded(Protocol):
         held: Bytes of a request that has begun and is not being answered.
         expected: Bytes of all of that request, by its own word and so far.
         answering: A request is complete and waits for its answer.
-        refused: Whether its last request came to nothing.
+        refused: Whether its last request came to nothing; it is not read before `rests_until` then.
     """
 
     client: Address | None
@@ -49,6 +49,7 @@ class Guarded(Protocol):
     expected: int
     answering: bool
     refused: bool
+    rests_until: float
 
     @property
     def settled(self) -> bool:
@@ -77,7 +78,7 @@ class Connections(Generic[C]):
         self._connections: dict[Address, C] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._counting: asyncio.TimerHandle | None = None
-        self._resting: deque[Callable[[], None]] = deque()
+        self._resting: deque[tuple[float, Callable[[], None]]] = deque()
         self._waking: asyncio.TimerHandle | None = None
 
     def __iter__(self) -> Iterator[C]:
@@ -120,21 +121,31 @@ class Connections(Generic[C]):
             turn: Called when it may be read again.
         """
         found = self._connections.get(client) if client else None
-        if found is None or not (found.refused or found.expected > AT_ONCE) or not self._pace.wait_s():
+        if found is None or not (found.refused or found.expected > AT_ONCE):
             return False
-        self._resting.append(turn)
+        until = found.rests_until if found.refused else 0.0
+        if not self._pace.wait_s() and until <= time.monotonic():
+            return False
+        self._resting.append((until, turn))
+        if self._waking is not None:  # the newcomer may be due before them
+            self._waking.cancel()
         self._wake_later()
         return True
 
     def _wake_later(self) -> None:
-        if self._resting and self._waking is None:
-            self._waking = asyncio.get_running_loop().call_later(self._pace.wait_s(), self._wake)
+        self._waking = None
+        if self._resting:
+            first = min(until for until, _ in self._resting) - time.monotonic()
+            wait_s = max(self._pace.wait_s(), first, 0.0)
+            self._waking = asyncio.get_running_loop().call_later(wait_s, self._wake)
 
     def _wake(self) -> None:
-        self._waking = None
-        if not self._pace.wait_s():
+        now = time.monotonic()
+        due = next((one for one in self._resting if one[0] <= now), None)
+        if due is not None and not self._pace.wait_s():
+            self._resting.remove(due)
             self._pace.spend(_TURN_BYTES)
-            self._resting.popleft()()
+            due[1]()
         self._wake_later()
 
     @contextmanager
@@ -153,7 +164,7 @@ class Connections(Generic[C]):
         found.answering, found.refused = True, False
 
         def refuse() -> None:
-            found.refused = True
+            found.refused, found.rests_until = True, rests_until(size)
             self._pace.spend(size)
 
         try:

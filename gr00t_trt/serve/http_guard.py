@@ -43,6 +43,7 @@ class GuardedProtocol(H11Protocol):
         self.since = time.monotonic()
         self.answering = self.refused = self._served = False
         self.held = self.expected = 0
+        self.rests_until = 0.0
 
     @property
     def active(self) -> bool:

@@ -216,6 +216,7 @@ class _Connection(ServerConnection):
         self.since = time.monotonic()
         self.answering = self.refused = self.greeted = False
         self.held = self.expected = 0
+        self.rests_until = 0.0
         self._begun: float | None = None
         self._resting = False
         self._unread = self._unframed = 0  # bytes of frames that nobody has taken, and of one that is not complete

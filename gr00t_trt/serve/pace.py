@@ -40,3 +40,8 @@ class Pace:
         with self._lock:
             spent = self._spent - (time.monotonic() - self._seen) * BYTES_PER_S
             return max(0.0, (spent - self._credit) / BYTES_PER_S)
+
+
+def rests_until(size: int) -> float:
+    """Until when the sender of a message of so many bytes is not read that was refused, by `time.monotonic`."""
+    return time.monotonic() + size / BYTES_PER_S

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import ServiceError
-from .pace import AT_ONCE, Pace
+from .pace import AT_ONCE, Pace, rests_until
 from .refusal import Refusal
 from .request_log import LOGGER
 from .service import Peer, Service, listening_socket
@@ -105,7 +105,13 @@ class ZmqServer:
     def _until_next_s(self) -> float:
         if self._backlog:
             return 0
-        return min(_SWEEP_S, self._pace.wait_s()) if self._resting else _SWEEP_S
+        return min([_SWEEP_S, *map(self._wait_s, self._resting)])
+
+    def _wait_s(self, connection: _Connection) -> float:
+        """How long a connection is not to be read: it sends too much that comes to nothing."""
+        if not (connection.refused or connection.receiver.expected > AT_ONCE):
+            return 0
+        return max(self._pace.wait_s(), connection.rests_until - time.monotonic(), 0.0)
 
     def _happened(self, key: selectors.SelectorKey, events: int) -> None:
         if key.fileobj is self._socket:
@@ -147,7 +153,7 @@ class ZmqServer:
         self._backlog.discard(connection)
         if connection.blocked:  # whoever does not read its answers is not read from either
             return
-        if (connection.refused or connection.receiver.expected > AT_ONCE) and self._pace.wait_s():
+        if self._wait_s(connection):
             self._watch(connection, 0)
             self._resting[connection] = None
             return
@@ -187,7 +193,8 @@ class ZmqServer:
     def _receive(self, connection: _Connection, frames: Sequence[memoryview]) -> None:
         name = connection.peer.name
         start = next((number for number, frame in enumerate(frames) if not len(frame)), None)
-        connection.refused, size = True, sum(map(len, frames))
+        size = sum(map(len, frames))
+        connection.refuse(size)
         if start is None:  # from no REQ socket, so nobody waits for a reply
             self._service.count("unknown", ServiceError("no envelope"), client=name)
             return
@@ -225,7 +232,7 @@ class ZmqServer:
     def _act(self, connection: _Connection, request: Mapping[str, Any], envelope: Sequence[bytes], size: int) -> None:
         def finish(reply: Message | Exception) -> None:
             if isinstance(reply, Exception):
-                connection.refused = True
+                connection.refuse(size)
                 self._pace.spend(size)
             connection.answer(envelope, reply)
 
@@ -234,7 +241,7 @@ class ZmqServer:
         try:
             self._service.act(request.get("data", {}), request, connection.peer, finish)
         except Exception:
-            connection.refused = True
+            connection.refuse(size)
             self._pace.spend(size)
             connection.expect(-1)
             raise
@@ -245,10 +252,11 @@ class ZmqServer:
 
     def _wake(self) -> None:
         """Read from those again that had to wait, one after the other, until they have sent too much anew."""
-        while self._resting and not self._pace.wait_s():
-            connection = next(iter(self._resting))
-            del self._resting[connection]
-            if not connection.blocked:
+        for connection in list(self._resting):
+            if self._wait_s(connection):
+                continue
+            self._resting.pop(connection, None)
+            if connection in self._peers and not connection.blocked:
                 self._watch(connection, selectors.EVENT_READ)
                 self._read(connection)
 
@@ -320,7 +328,7 @@ class _Connection:
         unread: Messages that are there and have not been looked at.
         asked: Requests for actions that are being answered.
         since: When its last message was complete or begun, or the connection was made.
-        refused: Whether its last message came to nothing.
+        refused: Whether its last message came to nothing; it is not read before `rests_until` then.
         gone: Whether it is closed.
         blocked: Since when what is to be sent does not fit into the network; None where there is nothing to send.
     """
@@ -333,10 +341,15 @@ class _Connection:
         self.asked = 0
         self.since = time.monotonic()
         self.refused = self.gone = False
+        self.rests_until = 0.0
         self.blocked: float | None = None
         self._unsent = bytearray()
         # One thread reads messages, another one sends answers.
         self._sending = threading.Lock()
+
+    def refuse(self, size: int) -> None:
+        """A message of so many bytes has come to nothing, as far as is known."""
+        self.refused, self.rests_until = True, rests_until(size)
 
     def expect(self, requests: int) -> None:
         """So many more requests are being answered."""
