@@ -8,7 +8,7 @@ from typing import Any
 from ..common.devices import side_stream
 from ..common.interface import Observation
 from ..errors import UsageError
-from ..measure.workloads import noise_of, one_request
+from ..measure.workloads import noise_of
 from ..policy.policy import Gr00tPolicy
 from .batching import Batcher
 from .mixed import mixed_inputs
@@ -36,7 +36,7 @@ def warm_batches(
             if graphs is None:
                 policy.get_action(joined)
             else:
-                _capture(policy, graphs, joined, size, note)
+                _ready(policy, policy.preprocess(joined)[0], size, note)
 
 
 def warm(
@@ -74,15 +74,8 @@ def _ready(policy: Gr00tPolicy, inputs: Mapping[str, Any], size: int, note: Call
     if graphs is None:
         policy.predict(inputs, None)
         return
-    refused = graphs.capture(policy.model.prepare(inputs), noise_of(policy.model, size, 0))
-    if refused is not None:
-        note(f"batches of {size} run kernel by kernel: {refused}")
-
-
-def _capture(policy: Gr00tPolicy, graphs: Any, joined: Observation, size: int, note: Callable[[str], None]) -> None:
     before = len(graphs)
-    request = one_request(policy, joined, seed=0)
-    refused = graphs.capture(policy.model.prepare(request.inputs), request.noise)
+    refused = graphs.capture(policy.model.prepare(inputs), noise_of(policy.model, size, 0))
     if refused is not None:
         note(f"batches of {size} run kernel by kernel: {refused}")
     elif len(graphs) <= before:
