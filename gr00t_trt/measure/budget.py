@@ -35,6 +35,11 @@ class Budget:
             return None
         return f"no time: about {estimate_s:.0f} s, and {max(self.left, 0):.0f} s of {self.seconds:.0f} s were left"
 
+    def check(self) -> None:
+        """Raises: OutOfTime where nothing is left."""
+        if self.left <= 0:
+            raise OutOfTime
+
     @contextmanager
     def enforced(self) -> Iterator[None]:
         """Raise OutOfTime in the block when the budget ends, if estimates were too low.

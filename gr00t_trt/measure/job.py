@@ -95,6 +95,7 @@ def run(wanted: Wanted, console: Console) -> tuple[Record, Path]:
                 record.host_adds_us = host_adds_us(device)
                 steps.step("timing one call of eager PyTorch")
                 sweep = Sweep(harness, requests, counter, budget, meter=gpu, built=save)
+            budget.check()  # a destructor may have swallowed what `enforced` raised
             failed = sweep.take_all(rows, record, path)
         ended = "a row failed" if failed else "done"
     except OutOfTime:

@@ -26,7 +26,10 @@ def test_what_fits_and_what_does_not() -> None:
     assert (budget.spent, budget.left) == (500, 20)
     assert budget.why_not(19.9) is None
     assert budget.why_not(75.2) == "no time: about 75 s, and 20 s of 520 s were left"
+    budget.check()
     clock.now += 100
+    with pytest.raises(OutOfTime):
+        budget.check()
     assert budget.why_not(0.1) == "no time: about 0 s, and 0 s of 520 s were left"
 
 

@@ -135,6 +135,27 @@ def test_one_bad_request_of_a_shared_pass_harms_itself_alone() -> None:
         assert (answer.action["action.arm"] == value).all()
 
 
+def test_what_cannot_be_in_time_is_not_begun() -> None:
+    def ask(run: Run, timeout_s: float) -> list[Answer]:
+        answers: list[Answer] = []
+        run.worker.submit(Request("a", observation(), answers.append, timeout_s=timeout_s))
+        return answers
+
+    with Run() as run:
+        run.puppet.takes_s = 0.05
+        for _ in range(7):
+            answered(run.ask())
+        (tried,) = answered(ask(run, 0.04))  # seven are too few to know
+        before = len(run.puppet.calls)
+        (hopeless,) = answered(ask(run, 0.04))
+        assert len(run.puppet.calls) == before
+        (possible,) = answered(ask(run, 5.0))
+    assert tried.error is None
+    assert possible.error is None
+    assert "takes 0.05" in str(hopeless.error)
+    assert "longer than the 0.04 s that its client waits" in str(hopeless.error)
+
+
 def test_requests_beyond_the_queue_and_beyond_their_time_are_refused() -> None:
     with Run(max_queue=1, request_timeout_s=0.1) as run:
         run.puppet.go.clear()
