@@ -6,14 +6,18 @@ import json
 import pickle
 import random
 import struct
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import httpx
 import msgpack
 import numpy as np
+import zmq
 
 from gr00t_trt.serve.json_wire import encode_json
-from gr00t_trt.serve.wire import encode
+from gr00t_trt.serve.wire import decode, encode
 
 KINDS = (
     "random bytes",
@@ -53,6 +57,67 @@ def bodies(count: int, observation: Mapping[str, Any], *, seed: int = 0) -> Iter
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
         yield kind, _body(kind, dict(observation), source)
+
+
+def fire(
+    port: int,
+    observation: Mapping[str, Any],
+    count: int,
+    seed: int,
+    answered: Counter[str],
+    wrong: Counter[str],
+    pause_s: float = 0.0,
+) -> None:
+    """Send ZeroMQ messages one after the other.
+
+    Args:
+        answered: Counts what was answered, by kind.
+        wrong: Counts what was not answered within a minute, or not with the error that it should have had.
+        pause_s: Between an answer and the next message.
+    """
+    with zmq.Context() as context, context.socket(zmq.DEALER) as enemy:
+        enemy.setsockopt(zmq.LINGER, 0)
+        enemy.setsockopt(zmq.RCVTIMEO, 60_000)
+        enemy.connect(f"tcp://127.0.0.1:{port}")
+        for kind, raw in messages(count, observation, seed=seed):
+            enemy.send_multipart([b"", raw])
+            try:
+                reply = decode(enemy.recv_multipart()[1])
+            except zmq.Again:
+                wrong[f"{kind}: no answer"] += 1
+                continue
+            if kind != "one byte changed" and list(reply) != ["error"] and not _only_odd(kind, raw):
+                wrong[f"{kind}: answered"] += 1
+            answered[kind] += 1
+            time.sleep(pause_s)
+
+
+def _only_odd(kind: str, raw: bytes) -> bool:
+    """Whether a message of wrong types is one that a policy may still answer."""
+    return kind == "wrong types" and b"get_action" in raw and b"annotation.other" in raw
+
+
+def fire_http(
+    port: int,
+    observation: Mapping[str, Any],
+    count: int,
+    seed: int,
+    answered: Counter[str],
+    wrong: Counter[str],
+    pause_s: float = 0.0,
+) -> None:
+    """Post HTTP bodies one after the other; arguments as for `fire`."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=False) as client:
+        for kind, raw in bodies(count, observation, seed=seed):
+            try:
+                status = client.post("/act", content=raw).status_code
+            except httpx.TransportError as error:
+                wrong[f"{kind}: {type(error).__name__}"] += 1
+                continue
+            if status == 200 and kind in REFUSED and kind != "unknown endpoint":  # HTTP has none
+                wrong[f"{kind}: answered"] += 1
+            answered[kind] += 1
+            time.sleep(pause_s)
 
 
 def _message(kind: str, observation: dict[str, Any], source: random.Random) -> bytes:

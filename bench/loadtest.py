@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import psutil
 
 from gr00t_trt.errors import ServiceError
 from gr00t_trt.serve.ask import example
-from gr00t_trt.serve.client import RobotInferenceClient
+from gr00t_trt.serve.client import BaseInferenceClient, RobotInferenceClient
 
 MARK = "action.mark"
 """float64 [T, 2], or [B, T, 2]: the first state value, and the milliseconds of the policy's `get_action`."""
@@ -118,7 +118,7 @@ class Subject:
             np.isfinite(value).all() for value in action.values()
         )
 
-    def ask(self, client: RobotInferenceClient) -> bool:
+    def ask(self, client: BaseInferenceClient) -> bool:
         """One request; whether the reply belongs to it. Raises: ServiceError without one."""
         request = self.request()
         return self.belong(request, client.get_action(request))
@@ -130,21 +130,34 @@ def policy_ms(action: dict[str, np.ndarray]) -> float:
 
 
 class Driver(threading.Thread):
-    """A client that asks again and again until it is told to stop."""
+    """A client that asks again and again until it is told to stop.
 
-    def __init__(self, subject: Subject, timeout_ms: int = 60_000):
+    Args:
+        connect: Makes its client; one over ZeroMQ that waits for a minute where it is left out.
+        ask: Asks once, and says whether the reply belongs to the request; `Subject.ask` where it is left out.
+        pause_s: Between an answer and the next request.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        connect: Callable[[], BaseInferenceClient] | None = None,
+        ask: Callable[[BaseInferenceClient], bool] | None = None,
+        pause_s: float = 0.0,
+    ):
         super().__init__(daemon=True)
-        self._subject, self._timeout_ms = subject, timeout_ms
+        self._connect = connect or (lambda: RobotInferenceClient("127.0.0.1", subject.port, 60_000))
+        self._ask, self._pause_s = ask or subject.ask, pause_s
         self.stop = threading.Event()
         self.right: list[tuple[float, float]] = []  # (when, milliseconds)
         self.mixed_up, self.errors = 0, []
 
     def run(self) -> None:
-        with RobotInferenceClient("127.0.0.1", self._subject.port, self._timeout_ms) as client:
-            while not self.stop.is_set():
+        with self._connect() as client:
+            while not self.stop.wait(self._pause_s):
                 began = time.perf_counter()
                 try:
-                    if self._subject.ask(client):
+                    if self._ask(client):
                         self.right.append((time.monotonic(), (time.perf_counter() - began) * 1e3))
                     else:
                         self.mixed_up += 1
@@ -154,7 +167,13 @@ class Driver(threading.Thread):
 
 @contextmanager
 def driving(subject: Subject, count: int) -> Iterator[list[Driver]]:
-    drivers = [Driver(subject) for _ in range(count)]
+    with driven([Driver(subject) for _ in range(count)]) as drivers:
+        yield drivers
+
+
+@contextmanager
+def driven(drivers: list[Driver]) -> Iterator[list[Driver]]:
+    """Run these drivers while the block runs."""
     for driver in drivers:
         driver.start()
     try:

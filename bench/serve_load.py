@@ -15,6 +15,8 @@ Four parts, against `gr00t-trt serve` in a process of its own, over the loopback
 With --robots N,N also many robots: latency and throughput for each number of them, with --max_batch 1 and 8.
 With --attacks S also each attack of `attacks.py` for S seconds: how much slower is a good client beside it, and is
 /health answered?
+With --soak S for so long, at --max_batch 1 and 8, good clients that check every answer beside hostile ones: is anything
+lost or wrong, and does the memory stop growing?
 
 A reply is told from another by a mark: the server's policy hands the first state value back beside its actions.
 
@@ -42,11 +44,10 @@ from typing import Any
 
 import attacks
 import hostile
-import httpx
 import numpy as np
 import robots
 import service_table
-import zmq
+import soak
 from loadtest import Server, Subject, driving, policy_ms, running, tally
 from rich.console import Console
 from rich.table import Table
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--attacks", type=float, metavar="S", help="seconds of each attack [none]")
     p.add_argument("--robots", type=_counts, metavar="N,N", help="numbers of robots, such as 1,2,4,8,16,32 [none]")
     p.add_argument("--robots_s", type=float, default=5.0, metavar="S", help="seconds of each number [%(default)g]")
+    p.add_argument("--soak", type=float, metavar="S", help="seconds of each of two servers, such as 1200 [none]")
     p.add_argument("--samples", type=int, default=200, metavar="N", help="requests for the overhead [%(default)s]")
     p.add_argument("--server", default="--model_path synthetic", help="flags of the server [%(default)s]")
     p.add_argument("--record", metavar="PATH", help="where the record goes [stdout]")
@@ -127,12 +129,13 @@ def _main(argv: Sequence[str], console: Console) -> int:
             "hostile": (f"{args.hostile} messages", lambda: under_fire(subject, server, args.hostile)),
             "attacks": ("one after the other", lambda: attacked(subject, server, args.attacks)),
             "robots": ("together and one by one", lambda: robots.many(flags, args.robots, args.robots_s)),
+            "soak": (f"{args.soak} s of each of two servers", lambda: soak.soaked(flags, args.soak)),
             "restart": (
                 "kill -9 and restart while clients run",
                 lambda: restart(subject, server, flags, args.clients, args.seconds, stack),
             ),
         }
-        for name in ("attacks", "robots"):
+        for name in ("attacks", "robots", "soak"):
             if not getattr(args, name):
                 del parts[name]
         for name, (what, part) in parts.items():
@@ -237,10 +240,11 @@ def under_fire(subject: Subject, server: Server, count: int) -> dict[str, Any]:
     with driving(subject, 1) as good:
         shares = [(count - of_http) // ENEMIES + (i < (count - of_http) % ENEMIES) for i in range(ENEMIES)]
         enemies = [
-            threading.Thread(target=_fire, args=(subject, share, seed, answered, wrong))
+            threading.Thread(target=hostile.fire, args=(server.port, subject.observation, share, seed, answered, wrong))
             for seed, share in enumerate(shares)
         ]
-        enemies.append(threading.Thread(target=_fire_http, args=(subject, server.http_port, of_http, answered, wrong)))
+        http = (server.http_port, subject.observation, of_http, 99, answered, wrong)
+        enemies.append(threading.Thread(target=hostile.fire_http, args=http))
         for enemy in enemies:
             enemy.start()
         for enemy in enemies:
@@ -260,41 +264,6 @@ def under_fire(subject: Subject, server: Server, count: int) -> dict[str, Any]:
         "after": after,
         "alive": server.process.poll() is None,
     }
-
-
-def _fire(subject: Subject, count: int, seed: int, answered: Counter[str], wrong: Counter[str]) -> None:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as enemy:
-        enemy.setsockopt(zmq.LINGER, 0)
-        enemy.setsockopt(zmq.RCVTIMEO, 60_000)
-        enemy.connect(f"tcp://127.0.0.1:{subject.port}")
-        for kind, raw in hostile.messages(count, subject.observation, seed=seed):
-            enemy.send_multipart([b"", raw])
-            try:
-                reply = decode(enemy.recv_multipart()[1])
-            except zmq.Again:
-                wrong[f"{kind}: no answer"] += 1
-                continue
-            if kind != "one byte changed" and list(reply) != ["error"] and not _only_odd(kind, raw):
-                wrong[f"{kind}: answered"] += 1
-            answered[kind] += 1
-
-
-def _only_odd(kind: str, raw: bytes) -> bool:
-    """Whether a message of wrong types is one that a policy may still answer."""
-    return kind == "wrong types" and b"get_action" in raw and b"annotation.other" in raw
-
-
-def _fire_http(subject: Subject, port: int, count: int, answered: Counter[str], wrong: Counter[str]) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=False) as client:
-        for kind, raw in hostile.bodies(count, subject.observation, seed=99):
-            try:
-                status = client.post("/act", content=raw).status_code
-            except httpx.TransportError as error:
-                wrong[f"{kind}: {type(error).__name__}"] += 1
-                continue
-            if status == 200 and kind in hostile.REFUSED and kind != "unknown endpoint":  # HTTP has none
-                wrong[f"{kind}: answered"] += 1
-            answered[kind] += 1
 
 
 def attacked(subject: Subject, server: Server, seconds: float) -> dict[str, Any]:
@@ -354,6 +323,7 @@ def found_wrong(record: dict[str, Any]) -> bool:
         or record["hostile"]["unanswered_or_wrong"]
         or not record["hostile"]["alive"]
         or any(row["lost"] or row["mixed_up"] for row in record.get("robots", ()))
+        or any(row["lost"] or row["mixed_up"] or row["unanswered_or_wrong"] for row in record.get("soak", ()))
         or any(map(_did_harm, record.get("attacks", {}).values()))
         or record["restart"]["mixed_up"]
         or record["restart"]["recovered"] < record["restart"]["clients"]

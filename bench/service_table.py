@@ -21,9 +21,40 @@ def section(name: str, record: Mapping[str, Any], links: str) -> str:
             "| what | measured |",
             "|---|---|",
             *(f"| {what} | {text} |" for what, text in rows(record).items()),
+            *_attacks(record.get("attacks", {})),
+            *_soak(record.get("soak", ())),
             *_robots(record.get("robots", ())),
         ]
     )
+
+
+def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table of its own for attacks; nothing where none was tried."""
+    if not attacks:
+        return []
+    head = "A good client while one client that speaks the protocols well attacks:"
+    lines = ["", head, "", "| attack | p99 ms | times its p99 before | slowest `/health` ms | lost |", "|---" * 5 + "|"]
+    for name, seen in attacks.items():
+        cells = (f"{seen['p99_ms']:.0f}", f"{seen['times_alone']:.1f}", f"{seen['slowest_health_ms']:.0f}")
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {seen['lost'] + seen['mixed_up']} |")
+    return lines
+
+
+def _soak(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of its own for a long run; nothing where there was none."""
+    if not rows:
+        return []
+    head = "Five good clients that check every answer, for a while, beside hostile messages, connections and clients:"
+    columns = "| `--max_batch` | minutes | answers | lost | wrong | p50 ms | p99 ms | hostile ones | memory, MB |"
+    lines = ["", head, "", columns, "|---" * 9 + "|"]
+    for row in rows:
+        trip, memory = row["round_trip_ms"], [each / MEGABYTE for each in row["rss_bytes_by_minute"]]
+        fifth = memory[min(5, len(memory) - 1)]
+        told = f"{memory[0]:.0f}, after 5 minutes {fifth:.0f}, at the end {memory[-1]:.0f}"
+        cells = [row["max_batch"], f"{row['seconds'] / 60:.0f}", row["answered"], row["lost"], row["mixed_up"]]
+        cells += [f"{trip['p50']:.0f}", f"{trip['p99']:.0f}"] if trip else ["-", "-"]
+        lines.append(f"| {' | '.join(map(str, [*cells, sum(row['hostile'].values()), told]))} |")
+    return lines
 
 
 def _robots(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -212,9 +212,9 @@ def test_the_time_budget_is_filled_by_the_newest_record_of_a_gpu_with_a_split(ch
     assert told["**sum**"] == "5.90"
     whole = {row[0]: row[1:3] for row in reversed(rows) if len(row) == 4}  # the budget stands first
     assert whole["one CUDA graph"] == ["7.15 so far", "5.90"]
-    assert whole["the DiT on its own Triton kernels"] == ["4.15 planned", "4"]
-    assert whole["FP8"] == ["–", "4"]
-    assert whole["FP8, the DiT on its own Triton kernels"] == ["3.07 planned", "4"]
+    assert whole["the DiT on its own Triton kernels"] == ["4.66 planned", "4"]
+    assert whole["DiT and all attention kernels"] == ["4.15 planned", "4"]
+    assert whole["FP8, DiT and all attention kernels"] == ["3.07 planned", "4"]
 
 
 def test_a_service_under_load_is_rendered(checkout: Path) -> None:
@@ -238,6 +238,13 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
             "before": {"rss_bytes": 6e8}, "after": {"rss_bytes": 6.1e8},
         },
         "restart": {"clients": 8, "recovered": 8, "lost": 3},
+        "attacks": {"unfinished_heads": {
+            "p99_ms": 31.4, "times_alone": 1.25, "slowest_health_ms": 7.9, "lost": 1, "mixed_up": 1,
+        }},
+        "soak": [{
+            "max_batch": 8, "seconds": 1200.4, "answered": 9000, "lost": 0, "mixed_up": 2, "hostile": {"deep": 7},
+            "round_trip_ms": {"p50": 29.6, "p99": 130.2}, "rss_bytes_by_minute": [n * 1e6 for n in range(350, 371)],
+        }],
     }  # fmt: skip
     shutil.rmtree(checkout / "bench" / "service", ignore_errors=True)
     (checkout / "bench" / "service").mkdir()
@@ -250,6 +257,8 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
     assert "| where it goes | the client's encoding 0.10 ms, the server's queue 0.05 ms" in full
     assert "| start-up | 12.3 s to ready (engines: 5 built), 4.5 s again (engines: 1 built, 4 from the cache) |" in full
     assert "| hostile messages | 10000, of which 0 unanswered or answered wrongly;" in full
+    assert "| unfinished heads | 31 | 1.2 | 8 | 2 |" in full
+    assert "| 8 | 20 | 9000 | 0 | 2 | 30 | 130 | 7 | 350, after 5 minutes 355, at the end 370 |" in full
 
     del (
         record["overhead"]["split_ms"],

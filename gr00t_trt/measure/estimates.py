@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..plans.backends import BACKENDS
 from ..record.result import REQUEST, Candidate, Workload
 from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row, setting_of
+from .variants import upon_stages
 
 FEWEST = 5
 """Calls of each candidate below which no verdict is given."""
 
 SEARCH_MODE = "max-autotune-no-cudagraphs"
 BUILD_S_PER_LAYER = {
-    "cuda": {"default": 0.6, SEARCH_MODE: 2.5, "triton": 2.0},
+    "cuda": {"default": 0.6, SEARCH_MODE: 2.5},
     "cpu": {"default": 1.5},
 }
-"""Seconds of compiling per transformer layer by mode or backend, until the first build shows what they are here."""
+"""Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
+BUILD_S_OF_KERNELS = 32.0
+"""Of a stage that is all kernels: they are compiled once for all its layers."""
 
 ROW_S = {"cuda": 12.0, "cpu": 30.0}
 """How long the calls of one row may take, unless the fewest take longer."""
@@ -68,16 +70,27 @@ class Estimates:
         bare = replace(candidate, graph=False)
         if (candidate.backend == "eager" and candidate.precision is None) or {candidate, bare} & set(made):
             return 0.0
-        table = BUILD_S_PER_LAYER[self.kind]
-        alone = BACKENDS[candidate.backend].falls_back is not None
-        tried = setting_of(candidate)
-        names = tried.stages if tried else (candidate.loop,) if alone else self.layers
-        layers = sum(self.layers[name] for name in names)
+        tried, names = setting_of(candidate), tuple(self.layers)
+        if tried is not None:
+            names = tried.stages
+        elif candidate.stages:
+            before, names = upon_stages(candidate)
+            if before not in made and before.stages:
+                return self.build_s(before, made) + self._compiling_s(candidate, names)
+        return self._compiling_s(candidate, names)
+
+    def _compiling_s(self, candidate: Candidate, names: Iterable[str]) -> float:
+        table, tried = BUILD_S_PER_LAYER[self.kind], setting_of(candidate)
+        mode = SEARCH_MODE if tried is not None and tried.searches else candidate.mode or "default"
+        seconds = 0.0
+        for name in names:
+            # In other stages the kernels are of attention alone, and torch.compile does the rest.
+            if candidate.stages and (name == candidate.loop or candidate.mode != "default"):
+                seconds += BUILD_S_OF_KERNELS
+            else:
+                seconds += table.get(mode, table["default"]) * self.layers[name]
         # Ranges that begin at one take two graphs.
-        mode = candidate.backend if candidate.backend in table else candidate.mode or "default"
-        mode = SEARCH_MODE if tried is not None and tried.searches else mode
-        each = table.get(mode, table["default"]) * (2 if candidate.dynamic else 1)
-        return self.correction * each * layers
+        return self.correction * seconds * (2 if candidate.dynamic else 1)
 
     def round_s(self, row: Row) -> float:
         """Seconds of one call of each candidate that the row times in turn."""

@@ -64,11 +64,18 @@ COMPILED_PLAIN = Candidate(backend="inductor", mode="default")
 COMPILED = Candidate(backend="inductor", mode="default", optimizations=ALL, loop="denoise_step")
 BEST = replace(COMPILED, graph=True)
 """The fastest form so far: what new forms and settings are compared with, and eager PyTorch is timed in turn with."""
-KERNELS = replace(BEST, backend="triton")
+KERNELS = replace(BEST, backend="triton", stages=("denoise_step",))
 """`BEST` with the kernels that were written for the transformer of a step."""
+VISION_KERNELS = replace(KERNELS, stages=(*KERNELS.stages, "vision_model"))
+LANGUAGE_KERNELS = replace(KERNELS, stages=(*VISION_KERNELS.stages, "language_model"))
+ALL_KERNELS = replace(KERNELS, stages=(*LANGUAGE_KERNELS.stages, "vl_components"))
+"""One stage more in each: these three have kernels of attention, and torch.compile does the rest of them."""
+CHAINED = ("vision_model",)
+"""What Triton's mode ``chain`` is about: the stages whose products are kernels, too."""
+VISION_CHAIN = replace(ALL_KERNELS, mode="chain")
 
-FP8, FP8_KERNELS = (replace(form, precision="fp8") for form in (BEST, KERNELS))
-"""Both in 8 bits: language model, vision tower, self-attention over both, and the transformer of a step."""
+FP8, FP8_KERNELS, FP8_ALL_KERNELS = (replace(form, precision="fp8") for form in (BEST, KERNELS, ALL_KERNELS))
+"""In 8 bits: language model, vision tower, self-attention over both, and the transformer of a step."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,14 @@ _SMALL = ("triton.multi_kernel=1", "triton.cooperative_reductions", "combo_kerne
 SETTINGS = {
     "keys and values repeated": Setting(("products.grouped_attention=false",), ("language_model",)),
     "programmatic dependent launch": Setting(("triton.enable_pdl",), ("denoise_step",)),
-    "tuned pointwise kernels": Setting(("coordinate_descent_tuning", "max_autotune_pointwise"), ("vision_model",)),
+    "tuned pointwise kernels": Setting(("coordinate_descent_tuning", "max_autotune_pointwise"), ("language_model",)),
     "several small ones": Setting(_SMALL, ("language_model",)),
-    "searched products, TMA, cut along K": Setting((*_SEARCH, *_TMA, *_CUT), ("language_model",), searches=True),
-    "searched products": Setting(_SEARCH, ("vision_model",), searches=True),
+    "searched products, TMA, cut along K": Setting((*_SEARCH, *_TMA, *_CUT), ("vl_components",), searches=True),
 }
-"""Row -> what it tries, on the stage that has most of what it is about. What is shipped has none of them switched on.
+"""Row -> what it tries, on a stage that has what it is about. What is shipped has none of them switched on.
 
-The products of a step are not searched for: its transformer has kernels of its own.
+The products of a step are not searched for: its transformer has kernels of its own. A search takes minutes where there
+are many layers, so it is tried on four.
 """
 
 
@@ -109,12 +116,19 @@ def setting_of(candidate: Candidate) -> Setting | None:
     return next((one for one in SETTINGS.values() if one.options == candidate.settings), None)
 
 
-FORMS = (
-    Row("forms", "the DiT on its own Triton kernels", KERNELS, calls=CALLS_OF_PERCENTILES),
-    Row("forms", "FP8", FP8, calls=CALLS_OF_PERCENTILES),
-    Row("forms", "FP8, the DiT on its own Triton kernels", FP8_KERNELS, calls=CALLS_OF_PERCENTILES),
-)
-"""New forms of the model. Each is compared with the fastest so far A B A."""
+FORMS = {
+    "the DiT on its own Triton kernels": KERNELS,
+    "DiT and ViT attention kernels": VISION_KERNELS,
+    "DiT, ViT and LLM attention kernels": LANGUAGE_KERNELS,
+    "DiT and all attention kernels": ALL_KERNELS,
+    "FP8": FP8,
+    "FP8, the DiT on its own Triton kernels": FP8_KERNELS,
+    "FP8, DiT and all attention kernels": FP8_ALL_KERNELS,
+    "all attention kernels, ViT in a chain": VISION_CHAIN,
+}
+"""New forms of the model, each built upon one before it. Each is compared with the fastest so far A B A."""
+WHOLE_CALLS = (KERNELS, ALL_KERNELS, FP8_ALL_KERNELS)
+"""Those of which a thousand whole calls are timed, too."""
 
 _ON_GPU = ("waterfall", "split", "request", "forms", "settings", "compile", "steps", "views", "batch")
 """Groups of a GPU's rows, in the order of the record."""
@@ -133,16 +147,18 @@ def planned(device: str, submodules: tuple[str, ...], *, tensorrt: bool = False)
 
 def _on_gpu(tensorrt: bool) -> list[Row]:
     dynamic = replace(BEST, dynamic=True)
+    *_, chain = FORMS
+    early = {name: form for name, form in FORMS.items() if name != chain}
     taken = [
         Row("waterfall", "+ one CUDA graph", BEST, calls=CALLS_OF_PERCENTILES),
         Row("split", "every stage a graph of its own", BEST, of="split", calls=200),
         Row("request", "get_action, numpy to numpy", BEST, of="request", calls=200),
         Row("waterfall", "eager PyTorch", PLAIN, calls=20, beside=BEST),
         *(Row("steps", _counted(n, "denoising step"), BEST, workload=Workload(steps=n), calls=200) for n in (1, 2, 8)),
-        *FORMS,
-        *(Row("views", _counted(n, "view"), dynamic, workload=Workload(views=n), calls=300) for n in (1, 2, 3)),
-        *(Row("batch", f"batch {n}", dynamic, workload=Workload(batch=n), calls=100) for n in (1, 2, 4, 8)),
-        *(_compared(form.name, form.candidate, 200) for form in FORMS),
+        *(row for name, form in early.items() for row in _of_form(name, form)),
+        *(Row("views", _counted(n, "view"), dynamic, workload=Workload(views=n), calls=100) for n in (1, 2, 3)),
+        *(Row("batch", f"batch {n}", dynamic, workload=Workload(batch=n), calls=100) for n in (2, 4, 8)),
+        *_of_form(chain, FORMS[chain]),
         *(_compared(name, replace(BEST, settings=setting.options), 40) for name, setting in SETTINGS.items()),
         *(_engines() if tensorrt else ()),
         *(Row("waterfall", f"+ {name}", Candidate(optimizations=ALL[:n]), calls=8) for n, name in enumerate(ALL, 1)),
@@ -150,6 +166,11 @@ def _on_gpu(tensorrt: bool) -> list[Row]:
     ]
     numbered = [replace(row, priority=place, alone=True) for place, row in enumerate(taken)]
     return sorted(numbered, key=_shown)
+
+
+def _of_form(name: str, candidate: Candidate) -> tuple[Row, ...]:
+    whole = (Row("forms", name, candidate, calls=CALLS_OF_PERCENTILES),) if candidate in WHOLE_CALLS else ()
+    return (*whole, _compared(name, candidate, 100))
 
 
 def _compared(name: str, candidate: Candidate, calls: int) -> Row:

@@ -283,7 +283,7 @@ class Sweep:
             passed=not checked.failures,
             failures=judge(row.name, checked.agreement, gate),
             launch=Launch(host_us(harness, variant, request, HOST_CALLS)),
-            notes=(told,),
+            notes=(told, *about_quantized(variant)),
         )
 
     def _launch(self, row: Row, variant: Variant, launched_us: float | None) -> Launch | None:

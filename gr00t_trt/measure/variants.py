@@ -20,7 +20,7 @@ from ..plans.submodules import resolve_submodule, select
 from ..record.result import Candidate
 from .harness import Harness
 from .results import Part, Variant
-from .rows import PLAIN, setting_of
+from .rows import CHAINED, PLAIN, setting_of
 from .settings import TunedInductor
 
 
@@ -55,7 +55,13 @@ class Variants:
 
     def keep_only(self, candidates: set[Candidate]) -> None:
         """Let go of every variant that no row needs any more, and of the GPU memory that failed builds hold."""
-        kept = {PLAIN, *candidates, *(replace(candidate, graph=False) for candidate in candidates)}
+        kept = {PLAIN}
+        for candidate in candidates:
+            kept.add(candidate)
+            before: Candidate | None = replace(candidate, graph=False)
+            while before is not None and before not in kept:
+                kept.add(before)
+                before = self._upon(before)[0]
         self._made = {candidate: variant for candidate, variant in self._made.items() if candidate in kept}
         self._harness.keep_only(candidate.optimizations for candidate in kept)
         gc.collect()
@@ -69,20 +75,25 @@ class Variants:
         made = replace(candidate, precision=self._precision(candidate))
         if candidate.backend == "eager" and candidate.precision is None:
             return harness.variant(made)
+        before, names = self._upon(candidate)
+        parts = {} if before is None else self.get(before).parts
+        return harness.variant(made, {**parts, **self._parts(candidate, names)})
+
+    def _upon(self, candidate: Candidate) -> tuple[Candidate | None, Collection[str]]:
+        """The candidate that one without a graph is built upon, None for none; and the stages in which it differs."""
+        if candidate.backend == "eager" and candidate.precision is None:
+            return None, ()
         if candidate.settings:
-            others, tried = self.get(replace(candidate, settings=())).parts, setting_of(candidate)
-            return harness.variant(made, {**others, **self._parts(candidate, tried.stages if tried else ())})
-        other = BACKENDS[candidate.backend].falls_back
-        if other is not None:  # what it has nothing for is there already
-            parts = self.get(replace(candidate, backend=other)).parts
-            return harness.variant(made, {**parts, **self._parts(candidate, (candidate.loop,))})
+            tried = setting_of(candidate)
+            return replace(candidate, settings=()), tried.stages if tried else ()
+        if candidate.stages:
+            return upon_stages(candidate)
         plan = self._plan(candidate)
         names = select("all", plan)
         if candidate.precision is None:
-            return harness.variant(made, self._parts(candidate, names))
-        parts = self.get(replace(candidate, precision=None)).parts  # what it does not quantise is there already
+            return None, names
         own = [name for name in names if resolve_submodule(plan, name).quantization is not None]
-        return harness.variant(made, {**parts, **self._parts(candidate, own)})
+        return replace(candidate, precision=None), own  # what it does not quantise is there already
 
     def _precision(self, candidate: Candidate) -> str:
         return candidate.precision or str(self._harness.plan.precision)
@@ -104,6 +115,15 @@ class Variants:
             if not part.built.runs:
                 raise BackendError(f"{name}: {candidate.backend} engines cannot run on this machine")
         return parts
+
+
+def upon_stages(candidate: Candidate) -> tuple[Candidate, tuple[str, ...]]:
+    """Of a candidate with only some stages on its backend: the one with a stage less, or not in its mode."""
+    if candidate.mode != "default":
+        return replace(candidate, mode="default"), CHAINED
+    *fewer, last = candidate.stages
+    other = candidate.backend if fewer else BACKENDS[candidate.backend].falls_back or "eager"
+    return replace(candidate, backend=other, stages=tuple(fewer)), (last,)
 
 
 def _called(candidate: Candidate) -> str:
@@ -150,6 +170,8 @@ def _backend(candidate: Candidate) -> Backend:
     mode = candidate.mode or "default"
     if candidate.backend != "inductor":
         backend = get_backend(candidate.backend)
+        if candidate.stages:
+            backend = type(backend)(mode)
     else:
         backend = TunedInductor(mode, candidate.settings) if candidate.settings else InductorBackend(mode)
     found = backend.availability()

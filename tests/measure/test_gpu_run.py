@@ -18,20 +18,21 @@ from gr00t_trt.compile import capture
 from gr00t_trt.measure import estimates, job, sweep, variants, work
 from gr00t_trt.measure.job import Wanted
 from gr00t_trt.measure.roofline import Trace
-from gr00t_trt.measure.rows import SETTINGS, planned
+from gr00t_trt.measure.rows import BEST, FORMS, SETTINGS, WHOLE_CALLS, planned
+from gr00t_trt.measure.workloads import Requests
 from gr00t_trt.model.targets import Target
 from gr00t_trt.plans.precisions import PRECISIONS
 from gr00t_trt.plans.schema import BuildOptions
 from gr00t_trt.policy.source import Source
 from gr00t_trt.record.files import read_record
-from gr00t_trt.record.result import Baseline, Result, Status
+from gr00t_trt.record.result import Baseline, Result, Status, Workload
 from gr00t_trt.record.schema import Record
 from gr00t_trt.report import markdown
 from gr00t_trt.report.terminal import render
 from gr00t_trt.report.views import View, together
 
 CALLS = 5
-LEFT_OUT = ("2 denoising steps", "8 denoising steps", "1 view", "3 views", "batch 1", "batch 4", "batch 8",
+LEFT_OUT = ("2 denoising steps", "8 denoising steps", "1 view", "3 views", "batch 4", "batch 8",
             "keys and values repeated",
             "+ constant_folding", "+ token_pruning", "+ fused_projections", "+ prompt_cache")  # fmt: skip
 """Rows that differ from others by a number only."""
@@ -76,15 +77,11 @@ class Instant:
         return Built(target.module, True, 0.01)
 
 
-ROWS = [
-    replace(row, calls=min(row.calls, CALLS))
-    for row in planned("cuda", ())
-    if row.name not in LEFT_OUT and (row.group, row.name) != ("settings", "FP8")
-]
+ROWS = [replace(row, calls=min(row.calls, CALLS)) for row in planned("cuda", ()) if row.name not in LEFT_OUT]
 
 
-KERNELS = ("the DiT on its own Triton kernels", "FP8, the DiT on its own Triton kernels")
-LONG = ("searched products, TMA, cut along K", "searched products")
+KERNELS = tuple(name for name, form in FORMS.items() if form.backend == "triton")
+LONG = ("searched products, TMA, cut along K",)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +109,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, list[Any], li
         patch.setattr(sweep.Sweep, "take", noted)
         known = sweep.unknown_setting
         patch.setattr(
-            sweep, "unknown_setting", lambda names: known([name.replace("triton", "tritium") for name in names])
+            sweep,
+            "unknown_setting",
+            lambda names: known([name.replace("triton.enable_pdl", "tritium.enable_pdl") for name in names]),
         )
         # A search of hours, in a budget of minutes.
         patch.setitem(estimates.BUILD_S_PER_LAYER["cpu"], estimates.SEARCH_MODE, 1e6)
@@ -137,16 +136,18 @@ def entry(record: Record, name: str, group: str | None = None) -> Result:
 
 def test_rows_are_taken_in_their_order_and_what_is_too_long_is_left_out(run) -> None:
     record, _, order = run
-    absent = {*KERNELS, *LONG, "programmatic dependent launch", "several small ones"}
+    absent = {*KERNELS, *LONG, "programmatic dependent launch"}
     assert order == [row.name for row in sorted(ROWS, key=lambda row: row.priority) if row.name not in absent]
-    assert all(row.status is Status.NO_TIME for row in record.of("settings") if row.name == "searched products")
+    assert all(entry(record, name).status is Status.NO_TIME for name in LONG)
     assert record.exit_reason == "done"
     failed = [(row.name, row.why) for row in record.measured if row.status is Status.FAILED]
     assert failed == []
 
 
 def test_what_this_release_or_this_project_does_not_have_says_so(record: Record) -> None:
-    assert {entry(record, name, "forms").why for name in KERNELS} == {"triton: its kernels need a CUDA GPU"}
+    whole = [name for name, form in FORMS.items() if form in WHOLE_CALLS]
+    taken = [(name, "settings") for name in KERNELS] + [(name, "forms") for name in whole]
+    assert {entry(record, *row).why for row in taken} == {"triton: its kernels need a CUDA GPU"}
     pdl = entry(record, "programmatic dependent launch")
     assert (pdl.status, pdl.latency_ms) == (Status.UNAVAILABLE, None)
     assert pdl.why == f"unsupported: torch {torch.__version__} has no torch.compile option tritium.enable_pdl"
@@ -234,3 +235,37 @@ def test_a_record_of_it_can_be_read(record: Record) -> None:
     assert "| settings of torch.compile, A B A | calls | without it p50 ms | p50 ms |" in written
     assert "FP8, the DiT on its own Triton kernels (triton: its kernels need a CUDA GPU)" in written
     assert View(one, entry(record, "eager PyTorch")).ratio is None
+
+
+class Kernels(Instant):
+    """Triton's backend, likewise."""
+
+    name = "triton"
+
+    def __init__(self, mode: str = "default"):
+        super().__init__(mode, ("kernels",))
+
+
+def test_a_stage_gets_its_kernels_once_and_the_others_stay_as_they_are(
+    make_harness: Any, requests_: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, tuple[str, ...], str]] = []
+    monkeypatch.setattr(Instant, "asked", asked, raising=False)
+    monkeypatch.setattr(variants, "InductorBackend", Instant)
+    real = variants.get_backend
+    monkeypatch.setattr(variants, "get_backend", lambda name: Kernels() if name == "triton" else real(name))
+    made = variants.Variants(make_harness(requests_, "fp32", [Workload()]))
+    forms = [replace(form, graph=False) for form in FORMS.values() if form.precision is None]
+    compiled, parts = made.get(replace(BEST, graph=False)).parts, []
+    for number, form in enumerate(forms):
+        parts.append(made.get(form).parts)
+        made.keep_only({replace(one, graph=True) for one in forms[number + 1 :]})
+    stages = ["denoise_step", "vision_model", "language_model", "vl_components"]
+    assert [(mode, name) for mode, settings, name in asked if settings] == [
+        *(("default", name) for name in stages), ("chain", "vision_model"),
+    ]  # fmt: skip
+    assert sorted(name for _, settings, name in asked if not settings) == sorted([*stages, "state_encoder"])
+    for before, after, (changed,) in zip(parts, parts[1:], [["vision_model"], ["language_model"], ["vl_components"],
+                                                            ["vision_model"]], strict=False):  # fmt: skip
+        assert {name for name in after if after[name] is not before[name]} == {changed}
+    assert {name for name in parts[0] if parts[0][name] is not compiled[name]} == {"denoise_step"}

@@ -286,7 +286,8 @@ def test_sigterm_lets_the_server_end_well(running: Running) -> None:
 
 def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    line = ["--seconds", "1", "--clients", "4", "--hostile", "26", "--samples", "3", "--record", str(record)]
+    line = ["--seconds", "1", "--clients", "4", "--hostile", "26", "--samples", "3", "--soak", "2"]
+    line += ["--record", str(record)]
     done = subprocess.run(
         [sys.executable, "bench/serve_load.py", *line],
         cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -302,6 +303,12 @@ def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     assert found["hostile"]["messages"] == 26
     assert found["restart"]["recovered"] == 4
     assert found["restart"]["lost"] == 0
+    assert [row["max_batch"] for row in found["soak"]] == [1, 8]
+    for row in found["soak"]:
+        assert row["answered"] > 0
+        assert row["lost"] == row["mixed_up"] == 0
+        assert row["unanswered_or_wrong"] == {}
+        assert {"connection", "died"} < row["hostile"].keys()
 
 
 def test_a_token_is_in_no_record(tmp_path: Path) -> None:
