@@ -26,20 +26,21 @@ from gr00t_trt.serve.zmtp import frames_of
 
 REPEATED = 16
 """Observations with a seed each, asked for again and again: their actions must be the same to the last bit."""
+BATCHES = (1, MAX_BATCH)
 PAUSE_S = 0.25
 """Of a good client between two requests: six of them leave a server time to breathe, as robots do."""
 HOSTILE_PAUSE_S = 0.06
 
 
 def soaked(flags: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """A row for each of `--max_batch` 1 and `robots.MAX_BATCH`.
+    """A row for each `--max_batch` of `BATCHES`.
 
     Args:
         flags: Of the servers, one after the other.
         seconds: Of each.
     """
     rows = []
-    for most in (1, MAX_BATCH):
+    for most in BATCHES:
         with running([*flags, "--max_batch", str(most)], 0, 0) as server:
             rows.append({"max_batch": most, **_soaked(server, seconds)})
     return rows

@@ -10,6 +10,13 @@ import pytest
 
 SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
+LONG = ("test_kept_engines.py", "test_docs.py", "test_export_on_demo.py", "test_gpu_run.py", "test_render.py")
+"""Files of half a minute and more. They go first: a process that took one last would let the others wait for it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

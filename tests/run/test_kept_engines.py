@@ -127,6 +127,8 @@ def test_one_changed_byte_costs_that_engine_its_trust(kept: Kept, capsys: pytest
 
 
 def test_two_processes_at_once_build_each_engine_once(kept: Kept) -> None:
+    if kept.backend != "torch_tensorrt":
+        pytest.skip("the lock is the cache's own, and one backend is enough to try it with")
     stems = kept.cache.stems()
     assert engines.main(["prune", "--all", "--engine_cache", str(kept.cache.folder)]) == 0
     assert kept.cache.stems() == []

@@ -286,8 +286,7 @@ def test_sigterm_lets_the_server_end_well(running: Running) -> None:
 
 def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    line = ["--seconds", "1", "--clients", "4", "--hostile", "26", "--samples", "3", "--soak", "2"]
-    line += ["--record", str(record)]
+    line = ["--seconds", "1", "--clients", "4", "--hostile", "26", "--samples", "3", "--record", str(record)]
     done = subprocess.run(
         [sys.executable, "bench/serve_load.py", *line],
         cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -303,12 +302,19 @@ def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     assert found["hostile"]["messages"] == 26
     assert found["restart"]["recovered"] == 4
     assert found["restart"]["lost"] == 0
-    assert [row["max_batch"] for row in found["soak"]] == [1, 8]
-    for row in found["soak"]:
-        assert row["answered"] > 0
-        assert row["lost"] == row["mixed_up"] == 0
-        assert row["unanswered_or_wrong"] == {}
-        assert {"connection", "died"} < row["hostile"].keys()
+
+
+def test_a_long_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import soak
+
+    monkeypatch.setattr(soak, "BATCHES", (8,))
+    (row,) = soak.soaked(["--model_path", "synthetic", "--engine_cache", "off"], 2.0)
+    assert row["max_batch"] == 8
+    assert row["answered"] > 0
+    assert row["lost"] == row["mixed_up"] == 0
+    assert row["unanswered_or_wrong"] == {}
+    assert {"connection", "died"} < row["hostile"].keys()
+    assert len(row["rss_bytes_by_minute"]) == 2
 
 
 def test_a_token_is_in_no_record(tmp_path: Path) -> None:
