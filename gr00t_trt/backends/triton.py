@@ -21,7 +21,7 @@ from .guarded import GuardedModule, build_failed, check_form
 from .inductor.backend import InductorBackend, marked, warm_calls
 
 MODES = ("default", "chain")
-"""Who multiplies in the vision tower: torch.compile, around the kernels of attention; or kernels, all in a chain."""
+"""Who multiplies in ViT and LLM: torch.compile, around the kernels of attention; or kernels too, all in a chain."""
 
 LEAST_CAPABILITY = (8, 0)
 """Matrix units that multiply bf16."""

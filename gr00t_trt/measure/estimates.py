@@ -18,8 +18,8 @@ BUILD_S_PER_LAYER = {
     "cpu": {"default": 1.5},
 }
 """Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
-BUILD_S_OF_KERNELS = 32.0
-"""Of a stage that is all kernels: they are compiled once for all its layers."""
+BUILD_S_OF_KERNELS = {"denoise_step": 32.0, "vision_model:chain": 14.0, "language_model:chain": 16.0}
+"""Of stages that are all kernels: these are compiled once for all layers."""
 
 ROW_S = {"cuda": 12.0, "cpu": 30.0}
 """How long the calls of one row may take, unless the fewest take longer."""
@@ -85,8 +85,8 @@ class Estimates:
         seconds = 0.0
         for name in names:
             # In other stages the kernels are of attention alone, and torch.compile does the rest.
-            if candidate.stages and (name == candidate.loop or candidate.mode != "default"):
-                seconds += BUILD_S_OF_KERNELS
+            if candidate.stages and name in BUILD_S_OF_KERNELS:
+                seconds += BUILD_S_OF_KERNELS[name]
             else:
                 seconds += table.get(mode, table["default"]) * self.layers[name]
         # Ranges that begin at one take two graphs.

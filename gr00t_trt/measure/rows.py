@@ -70,9 +70,9 @@ VISION_KERNELS = replace(KERNELS, stages=(*KERNELS.stages, "vision_model"))
 LANGUAGE_KERNELS = replace(KERNELS, stages=(*VISION_KERNELS.stages, "language_model"))
 ALL_KERNELS = replace(KERNELS, stages=(*LANGUAGE_KERNELS.stages, "vl_components"))
 """One stage more in each: these three have kernels of attention, and torch.compile does the rest of them."""
-CHAINED = ("vision_model",)
-"""What Triton's mode ``chain`` is about: the stages whose products are kernels, too."""
-VISION_CHAIN = replace(ALL_KERNELS, mode="chain")
+VISION_CHAIN = replace(KERNELS, stages=(*ALL_KERNELS.stages, "vision_model:chain"))
+CHAINS = replace(KERNELS, stages=(*VISION_CHAIN.stages, "language_model:chain"))
+"""Of these two stages products and norms are kernels, too."""
 
 FP8, FP8_KERNELS, FP8_ALL_KERNELS = (replace(form, precision="fp8") for form in (BEST, KERNELS, ALL_KERNELS))
 """In 8 bits: language model, vision tower, self-attention over both, and the transformer of a step."""
@@ -125,6 +125,7 @@ FORMS = {
     "FP8, the DiT on its own Triton kernels": FP8_KERNELS,
     "FP8, DiT and all attention kernels": FP8_ALL_KERNELS,
     "all attention kernels, ViT in a chain": VISION_CHAIN,
+    "ViT and LLM in a chain": CHAINS,
 }
 """New forms of the model, each built upon one before it. Each is compared with the fastest so far A B A."""
 WHOLE_CALLS = (KERNELS, ALL_KERNELS, FP8_ALL_KERNELS)
@@ -147,18 +148,17 @@ def planned(device: str, submodules: tuple[str, ...], *, tensorrt: bool = False)
 
 def _on_gpu(tensorrt: bool) -> list[Row]:
     dynamic = replace(BEST, dynamic=True)
-    *_, chain = FORMS
-    early = {name: form for name, form in FORMS.items() if name != chain}
+    late = {name: form for name, form in FORMS.items() if form in (VISION_CHAIN, CHAINS)}
     taken = [
         Row("waterfall", "+ one CUDA graph", BEST, calls=CALLS_OF_PERCENTILES),
         Row("split", "every stage a graph of its own", BEST, of="split", calls=200),
         Row("request", "get_action, numpy to numpy", BEST, of="request", calls=200),
         Row("waterfall", "eager PyTorch", PLAIN, calls=20, beside=BEST),
         *(Row("steps", _counted(n, "denoising step"), BEST, workload=Workload(steps=n), calls=200) for n in (1, 2, 8)),
-        *(row for name, form in early.items() for row in _of_form(name, form)),
+        *(row for name, form in FORMS.items() if name not in late for row in _of_form(name, form)),
         *(Row("views", _counted(n, "view"), dynamic, workload=Workload(views=n), calls=100) for n in (1, 2, 3)),
         *(Row("batch", f"batch {n}", dynamic, workload=Workload(batch=n), calls=100) for n in (2, 4, 8)),
-        *_of_form(chain, FORMS[chain]),
+        *(row for name, form in late.items() for row in _of_form(name, form)),
         *(_compared(name, replace(BEST, settings=setting.options), 40) for name, setting in SETTINGS.items()),
         *(_engines() if tensorrt else ()),
         *(Row("waterfall", f"+ {name}", Candidate(optimizations=ALL[:n]), calls=8) for n, name in enumerate(ALL, 1)),

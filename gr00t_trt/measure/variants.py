@@ -20,7 +20,7 @@ from ..plans.submodules import resolve_submodule, select
 from ..record.result import Candidate
 from .harness import Harness
 from .results import Part, Variant
-from .rows import CHAINED, PLAIN, setting_of
+from .rows import PLAIN, setting_of
 from .settings import TunedInductor
 
 
@@ -103,12 +103,14 @@ class Variants:
         return Plan(candidate.backend, self._precision(candidate), optimizations=made, loop=candidate.loop)
 
     def _parts(self, candidate: Candidate, names: Collection[str]) -> dict[str, Part]:
-        harness, plan, backend = self._harness, self._plan(candidate), _backend(candidate)
+        harness, plan = self._harness, self._plan(candidate)
         length = harness.reference.base.length
         ranges = Ranges() if candidate.dynamic else Ranges((1, 1), (1, 1), (length, length))
         parts = {}
-        for name in names:
-            own, label = resolve_submodule(plan, name), f"{_called(candidate)}: building {name}"
+        for stage in names:
+            name, _, mode = stage.partition(":")
+            own, label = resolve_submodule(plan, name), f"{_called(candidate)}: building {stage}"
+            backend = _backend(candidate, mode)
             parts[name] = part = harness.build(
                 name, own, candidate.optimizations, ranges=ranges, backend=backend, label=label
             )
@@ -118,9 +120,7 @@ class Variants:
 
 
 def upon_stages(candidate: Candidate) -> tuple[Candidate, tuple[str, ...]]:
-    """Of a candidate with only some stages on its backend: the one with a stage less, or not in its mode."""
-    if candidate.mode != "default":
-        return replace(candidate, mode="default"), CHAINED
+    """Of a candidate with only some stages on its backend: the one with a stage less, and that stage."""
     *fewer, last = candidate.stages
     other = candidate.backend if fewer else BACKENDS[candidate.backend].falls_back or "eager"
     return replace(candidate, backend=other, stages=tuple(fewer)), (last,)
@@ -165,13 +165,12 @@ def about_quantized(variant: Variant) -> tuple[str, ...]:
     return (f"{told}{100 * share:.0f} % of their 16-bit bytes; calibrated on {done[0].frames} requests of this run",)
 
 
-def _backend(candidate: Candidate) -> Backend:
-    """Raises: BackendError for one that is not installed."""
+def _backend(candidate: Candidate, stage_mode: str) -> Backend:
+    """For one stage, in a mode of its own where it names one. Raises: BackendError for one that is not installed."""
     mode = candidate.mode or "default"
     if candidate.backend != "inductor":
         backend = get_backend(candidate.backend)
-        if candidate.stages:
-            backend = type(backend)(mode)
+        backend = type(backend)(stage_mode) if stage_mode else backend
     else:
         backend = TunedInductor(mode, candidate.settings) if candidate.settings else InductorBackend(mode)
     found = backend.availability()

@@ -56,10 +56,11 @@ class Candidate:
     Attributes:
         backend: Of every submodule; ``auto`` for the best of each.
         stages: The submodules that are on it, where the others are on the backend that it falls back on; else empty.
+            ``name:mode`` for one in a mode of its own.
         precision: Of the model, or of the one submodule that a result is about.
         optimizations: Of the restructured model; none means the plain one.
         loop: How the denoising loop is cut.
-        mode: Of the backend: torch.compile's, or who multiplies beside Triton kernels.
+        mode: torch.compile's, for the inductor backend.
         settings: Options of torch.compile that are switched on besides the mode's.
         dynamic: Compiled for a range of batches, views and lengths instead of one request's.
         graph: Whole requests are replayed as one CUDA graph.

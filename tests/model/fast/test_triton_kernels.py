@@ -21,9 +21,10 @@ from gr00t_trt.backends.triton import TritonBackend
 from gr00t_trt.errors import BackendError, PlanError
 from gr00t_trt.model.n1_5.architecture import N1_5
 from gr00t_trt.model.n1_5.dit import DiT
-from gr00t_trt.model.n1_5.fast.backbone import FastVisionModel
+from gr00t_trt.model.n1_5.fast.backbone import FastLanguageModel, FastVisionModel
 from gr00t_trt.model.n1_5.fast.denoise import DenoiseStep, FastActionDecoder, FoldedActionEncoder
 from gr00t_trt.model.n1_5.fast.dit import CrossAttentionKV, FastDiT
+from gr00t_trt.model.n1_5.qwen3 import Qwen3Model
 from gr00t_trt.model.n1_5.siglip import VisionModel
 from gr00t_trt.model.n1_5.synthetic import full_config, tiny_config
 from gr00t_trt.plans.backends import get_backend
@@ -36,6 +37,8 @@ SHARED_MEMORY = 227 * 1024 // 2
 """Bytes of a Hopper multiprocessor that a program may take if a second one is to start beside it."""
 REGISTERS = 65536 // 2
 """Likewise."""
+CHAINS = ("vision_model", "language_model")
+"""Stages that may be a chain of kernels."""
 
 
 def values(*cases: tuple[object, ...]) -> list[tuple[float, float, bool]]:
@@ -63,6 +66,7 @@ def test_values_in_bf16_are_as_near_to_fp64_as_eagers_are() -> None:
         ("rotary", 32, "bfloat16", 1, 70),
         ("vision_chain", 72, "bfloat16", 1, 7),
         ("language", 32, "bfloat16", 1, 40),
+        ("language_chain", 32, "bfloat16", 1, 40),
     )
 
 
@@ -102,17 +106,23 @@ def test_the_vision_tower_with_any_number_of_rows(dtype: str) -> None:
 
 
 @pytest.mark.kernels
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "fp8"])
+def test_the_language_model_with_any_length_and_sharing(dtype: str) -> None:
+    sizes = [(1, 40), (2, 70), (1, 131)]
+    shared = [("language_chain", 48, dtype, 1, 40, 4, each) for each in (1, 4)]
+    as_near_as_eager(*(("language_chain", 32, dtype, batch, length) for batch, length in sizes), *shared)
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("stage", ["vision_model", "language_model", "denoise_step"])
 def test_the_released_geometry(stage: str) -> None:
-    as_near_as_eager(
-        ("released", stage, "bfloat16"), *([("released", stage, "bfloat16", 1)] * (stage == "vision_model"))
-    )
+    as_near_as_eager(("released", stage, "bfloat16"), *([("released", stage, "bfloat16", 1)] * (stage in CHAINS)))
 
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("stage", ["vision_model", "language_model", "vl_components", "state_encoder", "denoise_step"])
 def test_what_the_backend_builds_takes_any_length_and_batch_without_compiling_again(stage: str) -> None:
-    for mode in ("default", "chain") if stage == "vision_model" else ("default",):
+    for mode in ("default", "chain") if stage in CHAINS else ("default",):
         ((error, _, same),) = values(("built", stage, mode))
         assert error < 1e-6
         assert same
@@ -159,7 +169,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
     monkeypatch.setattr(launches, "can_overlap", lambda device: True)
     for module, *names in (
-        (kernels, "linear"),
+        (kernels, "linear", "gated_linear"),
         (attention_kernels, "attention", "rotated_heads"),
         (category_kernels, "action_tokens", "category_linear"),
     ):
@@ -168,14 +178,14 @@ def launches(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     with torch.device("meta"):
         fp8 = getattr(request, "param", None) == "fp8"
         _see(fp8=fp8)
-        _attend()
+        _read(fp8=fp8)
         _step(fp8=fp8)
     return found
 
 
 def _see(*, fp8: bool) -> None:
     """The vision tower, all of it on kernels."""
-    from gr00t_trt.model.n1_5.fast.triton_vision import VisionChain
+    from gr00t_trt.model.n1_5.fast.triton_chains import VisionChain
 
     plain = VisionModel(replace(full_config().eagle.vision, num_hidden_layers=2)).to(torch.bfloat16)
     model = FastVisionModel(plain)
@@ -189,13 +199,16 @@ def _in_fp8(stage: nn.Module, blocks: nn.Module) -> Any:
     return with_replaced(stage, {id(layer): _Fp8(layer) for layer in linear})
 
 
-def _attend() -> None:
-    """Attention of the language model."""
-    from gr00t_trt.model.n1_5.fast.attention_operators import attend_before
+def _read(*, fp8: bool) -> None:
+    """The language model, all of it on kernels."""
+    from gr00t_trt.model.n1_5.fast.triton_chains import LanguageChain
 
-    bf16 = {"dtype": torch.bfloat16}
-    weight, rotation = torch.empty(128, **bf16), torch.empty(2, 294, 128, **bf16)
-    out = attend_before(torch.empty(1, 294, 4096, **bf16), weight, weight, rotation, 16, 8, 1e-6)
+    config = full_config()
+    plain = Qwen3Model(replace(config.eagle.text, vocab_size=64), 2).to(torch.bfloat16)
+    model = FastLanguageModel(plain, fused=True)
+    model = _in_fp8(model, model.layers) if fp8 else model
+    rotation = torch.empty(2, 294, 128, dtype=torch.bfloat16)
+    out = LanguageChain(model)(torch.empty(1, 294, 2048, dtype=torch.bfloat16), rotation)
     assert out.shape == (1, 294, 2048)
 
 
@@ -236,6 +249,8 @@ def _unassumed(kernel: Any) -> set[str]:
 
 def _type_of(value: Any) -> Any:
     """As Triton tells arguments apart: by dtype, and whole numbers by what it may take for granted of them."""
+    if value is None:
+        return None
     return value.dtype if isinstance(value, torch.Tensor) else (value == 1, value % 16 == 0)
 
 
@@ -247,7 +262,7 @@ def machine_code(kernel: Any, given: dict[str, Any], options: dict[str, Any]) ->
     names = {torch.float8_e4m3fn: "*fp8e4nv", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
     own = {name: options[name] for name in kernel.arg_names if name in options}
     assumed = {name: value for name, value in given.items() if name not in _unassumed(kernel)}
-    own |= {name: 1 for name, value in assumed.items() if not isinstance(value, torch.Tensor) and value == 1}
+    own |= {name: value for name, value in assumed.items() if value is None or (type(value) is int and value == 1)}
     types = {name: names[value.dtype] if isinstance(value, torch.Tensor) else "i32" for name, value in given.items()}
     signature = {name: "constexpr" if name in own else types[name] for name in kernel.arg_names}
     aligned = [
@@ -295,7 +310,7 @@ def test_attention_compiles_for_hopper(launches) -> None:
 @pytest.mark.kernels
 @pytest.mark.parametrize("launches", ["bf16", "fp8"], indirect=True)
 def test_every_launch_of_the_released_geometry_compiles_for_hopper(launches) -> None:
-    assert len(launches) == 19
+    assert len(launches) == 24
     for launch in launches.values():
         check_code(*launch)
 
@@ -313,6 +328,13 @@ def test_the_vision_tower_is_five_launches_a_layer(launches) -> None:
     with torch.device("meta"):
         _see(fp8=False)
     assert launches.counted == {"linear": 2 * 4, "attention": 2}
+
+
+def test_the_language_model_is_six_launches_a_layer(launches) -> None:
+    launches.counted.clear()
+    with torch.device("meta"):
+        _read(fp8=False)
+    assert launches.counted == {"linear": 2 * 3, "gated_linear": 2, "attention": 2, "rotated_heads": 2}
 
 
 def _tiny(fused: bool = True) -> FastDiT:

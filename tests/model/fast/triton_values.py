@@ -147,7 +147,14 @@ def vision_chain(head_width: int, name: str, batch: int, side: int, heads: int =
     return vision(head_width, name, batch, side, heads, chained=True)
 
 
-def language(head_width: int, name: str, batch: int, length: int, heads: int = 4, shared: int = 2) -> str:
+def language_chain(head_width: int, name: str, batch: int, length: int, heads: int = 4, shared: int = 2) -> str:
+    """As `language`, all of it on kernels."""
+    return language(head_width, name, batch, length, heads, shared, chained=True)
+
+
+def language(
+    head_width: int, name: str, batch: int, length: int, heads: int = 4, shared: int = 2, *, chained: bool = False
+) -> str:
     """One layer of a language model, each of whose keys `shared` queries share."""
     config = tiny_config()
     text = replace(
@@ -163,7 +170,7 @@ def language(head_width: int, name: str, batch: int, length: int, heads: int = 4
     )
     turn = torch.randn(length, head_width)
     inputs = [torch.randn(batch, length, text.hidden_size), torch.stack((turn.cos(), turn.sin()))]
-    return compared(narrow, "language_model", name, lambda stage: inputs)
+    return compared(narrow, "language_model", name, lambda stage: inputs, chained=chained)
 
 
 def attention(width: int, name: str, batch: int, rows: int, heads: int = 2) -> str:

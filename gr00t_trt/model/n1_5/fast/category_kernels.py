@@ -163,14 +163,14 @@ def category_linear(
     narrow: tl.constexpr = weight.dtype.element_ty
     if NORM:
         all_rows = samples * x_rows
-        mean, rstd = row_moments(x, at, source, all_rows, keep, moments, K, EPS, TILES, WIDE, COLUMNS, BM, BK)
+        mean, rstd = row_moments(x, at, source, all_rows, keep, moments, K, EPS, False, TILES, WIDE, COLUMNS, BM, BK)
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(0, SHARE, BK):
         ks = share * SHARE + step + tl.arange(0, BK)
         there = (step + tl.arange(0, BK)) < SHARE
         a = tl.load(x + at + ks[None, :], mask=keep & there[None, :], other=0.0, cache_modifier=CG)
         if NORM:
-            a = normalised(a, mean, rstd, scale, shift, ks, there, True)
+            a = normalised(a, mean, rstd, scale, shift, ks, there, True, True)
         acc = tl.dot(a.to(narrow), _weights(weight, ks, there, cols, N), acc, input_precision="ieee")
     inside = keep & known[None, :]
     where = (sample * rows + row)[:, None] * N + cols[None, :]

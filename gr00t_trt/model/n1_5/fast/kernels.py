@@ -72,23 +72,37 @@ def _finished(
         leave_moments(left, acc.to(tl.float32), rows, M, tile, tl.num_programs(0), inside, rows < M, count)
 
 
+@triton.jit
+def _quantised(a, input_scale):
+    """As e4m3 by a static scale. Clamped: e4m3 has no infinity, and beyond its largest number would be NaN."""
+    a = tl.clamp(a.to(tl.float32) / tl.load(input_scale), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return a.to(tl.float8e4nv)
+
+
+@triton.jit
+def _dequantised(acc, weight_scale, input_scale, cols, N: tl.constexpr):
+    own = tl.load(weight_scale + cols, mask=cols < N, other=0.0)
+    return acc * (own * tl.load(input_scale))[None, :]
+
+
 @triton.jit(do_not_specialize=["M", "take", "x_of", "x_skip", "residual_of", "residual_skip"])
 def linear(
     x, weight, weight_scale, input_scale, bias, scale, shift, moments, residual, out, left, parts, arrivals,
     M, take, x_of, x_skip, residual_of, residual_skip,
-    FP8: tl.constexpr, N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, MODULATED: tl.constexpr,
-    TILES: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, LEAVES: tl.constexpr,
+    FP8: tl.constexpr, N: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr,
+    MODULATED: tl.constexpr, SHIFTED: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr,
+    LEAVES: tl.constexpr,
     GELU: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out [M, N] = act(norm(x) @ weight [N, K]^T + bias) + residual. Grid (ceil(N / BN), SPLIT, ceil(M / BM)).
 
     Of each sample's `x_of` rows of `x`, the `take` after the first `x_skip` are used, and likewise of `residual`; `out`
-    holds those alone. `scale` and `shift` [K] modulate the norm, for which `moments` were left in TILES of COLUMNS
-    columns, or none, zero; LEAVES: the next norm's are `left`. With SPLIT, each program sums a share of K into
-    `parts`, fp32 [SPLIT, M, N]; the one that `arrivals` shows to be the last adds them in fixed order, so that a result
-    never depends on which came first, and leaves `arrivals` at zero. SPLIT divides K into shares of whole 16
-    bytes.
+    holds those alone. `scale` and `shift` [K] modulate the norm (RMS: it takes no mean away), for which `moments` were
+    left in TILES of COLUMNS columns, or none, zero; LEAVES: the next norm's are `left`. With SPLIT, each program sums a
+    share of K into `parts`, fp32 [SPLIT, M, N]; the one that `arrivals` shows to be the last adds them in fixed order,
+    so that a result never depends on which came first, and leaves `arrivals` at zero. SPLIT divides K into shares of
+    whole 16 bytes.
 
     FP8: the weight is e4m3 with `weight_scale` fp32 [N], and what it is multiplied with becomes e4m3 by the static
     `input_scale`, fp32 [], where it is read: no kernel and no memory of its own.
@@ -107,7 +121,7 @@ def linear(
     at = source[:, None] * K
     if NORM:
         all_rows = (M // take) * x_of
-        mean, rstd = row_moments(x, at, source, all_rows, keep, moments, K, EPS, TILES, WIDE, COLUMNS, BM, BK)
+        mean, rstd = row_moments(x, at, source, all_rows, keep, moments, K, EPS, RMS, TILES, WIDE, COLUMNS, BM, BK)
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(0, SHARE, BK):
         ks = share * SHARE + step + tl.arange(0, BK)
@@ -115,17 +129,14 @@ def linear(
         tiled = tl.load(weight + cols[None, :] * K + ks[:, None], mask=known[:, None] & (cols < N)[None, :], other=0.0)
         a = tl.load(x + at + ks[None, :], mask=keep & known[None, :], other=0.0, cache_modifier=CG)
         if NORM:
-            a = normalised(a, mean, rstd, scale, shift, ks, known, MODULATED)
+            a = normalised(a, mean, rstd, scale, shift, ks, known, MODULATED, SHIFTED)
         if FP8:
-            # Clamped: e4m3 has no infinity, and beyond its largest number would be NaN.
-            a = a.to(tl.float32) / tl.load(input_scale)
-            a = tl.clamp(a, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
+            a = _quantised(a, input_scale)
         acc = tl.dot(a, tiled, acc, input_precision="ieee")
     inside = keep & (cols < N)[None, :]
     at_residual = ((rows // take) * residual_of + residual_skip + rows % take)[:, None] * N
     if FP8:
-        own = tl.load(weight_scale + cols, mask=cols < N, other=0.0)
-        acc = acc * (own * tl.load(input_scale))[None, :]
+        acc = _dequantised(acc, weight_scale, input_scale, cols, N)
     last = True
     if SPLIT > 1:
         where = rows[:, None] * N + cols[None, :]
@@ -137,3 +148,46 @@ def linear(
         _finished(
             acc, bias, residual, out, left, cols, rows, M, tile, inside, at_residual, N, BN, GELU, RESIDUAL, LEAVES
         )
+
+
+@triton.jit(do_not_specialize=["M"])
+def gated_linear(
+    x, weight, weight_scale, input_scale, scale, moments, out, M,
+    FP8: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
+    COLUMNS: tl.constexpr, EPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = SiLU(norm(x) @ gate^T) * (norm(x) @ up^T), `weight` [2 N, K] being gate and up, one after the other.
+
+    The norm divides by the root mean square and multiplies with `scale` [K]. Grid (ceil(N / BN), 1, ceil(M / BM)); the
+    rest as for `linear`.
+    """
+    tile, block = tl.program_id(0), tl.program_id(2)
+    cols = tile * BN + tl.arange(0, BN)
+    up = weight + N * K
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        if block == 0:  # the others read the same
+            _fetch_rows(weight + tl.minimum(cols, N - 1) * K, K)
+            _fetch_rows(up + tl.minimum(cols, N - 1) * K, K)
+        tl.extra.cuda.gdc_wait()
+    rows = block * BM + tl.arange(0, BM)
+    keep = (rows < M)[:, None]
+    at = rows[:, None] * K
+    mean, rstd = row_moments(x, at, rows, M, keep, moments, K, EPS, True, TILES, WIDE, COLUMNS, BM, BK)
+    gates, values = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
+    for step in range(0, K, BK):
+        ks = step + tl.arange(0, BK)
+        known = ks < K
+        where, there = cols[None, :] * K + ks[:, None], known[:, None] & (cols < N)[None, :]
+        a = tl.load(x + at + ks[None, :], mask=keep & known[None, :], other=0.0, cache_modifier=CG)
+        a = normalised(a, mean, rstd, scale, scale, ks, known, True, False)
+        if FP8:
+            a = _quantised(a, input_scale)
+        gates = tl.dot(a, tl.load(weight + where, mask=there, other=0.0), gates, input_precision="ieee")
+        values = tl.dot(a, tl.load(up + where, mask=there, other=0.0), values, input_precision="ieee")
+    if FP8:
+        gates = _dequantised(gates, weight_scale, input_scale, cols, N)
+        values = _dequantised(values, weight_scale + N, input_scale, cols, N)
+    gates = gates / (1.0 + tl.exp(-gates))
+    acc = (gates * values).to(out.dtype.element_ty)
+    tl.store(out + rows[:, None] * N + cols[None, :], acc, mask=keep & (cols < N)[None, :])

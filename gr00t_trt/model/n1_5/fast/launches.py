@@ -61,6 +61,10 @@ class Tile:
         return math.ceil(outputs / self.columns) * math.ceil(count / self.rows)
 
 
+GATED = Tile(stages=4)
+"""Two products at once, of as many columns each: more would leave no room for a second program."""
+
+
 class Moments(NamedTuple):
     """What the kernel that wrote some rows left about them, see `norm_kernels`.
 
@@ -73,17 +77,19 @@ class Moments(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A layer norm in front of a product.
+    """A norm in front of a product.
 
     Attributes:
         scale, shift: [K], or None for a norm without.
         moments: Of the rows; None: they are read once more for them.
+        rms: It divides by the root mean square, and takes no mean away.
     """
 
     scale: Tensor | None
     shift: Tensor | None
     eps: float
     moments: Moments | None
+    rms: bool = False
 
 
 def can_overlap(device: torch.device) -> bool:
@@ -121,6 +127,27 @@ class Launches:
         """
         return self._product(x, layer, norm, None, skip, 0, gelu=gelu)[0]
 
+    def gated(self, x: Tensor, layer: Any, norm: Norm) -> Tensor:
+        """SiLU(gate) * up of a layer that is both, gate and up: [B, T, K] -> [B, T, outputs / 2].
+
+        Args:
+            norm: In front of it, by the root mean square; it has a scale.
+        """
+        batch, rows, inputs = x.shape
+        outputs, fp8 = layer.out_features // 2, is_fp8(layer)
+        weight, scales = _weight(layer, fp8)
+        tile = GATED if weight.dtype != torch.float32 else replace(GATED, columns=32, depth=32, stages=2)
+        out = self._empty(batch, rows, outputs)
+        (scale, _, moments), about = _of_norm(norm, x)
+        about.pop("NORM")
+        grid = math.ceil(outputs / tile.columns), 1, math.ceil(batch * rows / tile.rows)
+        kernels.gated_linear[grid](
+            _of(x, batch, rows, inputs), weight, *scales, scale, moments, out, batch * rows,
+            FP8=fp8, N=outputs, K=inputs, **about, BM=tile.rows, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
+            **self._options(tile.stages, tile.warps),
+        )  # fmt: skip
+        return out
+
     def added(self, x: Tensor, layer: Any, residual: Tensor, *, skip: int = 0) -> tuple[Tensor, Moments]:
         """[B, T, K], and [B, skip + T, N] of which the first rows are left out -> their sum, [B, T, N].
 
@@ -144,8 +171,7 @@ class Launches:
         batch, rows, inputs = x.shape
         outputs, take = layer.out_features, rows - skip
         fp8 = is_fp8(layer)
-        weight = _whole(layer.codes.view(torch.float8_e4m3fn) if fp8 else layer.weight)
-        scales = (layer.scale, layer.input_scale) if fp8 else (weight, weight)
+        weight, scales = _weight(layer, fp8)
         tile = Tile().fitted(batch * take, outputs, inputs, weight.dtype)
         out, x = self._empty(batch, take, outputs), _of(x, batch, rows, inputs)
         moments = None if residual is None else self._moments(batch * take, outputs, tile)
@@ -155,7 +181,9 @@ class Launches:
         kernels.linear[grid](
             x, weight, *scales, layer.bias, *read, added, out, out if moments is None else moments.values, *shares,
             batch * take, take, rows, skip, added.shape[1], residual_skip,
-            FP8=fp8, N=outputs, K=inputs, MODULATED=norm is not None and norm.scale is not None, **about, GELU=gelu,
+            FP8=fp8, N=outputs, K=inputs, RMS=norm is not None and norm.rms,
+            MODULATED=norm is not None and norm.scale is not None,
+            SHIFTED=norm is not None and norm.shift is not None, **about, GELU=gelu,
             RESIDUAL=residual is not None, LEAVES=moments is not None,
             SPLIT=tile.split, BM=tile.rows, BN=tile.columns, BK=tile.depth, PDL=self._dependent,
             **self._options(tile.stages, tile.warps),
@@ -339,6 +367,12 @@ def _whole(weight: Tensor) -> Tensor:
     if not weight.is_contiguous():
         raise BackendError(f"a weight of shape {tuple(weight.shape)} has the strides {weight.stride()}", known="rows")
     return weight
+
+
+def _weight(layer: Any, fp8: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A layer's weight as kernels read it, and the scales of its rows and of what it is multiplied with."""
+    weight = _whole(layer.codes.view(torch.float8_e4m3fn) if fp8 else layer.weight)
+    return weight, (layer.scale, layer.input_scale) if fp8 else (weight, weight)
 
 
 def _check_heads(query: Tensor, key: Tensor, value: Tensor, width: int) -> None:

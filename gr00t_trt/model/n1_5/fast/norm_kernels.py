@@ -51,24 +51,31 @@ def _merged_moments(
 
 @triton.jit
 def row_moments(
-    x, at, rows, all_rows, keep, moments, K: tl.constexpr, EPS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr,
-    COLUMNS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    x, at, rows, all_rows, keep, moments, K: tl.constexpr, EPS: tl.constexpr, RMS: tl.constexpr, TILES: tl.constexpr,
+    WIDE: tl.constexpr, COLUMNS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Mean and reciprocal deviation of each row; without TILES, from the rows themselves, which begin `at`."""
+    """What to take from each row and what to multiply it with: mean and reciprocal deviation, or with RMS nothing and
+    the reciprocal root mean square. Without TILES from the rows themselves, which begin `at`.
+    """
     if TILES > 0:
         mean, square = _merged_moments(moments, rows, all_rows, keep, K, TILES, WIDE, COLUMNS)
     else:
         mean, square = _read_moments(x, at, keep, K, BM, BK)
-    return mean, 1.0 / tl.sqrt(square / K + EPS)
+    square = square / K
+    if RMS:
+        square += mean * mean
+        mean = tl.zeros_like(mean)
+    return mean, 1.0 / tl.sqrt(square + EPS)
 
 
 @triton.jit
-def normalised(a, mean, rstd, scale, shift, ks, known, MODULATED: tl.constexpr):
+def normalised(a, mean, rstd, scale, shift, ks, known, MODULATED: tl.constexpr, SHIFTED: tl.constexpr):
     """The columns `ks` of rows, by their moments and modulated, rounded as they were."""
     value = (a.to(tl.float32) - mean[:, None]) * rstd[:, None]
     if MODULATED:
         value = value * tl.load(scale + ks, mask=known, other=0.0).to(tl.float32)[None, :]
-        value += tl.load(shift + ks, mask=known, other=0.0).to(tl.float32)[None, :]
+        if SHIFTED:
+            value += tl.load(shift + ks, mask=known, other=0.0).to(tl.float32)[None, :]
     return value.to(a.dtype)
 
 

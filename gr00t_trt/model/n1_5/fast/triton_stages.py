@@ -14,16 +14,16 @@ from .triton_backbone import (
     KernelVLWithCrossAttention,
     covers,
 )  # fmt: skip
+from .triton_chains import LanguageChain, VisionChain, can_be_chained
 from .triton_dit import TritonDiT
 from .triton_step import KernelLoop, KernelMlp, KernelStep
-from .triton_vision import VisionChain, can_be_chained
 
 
 def with_kernels(stage: nn.Module, *, chained: bool = False) -> nn.Module | None:
     """The stage on Triton kernels, sharing its weights; None for one that they do not serve.
 
     Args:
-        chained: Products of the vision tower by Triton kernels too, where they know its layers.
+        chained: Products of vision tower and language model by Triton kernels too, where they know all layers.
     Raises: BackendError for a transformer that they cannot run.
     """
     if isinstance(stage, FastDiT):
@@ -36,6 +36,8 @@ def with_kernels(stage: nn.Module, *, chained: bool = False) -> nn.Module | None
         return KernelMlp()
     if isinstance(stage, FastVisionModel) and chained and can_be_chained(stage):
         return VisionChain(stage)
+    if isinstance(stage, FastLanguageModel) and chained and can_be_chained(stage):
+        return LanguageChain(stage)
     return _with_attention(stage)
 
 
