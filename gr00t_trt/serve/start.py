@@ -10,7 +10,6 @@ import logging
 import shlex
 import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..common.devices import choose_device
 from ..common.interface import ModalityConfig, Observation
@@ -36,10 +32,9 @@ from ..plans.resolve import Machine, decided, resolve
 from ..plans.schema import Plan
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source, read_observation
-from ..record.numbers import cosine, digits
-from ..record.result import Agreement
 from .api_token import redacted
 from .batching import Batcher, buckets_up_to
+from .description import first_latency, keys_of, start_table, status_page
 from .flags import is_loopback, plan_of
 from .further import further_robots
 from .limits import Limits
@@ -80,7 +75,7 @@ class Prepared:
 
     def description(self, args: argparse.Namespace) -> dict[str, Any]:
         """As `Service` takes it."""
-        return _description(args, self.policy, self.deployment, self.limits)
+        return status_page(args, self.policy, self.deployment, self.limits)
 
 
 def serve(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
@@ -120,8 +115,8 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
         others = {each.tag: _robot(each.policy(policy), args) for each in further}
         first = Robot(policy.modality_config, limits, policy, batcher)
         warm(first, observation, list(others.values()), sizes, lambda why: note(f"note: --max_batch: {why}"))
-    console.print(_table(deployment))
-    note(_pace(policy, observation))
+    console.print(start_table(deployment))
+    note(first_latency(policy, observation))
     for skipped in deployment.record.skipped:
         note(f"note: {skipped.what}: {skipped.why}")
     return Prepared(policy, deployment, limits, batcher, observation, others)
@@ -129,18 +124,8 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
 
 def _robot(policy: Gr00tPolicy, args: argparse.Namespace) -> Robot:
     limits = _limits(policy, plan_of(args))
-    about = {"data_config": policy.config_name, "observation": _keys_of(policy.example())}
+    about = {"data_config": policy.config_name, "observation": keys_of(policy.example())}
     return Robot(policy.modality_config, limits, policy, Batcher(policy.modality_config, limits.count_tokens), about)
-
-
-def _pace(policy: Gr00tPolicy, observation: Observation) -> str:
-    """The latency of ten requests, numpy to numpy; of fewer where they take longer than a second."""
-    spent_ms: list[float] = []
-    while not spent_ms or (len(spent_ms) < 10 and sum(spent_ms) < 1e3):
-        start = time.perf_counter()
-        policy.get_action(observation)
-        spent_ms.append((time.perf_counter() - start) * 1e3)
-    return f"one request at a time: p50 {np.median(spent_ms):.2f} ms of {len(spent_ms)}"
 
 
 def answer(
@@ -338,16 +323,6 @@ def _outside(policies: Sequence[Gr00tPolicy]) -> Mapping[str, int]:
     return found
 
 
-def _keys_of(observation: Observation) -> dict[str, Any]:
-    """Key -> dtype and shape, for the status page."""
-    return {
-        key: {"dtype": str(value.dtype), "shape": list(value.shape)}
-        if isinstance(value, np.ndarray)
-        else {"dtype": "str", "shape": [len(value)]}
-        for key, value in observation.items()
-    }
-
-
 def _check_free(host: str, port: int) -> None:
     """Raises: ServiceError for an address that cannot be listened to.
 
@@ -359,49 +334,3 @@ def _check_free(host: str, port: int) -> None:
             probe.bind(("" if host == "*" else host, port))
         except OSError as error:
             raise cannot_listen(host, port, error.strerror) from error
-
-
-def _table(deployment: Deployment) -> Table:
-    """What runs each submodule, how long it took to build, and how near it is to eager fp32."""
-    table = Table(title="What serves each submodule", title_justify="left", title_style="")
-    for head, justify in (("submodule", "left"), ("served by", "left"), ("build s", "right"), ("cosine", "right")):
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    built = {result.subject: result for result in deployment.record.submodules}
-    for name, text in deployment.backends.items():
-        result = built.get(name)
-        seconds = result.build.seconds if result and result.build else None
-        table.add_row(*(Text(cell) for cell in (name, text, digits(seconds), cosine(result and result.accuracy))))
-    table.add_section()
-    table.add_row("actions", "", "", cosine(_actions(deployment)))
-    return table
-
-
-def _actions(deployment: Deployment) -> Agreement | None:
-    """How near the actions are to eager fp32; None where the start was told not to compare."""
-    whole = deployment.record.request
-    return None if whole is None else whole.accuracy
-
-
-def _description(
-    args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment, limits: Limits
-) -> dict[str, Any]:
-    record, found, accuracy = deployment.record, deployment.record.environment, _actions(deployment)
-    builds = [result.build for result in record.submodules if result.build is not None]
-    from_cache = [build.from_cache for build in builds if build.engine_bytes is not None]
-    distributions = {name: version for name, version in found.distributions.items() if version is not None}
-    bounds = {n: getattr(args, n) for n in ("max_request_mb", "request_timeout_s", "max_queue", "max_batch")}
-    return {
-        "model": args.bundle or args.model_path,
-        "data_config": policy.config_name,
-        "embodiment_tag": policy.metadata.embodiment_tag,
-        "denoising_steps": policy.denoising_steps,
-        "device": record.device,
-        "gpu": found.gpu,
-        "commit": record.git.commit,
-        "versions": {"python": found.python, **distributions},
-        "submodules": deployment.backends,
-        "engines": {"built": from_cache.count(False), "from_cache": from_cache.count(True)},
-        "action_cosine_to_fp32": accuracy and accuracy.cosine,
-        "observation": _keys_of(policy.example()),
-        "limits": {**bounds, "samples": limits.max_samples, "tokens": limits.max_tokens},
-    }

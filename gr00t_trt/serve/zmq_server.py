@@ -17,11 +17,12 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import ServiceError
-from .pace import AT_ONCE, Pace, rests_until
+from .pace import AT_ONCE, Pace
 from .refusal import Refusal
 from .request_log import LOGGER
-from .service import Peer, Service, listening_socket
+from .service import Service, listening_socket
 from .wire import Message, decode, encode
+from .zmq_connection import Connection, error_message
 from .zmtp import GREETING, Receiver, Spare, Violation, frames_of
 
 _HANDSHAKE_S = 5.0
@@ -64,10 +65,10 @@ class ZmqServer:
         self._selector = selectors.DefaultSelector()
         self._spare = Spare()
         self._pace = Pace(max_request_bytes)
-        self._peers: set[_Connection] = set()
-        self._late: deque[_Connection] = deque()  # whose answers did not fit into the network at once
-        self._backlog: set[_Connection] = set()  # with messages that are there and not read
-        self._resting: dict[_Connection, None] = {}  # that are not read for a while, the first to be read again first
+        self._peers: set[Connection] = set()
+        self._late: deque[Connection] = deque()  # whose answers did not fit into the network at once
+        self._backlog: set[Connection] = set()  # with messages that are there and not read
+        self._resting: dict[Connection, None] = {}  # that are not read for a while, the first to be read again first
         self._swept = time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zmq", daemon=True)
@@ -107,7 +108,7 @@ class ZmqServer:
             return 0
         return min([_SWEEP_S, *map(self._wait_s, self._resting)])
 
-    def _wait_s(self, connection: _Connection) -> float:
+    def _wait_s(self, connection: Connection) -> float:
         """How long a connection is not to be read: it sends too much that comes to nothing."""
         if not (connection.refused or connection.receiver.expected > AT_ONCE):
             return 0
@@ -135,7 +136,7 @@ class ZmqServer:
             self._make_room(None)
             return
         self._make_room(address[0])
-        connection = _Connection(accepted, address, Receiver(self._limit, self._spare), self._is_late)
+        connection = Connection(accepted, address, Receiver(self._limit, self._spare), self._is_late)
         self._peers.add(connection)
         self._selector.register(accepted, selectors.EVENT_READ, connection)
         connection.send(GREETING)
@@ -148,7 +149,7 @@ class ZmqServer:
         if idle:
             self._drop(min(idle, key=lambda each: (each.receiver.ready, not each.receiver.begun, each.since)))
 
-    def _read(self, connection: _Connection) -> None:
+    def _read(self, connection: Connection) -> None:
         """What has come of a client: some of it, so that the others have their turn."""
         self._backlog.discard(connection)
         if connection.blocked:  # whoever does not read its answers is not read from either
@@ -179,7 +180,7 @@ class ZmqServer:
         if connection.unread and connection in self._peers:
             self._backlog.add(connection)
 
-    def _received(self, connection: _Connection, count: int) -> None:
+    def _received(self, connection: Connection, count: int) -> None:
         begun = connection.receiver.begun
         messages, reply = connection.receiver.received(count)
         connection.unread += messages
@@ -190,7 +191,7 @@ class ZmqServer:
         if connection.receiver.held and sum(each.receiver.held for each in self._peers) > _UNFINISHED * self._limit:
             self._drop(max(self._peers, key=lambda each: each.receiver.held))
 
-    def _receive(self, connection: _Connection, frames: Sequence[memoryview]) -> None:
+    def _receive(self, connection: Connection, frames: Sequence[memoryview]) -> None:
         name = connection.peer.name
         start = next((number for number, frame in enumerate(frames) if not len(frame)), None)
         size = sum(map(len, frames))
@@ -216,7 +217,7 @@ class ZmqServer:
             self._accepted(connection, size)
         except Exception as error:  # whatever a message sets off, the next one finds the server alive
             self._service.count(str(endpoint)[:100], error, client=name)
-            reply = _error(error)
+            reply = error_message(error)
         else:
             self._service.count(endpoint, client=name)
         connection.send(frames_of([*envelope, reply]))
@@ -229,7 +230,7 @@ class ZmqServer:
             return service.told[endpoint](request.get("data"))
         raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
 
-    def _act(self, connection: _Connection, request: Mapping[str, Any], envelope: Sequence[bytes], size: int) -> None:
+    def _act(self, connection: Connection, request: Mapping[str, Any], envelope: Sequence[bytes], size: int) -> None:
         def finish(reply: Message | Exception) -> None:
             if isinstance(reply, Exception):
                 connection.refuse(size)
@@ -246,7 +247,7 @@ class ZmqServer:
             connection.expect(-1)
             raise
 
-    def _accepted(self, connection: _Connection, size: int) -> None:
+    def _accepted(self, connection: Connection, size: int) -> None:
         connection.refused = False
         self._pace.spend(-size)
 
@@ -260,7 +261,7 @@ class ZmqServer:
                 self._watch(connection, selectors.EVENT_READ)
                 self._read(connection)
 
-    def _watch(self, connection: _Connection, events: int) -> None:
+    def _watch(self, connection: Connection, events: int) -> None:
         """Be told of these events of a connection, and of no others."""
         known = connection.socket in self._selector.get_map()
         if events and known:
@@ -270,7 +271,7 @@ class ZmqServer:
         elif known:
             self._selector.unregister(connection.socket)
 
-    def _is_late(self, connection: _Connection) -> None:
+    def _is_late(self, connection: Connection) -> None:
         self._late.append(connection)
         self._ring()
 
@@ -284,7 +285,7 @@ class ZmqServer:
             if connection in self._peers:
                 self._watch(connection, selectors.EVENT_WRITE)
 
-    def _flush(self, connection: _Connection) -> None:
+    def _flush(self, connection: Connection) -> None:
         if connection.flush():
             self._watch(connection, selectors.EVENT_READ)
             self._backlog.add(connection)
@@ -301,7 +302,7 @@ class ZmqServer:
             if connection.gone or late or deaf:
                 self._drop(connection)
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         if connection in self._peers:
             self._peers.discard(connection)
             self._backlog.discard(connection)
@@ -316,91 +317,3 @@ class ZmqServer:
         deadline = time.monotonic() + _LAST_WORDS_S
         while time.monotonic() < deadline and any(not each.flush() for each in self._peers):
             time.sleep(0.01)
-
-
-class _Connection:
-    """One client.
-
-    Args:
-        late: Called with the connection when what is to be sent does not fit into the network at once.
-
-    Attributes:
-        unread: Messages that are there and have not been looked at.
-        asked: Requests for actions that are being answered.
-        since: When its last message was complete or begun, or the connection was made.
-        refused: Whether its last message came to nothing; it is not read before `rests_until` then.
-        gone: Whether it is closed.
-        blocked: Since when what is to be sent does not fit into the network; None where there is nothing to send.
-    """
-
-    def __init__(self, accepted: socket.socket, address: Any, receiver: Receiver, late: Any):
-        self.socket, self.receiver, self._late = accepted, receiver, late
-        self.address: str = address[0]
-        self.peer = Peer(f"{address[0]}:{address[1]}", lambda: self.gone)
-        self.unread: deque[list[memoryview]] = deque()
-        self.asked = 0
-        self.since = time.monotonic()
-        self.refused = self.gone = False
-        self.rests_until = 0.0
-        self.blocked: float | None = None
-        self._unsent = bytearray()
-        # One thread reads messages, another one sends answers.
-        self._sending = threading.Lock()
-
-    def refuse(self, size: int) -> None:
-        """A message of so many bytes has come to nothing, as far as is known."""
-        self.refused, self.rests_until = True, rests_until(size)
-
-    def expect(self, requests: int) -> None:
-        """So many more requests are being answered."""
-        with self._sending:
-            self.asked += requests
-
-    def answer(self, envelope: Sequence[bytes], reply: Message | Exception) -> None:
-        """Send a reply or an error; from any thread."""
-        self.expect(-1)
-        self.send(frames_of([*envelope, _encoded(reply)]))
-
-    def send(self, data: bytes) -> None:
-        """Send bytes, or keep them until they can be sent; from any thread."""
-        with self._sending:
-            late = bool(self._unsent)
-            self._unsent += data
-            if late or self.gone or self._send():
-                return
-        self._late(self)
-
-    def flush(self) -> bool:
-        """Send what is left; whether nothing is left."""
-        with self._sending:
-            return self._send()
-
-    def _send(self) -> bool:
-        try:
-            while self._unsent and not self.gone:
-                del self._unsent[: self.socket.send(self._unsent)]
-        except BlockingIOError:
-            self.blocked = self.blocked or time.monotonic()
-            return False
-        except OSError:
-            self.gone = True
-        self.blocked = None
-        return True
-
-    def close(self) -> None:
-        with self._sending:
-            self.gone = True
-            self.socket.close()
-
-
-def _encoded(reply: Message | Exception) -> bytes:
-    if isinstance(reply, Exception):
-        return _error(reply)
-    try:
-        return encode(reply)
-    except ServiceError as error:
-        return _error(error)
-
-
-def _error(error: Exception) -> bytes:
-    return encode({"error": (str(error) or type(error).__name__).encode("utf-8", "replace").decode()})
