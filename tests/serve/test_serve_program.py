@@ -284,6 +284,25 @@ def test_sigterm_lets_the_server_end_well(running: Running) -> None:
     assert "vision_model" in err  # the table of what serves each submodule
 
 
+def test_a_host_that_loaded_pytorch_is_told_how_its_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gr00t_trt.serve.program import SPIN, wait_briefly
+
+    monkeypatch.delenv(SPIN, raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert wait_briefly() == (
+        "PyTorch was loaded before the server: where other programs want its cores, start Python with "
+        "GOMP_SPINCOUNT=2000"
+    )
+    assert SPIN not in os.environ
+    monkeypatch.setenv(SPIN, "7")
+    assert wait_briefly() is None
+    assert os.environ[SPIN] == "7"
+    monkeypatch.delenv(SPIN)
+    monkeypatch.delitem(sys.modules, "torch")
+    assert wait_briefly() is None
+    assert os.environ[SPIN] == "2000"
+
+
 def test_the_load_test_finds_nothing_wrong(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     line = ["--seconds", "1", "--clients", "4", "--hostile", "26", "--samples", "3", "--record", str(record)]
