@@ -22,7 +22,8 @@ runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-LIMITS = {"fp32": 0.99999, "fp16": 0.999}
+LIMITS = {"fp16": 0.999}
+"""Precision -> least cosine; files in fp32 are held to the toy checkpoint's results in test_export_program."""
 FILES = {
     "vision_model": "eagle2/vit_{}.onnx",
     "language_model": "eagle2/llm_{}.onnx",
