@@ -21,6 +21,7 @@ from puppet import observation
 
 from gr00t_trt.common.interface import ModalityConfig
 from gr00t_trt.errors import ServiceError
+from gr00t_trt.serve import json_wire
 from gr00t_trt.serve.json_wire import decode_json, encode_json
 from gr00t_trt.serve.wire import MAX_DEPTH, MAX_ELEMENTS, decode, encode
 
@@ -182,6 +183,36 @@ def test_the_published_json_of_an_array() -> None:
     assert encode_json({"a": array}) == f'{{"a":{{"__numpy__":"{raw}","dtype":"<f4","shape":[2,2]}}}}'.encode()
     assert json.loads(encode_json(np.uint8(3))) == {"__numpy__": "Aw==", "dtype": "|u1", "shape": []}
     np.testing.assert_array_equal(decode_json(encode_json(array.T)), array.T)
+
+
+LONG_TEXT = st.text("ab\\\"'\n,:{}[]é\u2028 ", min_size=0, max_size=40) | st.text("abc+/=", min_size=8, max_size=40)
+DOCUMENTS = st.recursive(
+    st.none() | st.integers(0, 10**6) | LONG_TEXT,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(LONG_TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(DOCUMENTS, st.sampled_from([(",", ":"), (" , ", "  :  "), (",        ", ":\n\n\n\n\n\n\n\n")]), st.booleans())
+def test_long_strings_are_read_as_json_reads_them(value: object, separators: tuple[str, str], plain: bool) -> None:
+    raw = json.dumps(value, separators=separators, ensure_ascii=plain).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        for length in (1, 2, 3, 7):
+            patch.setattr(json_wire, "_LONG", length)
+            assert decode_json(raw) == json.loads(raw)
+
+
+@given(st.binary(max_size=60) | st.text('"ab\\,:[]{}', max_size=60).map(str.encode))
+def test_what_is_no_json_stays_none(raw: bytes) -> None:
+    try:
+        expected = json.loads(raw.decode())
+    except ValueError:
+        expected = ServiceError
+    with pytest.MonkeyPatch.context() as patch:
+        for length in (1, 2, 3, 7):
+            patch.setattr(json_wire, "_LONG", length)
+            with pytest.raises(ServiceError) if expected is ServiceError else contextlib.nullcontext():
+                assert decode_json(raw) == expected
 
 
 @pytest.mark.parametrize(
