@@ -117,6 +117,11 @@ def parser() -> argparse.ArgumentParser:
     help = "LeRobot dataset whose first observation accuracy is checked on [a made-up observation]"
     source_flags(g, "dataset_path", dataset_path=None, helps={"dataset_path": help})
 
+    _limits_and_log(p)
+    return p
+
+
+def _limits_and_log(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("limits")
     setting(g, "max_request_mb", 32.0, "largest request", metavar="MB")
     setting(g, "request_timeout_s", 15.0, "longest wait of a request, and longest time to send one", metavar="S")
@@ -138,7 +143,6 @@ def parser() -> argparse.ArgumentParser:
     help = f"{REQUESTS}: one line per request [warnings alone]"
     g.add_argument("--log", choices=(REQUESTS,), metavar="WHAT", help=help)
     setting(g, "slow_ms", 1000.0, "a request that takes this long is warned of", metavar="MS")
-    return p
 
 
 def _where(p: argparse.ArgumentParser) -> None:
