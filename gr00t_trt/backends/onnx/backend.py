@@ -142,12 +142,15 @@ def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxC
     settings.intra_op_num_threads = torch.get_num_threads()
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     wanted, notes = providers(file, options, device, stream)
+    left_out: list[str] = []
     if "fp8" in formats_in(target.module):
         # It takes e4m3 for 8-bit integers where the products are in fp32, and then refuses its own graph.
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        # It would make fp32 weights of them, four times as large, for as long as the session lives.
+        left_out = ["ConstantFolding"]
     try:
         with _runnable(target, file) as (path, told):
-            session = onnxruntime.InferenceSession(str(path), settings, providers=wanted)
+            session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, disabled_optimizers=left_out)
     except Gr00tError:
         raise
     except Exception as e:  # its errors share no base class
