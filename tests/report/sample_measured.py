@@ -45,7 +45,7 @@ def _result(row: Row, place: int) -> Result:
     empty = row.result("bf16")
     if row.absent:
         return empty
-    if row.name.startswith("searched"):
+    if row.name.startswith(("searched", "several")):
         return replace(empty, status=Status.NO_TIME, why=NO_TIME)
     base = samples(EAGER_MS * _size(row) * _part(row))
     own = base if row.candidate == PLAIN else samples(base.p50 * _pace(row), count=row.calls)

@@ -206,7 +206,7 @@ class TestMeasuringRun:
 
     def test_what_there_was_no_time_for_is_told_once(self, measured) -> None:
         text = section(shown(measured), "What was not measured", "Machine, versions and work")
-        names = "settings: searched products, TMA, cut along K, settings: searched products"
+        names = "settings: several small ones, settings: searched products, TMA, cut along K"
         assert f"{names} : no latency: there was no time left for it" in text
 
     def test_a_form_outside_its_gate_is_not_the_answer(self, measured) -> None:
