@@ -37,12 +37,10 @@ class Puppet:
 
     Attributes:
         calls: The observations that it was asked about.
-        takes_s: How long it thinks.
     """
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
-        self.takes_s = 0.0
         self.go = threading.Event()
         self.go.set()
         self.stages: dict[str, Callable[..., Any]] = {"think": self._think}
@@ -54,7 +52,6 @@ class Puppet:
     def _think(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
         self.calls.append(observation)
         self.go.wait(10)
-        time.sleep(self.takes_s)
         texts = observation.get("annotation.task", [""])
         state = np.asarray(observation["state.arm"], np.float32)
         if "fail" in texts:

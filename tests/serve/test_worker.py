@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -142,18 +143,21 @@ def test_what_cannot_be_in_time_is_not_begun() -> None:
         return answers
 
     with Run() as run:
-        run.puppet.takes_s = 0.05
-        for _ in range(7):
-            answered(run.ask())
-        (tried,) = answered(ask(run, 0.04))  # seven are too few to know
+        answered(run.ask())
+        assert len(run.worker._passes) == 1  # what it took is known
+        now = time.monotonic()
+        passes = [(now, 60.0)] * 7
+        run.worker._passes = deque(passes)
+        (tried,) = answered(ask(run, 30.0))  # seven are too few to know
+        run.worker._passes = deque([*passes, (now, 60.0)])
         before = len(run.puppet.calls)
-        (hopeless,) = answered(ask(run, 0.04))
+        (hopeless,) = answered(ask(run, 30.0))
         assert len(run.puppet.calls) == before
-        (possible,) = answered(ask(run, 5.0))
-    assert tried.error is None
-    assert possible.error is None
-    assert "takes 0.05" in str(hopeless.error)
-    assert "longer than the 0.04 s that its client waits" in str(hopeless.error)
+        (possible,) = answered(ask(run, 90.0))
+        run.worker._passes = deque([*passes, (now - 11, 60.0)])  # one of them is too old
+        (forgotten,) = answered(ask(run, 30.0))
+    assert tried.error is possible.error is forgotten.error is None
+    assert "takes 60.000 s at least, longer than the 30 s that its client waits" in str(hopeless.error)
 
 
 def test_requests_beyond_the_queue_and_beyond_their_time_are_refused() -> None:
