@@ -72,11 +72,9 @@ class Variants:
         harness = self._harness
         if candidate.graph:
             return harness.graphed(self.get(replace(candidate, graph=False)))
-        made = replace(candidate, precision=self._precision(candidate))
-        if candidate.backend == "eager" and candidate.precision is None:
-            return harness.variant(made)
         before, names = self._upon(candidate)
         parts = {} if before is None else self.get(before).parts
+        made = replace(candidate, precision=self._precision(candidate))
         return harness.variant(made, {**parts, **self._parts(candidate, names)})
 
     def _upon(self, candidate: Candidate) -> tuple[Candidate | None, Collection[str]]:
