@@ -55,6 +55,8 @@ class Deployment:
         record: The start-up's record: build times, accuracy of every submodule and of the actions, what was skipped.
         resolved: The plan that was carried out; None where nothing was built here, so that nothing can be replaced.
         parts: Compile target -> what was built of it.
+        compared_ms: What the request took that was compared with fp32, by the model alone; None where a first call is
+            slower than those that follow.
     """
 
     policy: ModelPolicy
@@ -62,6 +64,7 @@ class Deployment:
     record: Record
     resolved: Resolved | None = None
     parts: Mapping[str, Part] = field(default_factory=dict, repr=False)
+    compared_ms: float | None = None
 
 
 def deploy(
@@ -114,17 +117,20 @@ def deploy(
         parts = build(harness, built, open_cache(engine_cache))
         variant = harness.variant(_candidate(resolved), parts)
         record.results = [_told(harness.part_result(part), check) for part in parts.values()]
-        record.results.append(_whole(harness, variant, check, kept, record))
+        whole = _whole(harness, variant, check, kept, record)
+        record.results.append(whole)
         note_padding(variant, record)
         policy.model = variant.model
         _refuse_inaccurate(record)
         capture(harness, resolved, variant, record)
         _note_lengths(variant, plan, record)
         # On a CPU, PyTorch as it is has nothing left to get ready once it has been called.
-        if parts or device.type == "cuda" or not check:
+        warm = check and not parts and device.type == "cpu"
+        if not warm:
             _warm_up(policy, request.observation, steps)
     forget(cast(nn.Module, harness.plain))
-    return Deployment(policy, _backends(record, policy, resolved), record, resolved, parts)
+    compared_ms = whole.first_call_ms if warm else None
+    return Deployment(policy, _backends(record, policy, resolved), record, resolved, parts, compared_ms)
 
 
 def _built(resolved: Resolved) -> tuple[str, ...]:

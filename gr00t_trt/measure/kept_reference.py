@@ -1,7 +1,8 @@
 """The reference's actions, kept between starts: what eager fp32 makes of a request depends on nothing that changes.
 
-A file is found by the weights' files, the request, the code of the networks and PyTorch's release. It can only save
-time: a policy that misses its gate against kept actions is held against new ones before it is refused.
+A file is found by the weights' files or the code that generates them, the request, the code of the networks and
+PyTorch's release. It can only save time: a policy that misses its gate against kept actions is held against new ones
+before it is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..common.files import parse_json, write_whole
 from ..errors import RecordError
 from ..model.protocol import Model
-from ..model.stored import files_of
+from ..model.stored import source_of
 from .workloads import Request
 
 VARIABLE = "GR00T_TRT_REFERENCES"
@@ -61,17 +62,17 @@ class KeptActions:
 
 
 def kept_actions(model: Model, request: Request) -> KeptActions | None:
-    """Where the reference of this request is kept; None for weights that are no files, and where nothing is to be.
+    """Where the reference of this request is kept; None for weights whose source is unknown, or where none is to be.
 
     The environment variable GR00T_TRT_REFERENCES names the folder, or ``off``; without it, it is
     ``$XDG_CACHE_HOME/gr00t_trt/references`` or ``~/.cache/gr00t_trt/references``.
     """
-    folder, files = os.environ.get(VARIABLE), files_of(cast(nn.Module, model))
-    if not files or (folder or "").lower() == OFF:
+    folder, source = os.environ.get(VARIABLE), source_of(cast(nn.Module, model))
+    if not source or (folder or "").lower() == OFF:
         return None
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr00t_trt" / "references"
     key = {
-        "files": [_state(file) for file in files],
+        "weights": source if isinstance(source, str) else [_state(file) for file in source],
         "config": repr(model.config),
         "request": {name: _content(value) for name, value in sorted(request.inputs.items())},
         "noise": _content(request.noise),

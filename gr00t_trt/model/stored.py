@@ -28,22 +28,22 @@ Read = Callable[[], Tensor]
 """The stored value of a parameter, of its shape, on the host, in the dtype it is stored in."""
 
 _ROUNDED: WeakKeyDictionary[nn.Module, Mapping[str, Read]] = WeakKeyDictionary()
-_FILES: WeakKeyDictionary[nn.Module, tuple[Path, ...]] = WeakKeyDictionary()
+_SOURCES: WeakKeyDictionary[nn.Module, tuple[Path, ...] | str] = WeakKeyDictionary()
 
 
-def remember(model: nn.Module, rounded: Mapping[str, Read], files: Iterable[Path] = ()) -> None:
+def remember(model: nn.Module, rounded: Mapping[str, Read], source: Iterable[Path] | str = ()) -> None:
     """Keep how to read the stored values of the parameters that `model` holds rounded, by name.
 
     Args:
-        files: All that its weights come from.
+        source: All files that its weights come from, or what code makes them from their names and shapes alone.
     """
     _ROUNDED[model] = rounded
-    _FILES[model] = tuple(sorted(set(files)))
+    _SOURCES[model] = source if isinstance(source, str) else tuple(sorted(set(source)))
 
 
-def files_of(model: nn.Module) -> tuple[Path, ...]:
-    """The files that the weights were loaded from; none for weights from elsewhere."""
-    return _FILES.get(model, ())
+def source_of(model: nn.Module) -> tuple[Path, ...] | str:
+    """The files that the weights were loaded from, or what made them; empty for weights from elsewhere."""
+    return _SOURCES.get(model, ())
 
 
 def forget(model: nn.Module) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from .n1_5.config import Gr00tConfig
 from .n1_5.gr00t import Gr00tN1d5
 from .stored import Read, remember
-from .weight_files import Stored, opened
+from .weight_files import Stored, opened, stored_size
 
 EMBEDDING = "backbone.eagle_model.language_model.model.embed_tokens.weight"
 VOCABULARY_HEAD = "backbone.eagle_model.language_model.lm_head.weight"
@@ -23,6 +23,7 @@ VISION_TOWER = "backbone.eagle_model.vision_model.vision_model."
 _FLOATING_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _FLOATING = tuple(_FLOATING_NAMES.values())
 _LISTED = 5
+_BATCH_BYTES = 1 << 28
 
 
 class Change(Protocol):
@@ -94,18 +95,32 @@ def load_weights(
     changes = changes or {}
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     rounded: dict[str, Read] = {}
-    for name, source in _matched(stored, model, where, described).items():
-        read = _FromFile(source, changes.get(name))
-        # The file is opened anew for each tensor, so that mapped pages do not pile up beside the copies.
-        given = read()
-        # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
-        value = torch.empty(source.shape, dtype=dtypes[name], device=device).copy_(given)
-        _check_finite(value, given, f"{source.file}: {source.key}")
-        if not _holds(value.dtype, given.dtype):
-            rounded[name] = read
-        set_parameter(model, name, value)
+    for some in _batches(_matched(stored, model, where, described)):
+        with opened(next(iter(some.values())).file) as file:
+            for name, source in some.items():
+                read = _FromFile(source, changes.get(name))
+                given = read.within(file)
+                # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
+                value = torch.empty(source.shape, dtype=dtypes[name], device=device).copy_(given)
+                _check_finite(value, given, f"{source.file}: {source.key}")
+                if not _holds(value.dtype, given.dtype):
+                    rounded[name] = read
+                set_parameter(model, name, value)
     changing = (change.file for change in changes.values())
     remember(model, rounded, (*(source.file for source in stored.values()), *changing))
+
+
+def _batches(wanted: Mapping[str, Stored]) -> Iterator[dict[str, Stored]]:
+    """Tensors of one file each, in order and few enough that their mapped pages do not pile up beside the copies."""
+    batch: dict[str, Stored] = {}
+    size, file = 0, None
+    for name, source in wanted.items():
+        if batch and (source.file != file or size > _BATCH_BYTES):
+            yield batch
+            batch, size = {}, 0
+        batch[name], file = source, source.file
+        size += stored_size(source)
+    yield batch
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,11 @@ class _FromFile:
 
     def __call__(self) -> torch.Tensor:
         with opened(self.source.file) as file:
-            given = file.get_tensor(self.source.key)
+            return self.within(file)
+
+    def within(self, file: Any) -> torch.Tensor:
+        """The same from its file, which is open."""
+        given: torch.Tensor = file.get_tensor(self.source.key)
         return given if self.change is None else self.change(given)
 
 

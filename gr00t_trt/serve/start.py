@@ -116,7 +116,7 @@ def prepare(args: argparse.Namespace, argv: Sequence[str], console: Console) -> 
         first = Robot(policy.modality_config, limits, policy, batcher)
         warm(first, observation, list(others.values()), sizes, lambda why: note(f"note: --max_batch: {why}"))
     console.print(start_table(deployment))
-    note(first_latency(policy, observation))
+    note(first_latency(policy, observation, deployment.compared_ms))
     for skipped in deployment.record.skipped:
         note(f"note: {skipped.what}: {skipped.why}")
     return Prepared(policy, deployment, limits, batcher, observation, others)

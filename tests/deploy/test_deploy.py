@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from gr00t_trt.plans.schema import SUBMODULES
 from gr00t_trt.policy.policy import TensorPolicy
 from gr00t_trt.record.result import REQUEST, Status
 from gr00t_trt.record.schema import Record
+from gr00t_trt.serve.description import first_latency
 
 QUIET = Steps(Console(file=io.StringIO()), None)
 
@@ -147,7 +149,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Reco
     weights = tmp_path / "weights"
     weights.write_text("one")
     monkeypatch.setenv("GR00T_TRT_REFERENCES", str(tmp_path / "references"))
-    monkeypatch.setattr(kept_reference, "files_of", lambda model: (weights,))
+    monkeypatch.setattr(kept_reference, "source_of", lambda model: (weights,))
 
     def deployed(precision: str = "bf16", **submodules: Any) -> Record:
         resolved = plan(precision=precision, submodules=submodules)
@@ -169,6 +171,30 @@ def test_the_reference_is_kept_for_the_next_start(start: Callable[..., Record], 
     (tmp_path / "weights").write_text("two!")
     assert not told(start())
     assert told(start())
+
+
+def test_generated_weights_have_a_kept_reference_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GR00T_TRT_REFERENCES", str(tmp_path))
+    resolved = plan(precision="bf16")
+    load = partial(gr00t_trt.load_model, "synthetic", dtype=partial(set_precision, plan=resolved.plan))
+    records = []
+    for _ in range(2):
+        model = load()
+        records.append(deploy(TensorPolicy(model, example_inputs(model.config)), resolved, QUIET).record)
+    assert [told(record) for record in records] == [False, True]
+    assert records[0].request.accuracy == records[1].request.accuracy
+
+
+def test_a_slow_start_runs_no_second_request_to_tell_its_latency() -> None:
+    done = deploy(gr00t_trt.load_policy("synthetic"), plan(precision="fp32"), QUIET)
+    assert done.compared_ms == done.record.request.first_call_ms > 0
+    asked = Mock(wraps=done.policy)
+    assert "1234 ms, the model alone" in first_latency(asked, done.policy.example(), 1234.0)
+    assert not asked.get_action.called
+    assert "p50" in first_latency(asked, done.policy.example(), done.compared_ms)
+    assert asked.get_action.called
+    unlike = deploy(gr00t_trt.load_policy("synthetic"), plan(precision="fp32"), QUIET, check=False)
+    assert unlike.compared_ms is None
 
 
 def test_stages_that_are_held_against_recordings_get_a_reference_of_their_own(start: Callable[..., Record]) -> None:

@@ -18,7 +18,8 @@ from . import config as geometry
 
 TINY, FULL = "synthetic", "synthetic:full"
 _SHARED: dict[str, Any] = {"action_dim": 32, "action_horizon": 16, "max_state_dim": 64, "num_inference_timesteps": 4}
-_CHUNK = 1 << 22
+_CHUNK = 1 << 15
+"""Elements at a time: they stay in the cache, and PyTorch gives so few to one thread."""
 _WORKERS = 2
 
 
@@ -94,32 +95,43 @@ def fill_synthetic(model: nn.Module, *, device: torch.device, dtype: torch.dtype
         dtype: Of all parameters; None keeps that of each.
     """
 
-    def fill(item: tuple[str, nn.Parameter]) -> tuple[str, torch.Tensor]:
-        name, empty = item
-        return name, _value(name, tuple(empty.shape), dtype or empty.dtype, device)
+    def fill(item: tuple[str, torch.Tensor]) -> None:
+        _fill(*item)
 
     wanted = sorted(model.named_parameters(), key=lambda item: -item[1].numel())
+    # All memory is asked for here: what a thread allocates comes from a heap of its own, which keeps what is freed.
+    values = {name: torch.empty(held.shape, dtype=dtype or held.dtype, device=device) for name, held in wanted}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for name, value in pool.map(fill, wanted):
-            set_parameter(model, name, value)
+        for _ in pool.map(fill, values.items()):
+            pass
+    for name, value in values.items():
+        set_parameter(model, name, value)
     rounded = {name: tuple(held.shape) for name, held in model.named_parameters() if held.dtype in HALF}
-    host = torch.device("cpu")
-    remember(model, {name: partial(_value, name, shape, torch.float32, host) for name, shape in rounded.items()})
+    reads = {name: partial(_value, name, shape) for name, shape in rounded.items()}
+    remember(model, reads, TINY)
 
 
-def _value(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    mean, spread = _distribution(name, shape)
+def _value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """The value of a parameter, as it is before it is cast."""
+    value = torch.empty(shape)
+    _fill(name, value)
+    return value
+
+
+def _fill(name: str, value: torch.Tensor) -> None:
+    """Give a tensor, which is contiguous, the value of the parameter `name`."""
+    mean, spread = _distribution(name, tuple(value.shape))
     # 16 random bits per element, four elements per draw: three times as fast as torch's own uniform distribution.
     step = math.sqrt(3.0) * spread / 2**15
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    value = torch.empty(shape, dtype=dtype, device=device)
     flat = value.view(-1)
     bits = torch.empty(min(_CHUNK, flat.numel() + 3) // 4, dtype=torch.int64)
+    drawn, exact = bits.view(torch.int16), torch.empty(4 * bits.numel())
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
         bits.random_(-(2**63), None, generator=generator)
-        part.copy_(bits.view(torch.int16)[: part.numel()].to(torch.float32).mul_(step).add_(mean))
-    return value
+        count = part.numel()
+        part.copy_(torch.mul(drawn[:count], step, out=exact[:count]).add_(mean))
 
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
