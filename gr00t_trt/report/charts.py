@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..plans.schema import ARCHITECTURE
 from ..record.numbers import digits
 from ..record.samples import Samples
-from .views import Loaded, View, color, listed, rivals, rows_of
+from .views import Loaded, View, color, grouped, listed, rivals, rows_of
 
 BASELINE, STEP = "#8C8C8C", "#009E73"
 """Colours of a waterfall: its first bar, and all after it."""
@@ -29,6 +29,7 @@ class Bar:
     Attributes:
         value: Where the bar ends; None draws none.
         shown: The value as text, or why there is none.
+        reason: Why there is none, in the words that all bars without one for the same reason share.
         title: The exact figures.
         color: ``#rrggbb``, or ``published`` for figures of others, which are hatched.
         before: Where the baseline of a waterfall's step ended: the difference is drawn.
@@ -48,6 +49,7 @@ class Bar:
     high: float | None = None
     last: float | None = None
     mark: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class Bars:
     top: float | None = None
 
 
+Stack = tuple[str, tuple[tuple[str, float], ...]]
+"""What a stacked bar is called, and its parts: stages and their ms."""
+
+
 @dataclass(frozen=True)
 class Stacks:
-    """Stacked bars: (label, parts), each part a stage and its ms."""
-
     title: str
-    rows: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+    rows: tuple[Stack, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ def stage_color(stage: str) -> str:
     return ARCHITECTURE.colors.get(stage, OTHER)
 
 
+def by_color(rows: Iterable[Stack]) -> dict[str, list[str]]:
+    """The stages of stacked bars by their colour, for a legend."""
+    return grouped((stage_color(stage), stage) for stage in dict.fromkeys(name for _, own in rows for name, _ in own))
+
+
 def exact(value: float | None) -> str:
     """To the nanosecond for milliseconds, which is the clock's own step."""
     return "–" if value is None else f"{value:.6f}".rstrip("0").rstrip(".")
@@ -115,7 +124,7 @@ def latency_bar(view: View, label: str, shade: str | None = None) -> Bar:
     latency, against = view.latency, view.result.against
     shade = shade or (STEP if view.measured else color(view.result.name))
     if latency is None:
-        return Bar(label, None, view.why or "not measured", f"{label}: {view.why}", shade)
+        return Bar(label, None, view.why or "not measured", f"{label}: {view.why}", shade, reason=view.reason)
     many = len(latency.samples) > 1
     # A measurement says how it compares with its baseline; of backends side by side, the bars do.
     times = f" · {view.ratio:.2f}×" if view.measured and view.ratio else ""

@@ -9,7 +9,7 @@ from ..record.result import REQUEST
 from ..record.simulation import Simulation
 from ..record.success import share
 from .terminal import drift_text
-from .views import Loaded, View, counted, fastest, listed, rivals, rows_of, several, told
+from .views import Loaded, View, counted, fastest, grouped, listed, rivals, rows_of, several, told
 
 Note = tuple[str, str]
 """What it is about, and the sentence."""
@@ -206,10 +206,11 @@ def warnings(loaded: Sequence[Loaded]) -> list[Note]:
 def not_measured(one: Loaded) -> list[Note]:
     """What this record does not answer, and why; the same reason is told once for all it holds for."""
     record = one.record
-    reasons: dict[str, list[str]] = {}
-    for view in (*listed([one]), *rows_of([one])):
-        if view.reason is not None:
-            reasons.setdefault(view.reason, []).append(f"{view.what}: {view.step if view.measured else view.label}")
+    reasons = grouped(
+        (view.reason, f"{view.what}: {view.step if view.measured else view.label}")
+        for view in (*listed([one]), *rows_of([one]))
+        if view.reason is not None
+    )
     out = [(several(what), f"no latency: {why}") for why, what in reasons.items()]
     out += [(note.what, note.why or "") for note in record.skipped]
     lost = [f"{entry.at} was {entry.value}" for entry in record.non_finite]

@@ -17,7 +17,7 @@ from .markup import Child, Html, contents, element, join, section, sorted_table
 from .simulations import simulations
 from .svg import MOST_ROWS, draw, legend, more, palette
 from .tables import BASELINES, action_table, kernel_table, quantized_tables, split_table
-from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, in_short, listed, rivals, rows_of, several
+from .views import GROUPS, SAME_WORK, Loaded, View, color, fastest, grouped, in_short, listed, rivals, rows_of, several
 
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
 _STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -123,13 +123,9 @@ def _figures(loaded: Sequence[Loaded]) -> Html:
 
 def _bars(loaded: Sequence[Loaded], views: Sequence[View]) -> Html:
     """Latencies on one axis for each machine: beside a CPU's, a GPU's bars could not be seen."""
-    groups: dict[str, list[View]] = {}
-    for view in views:
-        if view.latency:
-            groups.setdefault(view.one.machine, []).append(view)
     many = len({one.machine for one in loaded}) > 1
     drawn: list[Child] = []
-    for name, own in groups.items():
+    for name, own in grouped((view.one.machine, view) for view in views if view.latency).items():
         drawn.append(element("p", name, class_="machine") if many else None)
         drawn.append(draw(Bars("", "ms", tuple(charts.latency_bar(view, view.tagged) for view in own))))
     return join(drawn)
@@ -137,22 +133,17 @@ def _bars(loaded: Sequence[Loaded], views: Sequence[View]) -> Html:
 
 def _untimed(views: Iterable[View]) -> list[Html]:
     """A sentence for each reason for which something has no latency."""
-    reasons: dict[str, list[View]] = {}
-    for view in views:
-        if view.reason is not None:
-            reasons.setdefault(view.reason, []).append(view)
+    reasons = grouped((view.reason, view) for view in views if view.reason is not None)
     return [element("p", f"{_named_once(own)}: {why}.", class_="more absent") for why, own in reasons.items()]
 
 
 def _named_once(views: Sequence[View]) -> str:
     """What these are, each name once: "vision_model and dit_model on torch_tensorrt fp16, tensorrt fp16"."""
-    subjects: dict[str, list[str]] = {}
-    for view in views:
-        label = view.step if view.what == "waterfall" else view.tagged
-        subjects.setdefault(label, []).append("" if view.whole or view.measured else view.what)
-    labels: dict[str, list[str]] = {}
-    for label, own in subjects.items():
-        labels.setdefault(several(own), []).append(label)
+    subjects = grouped(
+        (view.step if view.what == "waterfall" else view.tagged, "" if view.whole or view.measured else view.what)
+        for view in views
+    )
+    labels = grouped((several(own), label) for label, own in subjects.items())
     return "; ".join(f"{what} on {several(own, 12)}" if what else several(own, 12) for what, own in labels.items())
 
 

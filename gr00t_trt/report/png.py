@@ -23,7 +23,7 @@ from ..record.schema import Record
 from . import charts
 from .charts import LEAST_DISTANCE, LEAST_MS, Bar, Bars, Chart, Points, Stacks, letter, stage_color
 from .placement import stack
-from .views import SAME_WORK, Loaded, rows_of, told
+from .views import SAME_WORK, Loaded, counted, grouped, rows_of, told
 
 GREY, INK, FAINT = "#8C8C8C", "#222222", "#D9D9D9"
 HATCHED = "#BBBBBB"
@@ -164,10 +164,10 @@ def subtitle(record: Record) -> str:
         str(record.model.path or "model"),
         (environment.gpu if record.on_gpu else None) or f"CPU, {environment.cpu_cores or '?'} cores",
         str(record.setting("precision") or ""),
-        told("{} view", given.views),
+        counted(given.views, "view"),
         told("batch {}", given.batch_size),
-        told("{} steps", given.denoising_steps),
-        told("{} tokens", given.sequence_length),
+        counted(given.denoising_steps, "step"),
+        counted(given.sequence_length, "token"),
     )
     return " · ".join(part for part in parts if part)
 
@@ -203,24 +203,21 @@ def _bars(axes: Any, chart: Bars) -> None:
 
 def told_once(bars: Sequence[Bar]) -> list[Bar]:
     """What has no value last, one row for each reason."""
-    reasons: dict[str, list[Bar]] = {}
-    for row in bars:
-        if row.value is None:
-            reasons.setdefault(row.shown, []).append(row)
-    told = [replace(own[0], label=own[0].label if len(own) == 1 else f"{len(own)} others") for own in reasons.values()]
+    reasons = grouped((row.reason or row.shown, row) for row in bars if row.value is None)
+    told = [
+        own[0] if len(own) == 1 else replace(own[0], label=f"{len(own)} others", shown=reason)
+        for reason, own in reasons.items()
+    ]
     return [row for row in bars if row.value is not None] + told
 
 
 def _stacks(axes: Any, chart: Stacks) -> None:
     totals = [sum(value for _, value in parts) for _, parts in chart.rows]
     widest = max(totals, default=0.0)
-    named: dict[str, list[str]] = {}
     for place, ((_, parts), total) in enumerate(zip(chart.rows, totals, strict=True)):
         left = 0.0
         for name, value in parts:
             shade = stage_color(name)
-            if name not in named.setdefault(shade, []):
-                named[shade].append(name)
             axes.barh(place, value, left=left, color=shade, height=0.68, edgecolor="white", linewidth=0.8)
             if value > 0.055 * widest:
                 middle = left + value / 2
@@ -231,6 +228,7 @@ def _stacks(axes: Any, chart: Stacks) -> None:
         _not_measured(axes, 0, "no row of this record has its stages timed")
     from matplotlib.patches import Patch
 
+    named = charts.by_color(chart.rows)
     entries = ((shade, names[0] + ("" if len(names) == 1 else " and others")) for shade, names in named.items())
     legend = axes.legend(
         handles=[Patch(color=shade, label=label) for shade, label in entries], loc="lower left",

@@ -55,9 +55,7 @@ def _stacks(chart: Stacks) -> Html:
     ticks = charts.round_ticks(max((sum(value for _, value in parts) for _, parts in drawn), default=0.0))
     lines = [_stack(label, parts, ticks[-1]) for label, parts in drawn]
     axis = _axis([(100.0 * tick / ticks[-1], _tick(tick)) for tick in ticks], "ms")
-    named: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for _, parts in drawn for name, _ in parts):
-        named.setdefault(stage_color(name), []).append(name)
+    named = charts.by_color(drawn)
     entries = [(shade, ", ".join(own[:6])) for shade, own in named.items()]
     return join(legend(entries), element("ul", lines, axis, class_="chart"), more(len(chart.rows), "in the record"))
 

@@ -6,7 +6,8 @@ the record's path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -22,7 +23,7 @@ from ..record.schema import Record
 from .columns import Cell, Table
 from .facts import versions_of
 from .tables import comparison_tables, measured_tables, run_tables, split_table, stage_table
-from .views import Loaded, counted, together, told
+from .views import Loaded, counted, grouped, together, told
 
 ONE_LINE_WIDTH = 112
 """Columns from which a table that can be stacked has one line a row."""
@@ -36,8 +37,6 @@ def render(record: Record, console: Console) -> None:
 
     Raises: RecordError for a record with values that its file could not hold either.
     """
-    import json
-
     # What is shown is what the file says: NaN becomes null.
     (one,) = together([("record.json", record_from(json.loads(dumps(record)), "the record"))])
     record = one.record
@@ -89,17 +88,10 @@ def _broken(head: str) -> str:
     return "\n".join(head.rsplit(" ", 1)) if len(head) > 6 else head
 
 
-def _arranged(cells: Sequence[str], stacked: Any) -> list[str]:
+def _arranged(cells: Sequence[str], stacked: Mapping[int, int]) -> list[str]:
     """The cells that stand in a line, others under them; several under one share its second line."""
-    under: dict[int, list[str]] = {}
-    for own, above in stacked.items():
-        if cells[own]:
-            under.setdefault(above, []).append(cells[own])
-    return [
-        "\n".join([text, " ".join(under[i])]) if i in under else text
-        for i, text in enumerate(cells)
-        if i not in stacked
-    ]
+    under = grouped((above, cells[own]) for own, above in stacked.items() if cells[own])
+    return [f"{text}\n{' '.join(under[i])}" if i in under else text for i, text in enumerate(cells) if i not in stacked]
 
 
 def _text(cell: Cell, notes: list[str]) -> str:
@@ -111,14 +103,9 @@ def _text(cell: Cell, notes: list[str]) -> str:
 
 
 def _header(record: Record, width: int) -> Panel:
-    rows = {
-        "model": record.model.path or "-",
-        "device": _device(record),
-        "plan": _plan(record),
-        "inputs": _inputs(record),
-    }
+    told = (record.model.path or "-", _device(record), _plan(record), _inputs(record))
     grid = RichTable.grid(padding=(0, 2))
-    for key, value in rows.items():
+    for key, value in zip(("model", "device", "plan", "inputs"), told, strict=True):
         grid.add_row(Text(key, style="bold"), Text(value, overflow="fold"))
     return Panel(grid, title="GR00T N1.5", title_align="left", width=min(width, 120))
 
@@ -200,12 +187,8 @@ def _comparison_lines(one: Loaded) -> list[str]:
     out = [f"{word} {r.name}: {failure}" for r in entries for failure in r.failures]
     # The whole request fails for what one of its submodules failed for, and that is said there.
     parts = [r for r in entries if r.subject != REQUEST]
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for r in parts:
-        if r.why:
-            reasons.setdefault((r.name, r.why), []).append(r.subject)
     everything = {r.subject for r in parts}
-    for (backend, why), subjects in reasons.items():
+    for (backend, why), subjects in grouped(((r.name, r.why), r.subject) for r in parts if r.why).items():
         where = "" if set(subjects) == everything else f" ({', '.join(subjects)})"
         out.append(f"not run: {backend}{where}: {why}")
     return out

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..plans.backends import BACKENDS
 from ..plans.precisions import PRECISIONS
@@ -36,6 +37,9 @@ SAME_WORK = ("waterfall", "forms", "compile")
 """Groups whose results all do the same work, so that their latencies may be held against each other."""
 
 ALL = "all optimizations"
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 NOT_RUN = "built, not run: its engine cannot run on this machine"
 
@@ -292,6 +296,14 @@ def in_short(loaded: Iterable[Loaded]) -> list[View]:
 def fastest(views: Iterable[View]) -> list[View]:
     """The fastest first; for views with a latency."""
     return sorted(views, key=lambda view: view.p50 or 0.0)
+
+
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """The values of each key, in the order of the first ones."""
+    out: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        out.setdefault(key, []).append(value)
+    return out
 
 
 def several(texts: Sequence[str], most: int = 8) -> str:

@@ -116,6 +116,15 @@ def test_values_and_reasons_stand_in_the_picture(monkeypatch, record, tmp_path: 
     assert "synthetic:full · NVIDIA H200 · bf16" in text
 
 
+def test_what_there_was_no_time_for_stands_in_one_row(monkeypatch, record, tmp_path: Path) -> None:
+    """How much was left differs from row to row."""
+    late = replace(record.results[2], name="+ another", why="no time: about 90 s, and 2 s were left")
+    record.results.append(late)
+    lines = texts(monkeypatch, record, tmp_path, waterfall_chart).splitlines()
+    assert "2 others" in lines
+    assert [line for line in lines if "no time" in line] == ["not measured: there was no time left for it"]
+
+
 def test_a_roofline_that_nobody_knows_is_not_drawn(monkeypatch, record, tmp_path: Path) -> None:
     record.results = [replace(result, roofline=None) for result in record.results]
     assert "nothing of this kind was measured" in texts(monkeypatch, record, tmp_path, roofline)
