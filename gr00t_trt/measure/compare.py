@@ -11,11 +11,11 @@ from ..engines.cache import EngineCache
 from ..errors import Gr00tError
 from ..plans.backends import AUTO
 from ..plans.resolve import Resolved
-from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status
+from ..record.result import REQUEST, Against, Baseline, Build, Candidate, Result, Status
 from ..record.samples import Samples
 from .choose import beaten_by, leader, winner
 from .harness import Harness
-from .results import Part, Variant, total
+from .results import Part, Variant
 
 ORIGINAL = "original"
 """The name of the model as it was published among the whole requests of a comparison."""
@@ -152,7 +152,7 @@ class Comparison:
             if one.result.status in (Status.UNAVAILABLE, Status.FAILED):
                 return Tried(replace(result, status=one.result.status, why=f"{name}: {one.result.why}")), None
         builds = [one.result.build for one in own.values() if one.result.build is not None]
-        result = replace(result, build=total(builds), status=Status.BUILT_NOT_RUN)
+        result = replace(result, build=Build.total(builds), status=Status.BUILT_NOT_RUN)
         parts = {name: one.part for name, one in own.items() if one.part is not None and one.part.built.runs}
         if len(parts) < len(own):
             return Tried(result), None

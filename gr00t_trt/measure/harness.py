@@ -40,13 +40,13 @@ from ..plans.schema import BenchmarkOptions, Plan, Ranges
 from ..plans.submodules import ResolvedSubmodule, graph_tolerance, resolve_action_gate
 from ..quantize.calibration import Calibration
 from ..quantize.layers import quantized_target
-from ..record.result import REQUEST, Against, Baseline, Candidate, Result, Status, Workload
+from ..record.result import REQUEST, Against, Baseline, Build, Candidate, Result, Status, Workload
 from ..record.samples import Samples, percentile
 from .accuracy import compare, judge
 from .memory import MemoryMeter
 from .reference import Reference, reference_actions, reference_recording
 from .replays import WatchedCapturer, launching
-from .results import Checked, Part, Timed, Variant, agreement_with, build_of, quantized_of, total
+from .results import Checked, Part, Timed, Variant, agreement_with, build_of, quantized_of
 from .stages import StageRow, StageTimer
 from .timers import Calls, drain, measure_alternating
 from .workloads import Request
@@ -364,7 +364,7 @@ class Harness:
             variant.candidate,
             self.reference.base.workload,
             Status.BUILT_NOT_RUN if not variant.runs else Status.MEASURED if own else Status.CHECKED,
-            build=total(built) if built else None,
+            build=Build.total(built) if built else None,
             latency_ms=own,
             against=Against.of(Baseline.ORIGINAL, original, own, name) if original and name != "original" else None,
             first_call_ms=checked.first_call_ms if checked and variant.runs else None,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,23 +164,6 @@ def quantized_of(done: QuantizedStage) -> Quantized:
         calibration=done.calibration.digest,
         frames=len(done.calibration.provenance.frames),
         sqnr_db=done.sqnr_db(),
-    )
-
-
-def total(builds: Sequence[Build]) -> Build:
-    """What several submodules took together; engines from the cache took no time to build."""
-
-    def added(values: Iterable[float | int | None]) -> Any:
-        known = [value for value in values if value is not None]
-        return sum(known) if known else None
-
-    return Build(
-        seconds=added(one.seconds for one in builds if not one.from_cache),
-        from_cache=bool(builds) and all(one.from_cache for one in builds),
-        engines=added(one.engines for one in builds),
-        layers_before=added(one.layers_before for one in builds),
-        layers_after=added(one.layers_after for one in builds),
-        engine_bytes=added(one.engine_bytes for one in builds),
     )
 
 

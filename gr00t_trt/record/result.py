@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from ..plans.precisions import Gate
 from .samples import Samples, verdict
+
+Number = TypeVar("Number", int, float)
 
 REQUEST = "request"
 """The subject of whole requests, observation to actions."""
@@ -123,6 +125,23 @@ class Build:
     peak_bytes: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, builds: Sequence[Build]) -> Build:
+        """What several submodules took together; engines from the cache took no time to build."""
+
+        def added(values: Iterable[Number | None]) -> Number | None:
+            known = [value for value in values if value is not None]
+            return sum(known) if known else None
+
+        return cls(
+            seconds=added(one.seconds for one in builds if not one.from_cache),
+            from_cache=bool(builds) and all(one.from_cache for one in builds),
+            engines=added(one.engines for one in builds),
+            layers_before=added(one.layers_before for one in builds),
+            layers_after=added(one.layers_after for one in builds),
+            engine_bytes=added(one.engine_bytes for one in builds),
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,11 @@ from .views import GROUPS, Loaded, View
 SUBMODULE = ("submodule", "backend", "precision", "coverage", "mb", "build", "baseline", "p50", "speed_up", "cosine",
              "max_abs", "gate")  # fmt: skip
 WHOLE_REQUEST = ("submodule", "mb", "build", "baseline", "p50", "speed_up", "cosine", "max_abs", "gate")
-
+WHOLE_TITLE = "The whole request, observation to actions, against the original model in eager PyTorch"
+EXPLAINED = {
+    "original": ("original: the model as it was published, in eager PyTorch; eager: the model that is compiled here",),
+    "auto": ("auto: for each submodule the backend that won there",),
+}
 
 QUANTIZED = ("what", "precision", "in_format", "in_format_percent", "weights_mb", "weights_share", "engine_mb",
              "engine_share", "sqnr", "noisiest")  # fmt: skip
@@ -44,18 +48,10 @@ def run_tables(one: Loaded) -> list[Table]:
         (*row[:at], row[at + 1], Cell(), *row[at + 2 :]) if result.candidate.backend == "eager" else row
         for result, row in zip(record.submodules, parts.rows, strict=True)
     ]
-    return [
-        replace(parts, rows=tuple(rows)),
-        table(
-            "The whole request, observation to actions, against the original model in eager PyTorch",
-            [View(one, request_of(record))],
-            WHOLE_REQUEST,
-            submodule="",
-            baseline="original ms",
-            p50="compiled ms",
-        ),
-        *quantized_tables([View(one, result) for result in record.submodules]),
-    ]
+    own = {"submodule": "", "baseline": "original ms", "p50": "compiled ms"}
+    whole = table(WHOLE_TITLE, [View(one, request_of(record))], WHOLE_REQUEST, **own)
+    quantized = quantized_tables(View(one, result) for result in record.submodules)
+    return [replace(parts, rows=tuple(rows)), whole, *quantized]
 
 
 def quantized_tables(views: Iterable[View]) -> list[Table]:
@@ -69,54 +65,19 @@ def request_of(record: Record) -> Result:
     """The whole request of a run, with what its submodules took together; an empty one where there is none."""
     whole = record.request or Result("run", "", REQUEST, status=Status.CHECKED)
     builds = [r.build for r in record.submodules if r.build is not None]
-    if not builds:
-        return whole
-    fresh = [b for b in builds if not b.from_cache]
-    seconds = [b.seconds for b in fresh if b.seconds is not None]
-    sizes = [b.engine_bytes for b in builds if b.engine_bytes is not None]
-    engines = [b.engines for b in builds if b.engines is not None]
-    build = Build(
-        sum(seconds) if seconds else None,
-        from_cache=not fresh,
-        engine_bytes=sum(sizes) if sizes else None,
-        engines=sum(engines) if engines else None,
-    )
-    return replace(whole, build=build)
+    return replace(whole, build=Build.total(builds)) if builds else whole
 
 
 def comparison_tables(one: Loaded) -> list[Table]:
     """Latencies side by side, the whole request, and what each submodule cost by each backend."""
     every = [view for view in one.views if view.result.group == "comparison"]
     parts, whole = [view for view in every if not view.whole], [view for view in every if view.whole]
-    explained = {
-        "original": "original: the model as it was published, in eager PyTorch; eager: the model that is compiled here",
-        "auto": "auto: for each submodule the backend that won there",
-    }
-    return [
-        pivot(
-            "Each submodule by each backend, p50 in ms, interleaved on the same inputs (*: fastest beyond doubt)",
-            parts,
-            ("p50",),
-        ),
-        _named(
-            table(
-                "The whole request, observation to actions, against the original model in eager PyTorch",
-                whole,
-                ("what", "p50", "p90", "p99", "speed_up", "build", "mb", "peak", "cosine", "gate"),
-                what="backend",
-            ),
-            [
-                Cell(v.result.name, notes=(explained[v.result.name],) if v.result.name in explained else ())
-                for v in whole
-            ],
-        ),
-        _costs(parts),
-    ]
-
-
-def _named(made: Table, names: Sequence[Cell]) -> Table:
-    """The table with other first cells."""
-    return replace(made, rows=tuple((name, *row[1:]) for name, row in zip(names, made.rows, strict=True)))
+    side_by_side = "Each submodule by each backend, p50 in ms, interleaved on the same inputs (*: fastest beyond doubt)"
+    keys = ("what", "p50", "p90", "p99", "speed_up", "build", "mb", "peak", "cosine", "gate")
+    requests = table(WHOLE_TITLE, whole, keys, what="backend")
+    named = [Cell(v.result.name, notes=EXPLAINED.get(v.result.name, ())) for v in whole]
+    rows = tuple((name, *row[1:]) for name, row in zip(named, requests.rows, strict=True))
+    return [pivot(side_by_side, parts, ("p50",)), replace(requests, rows=rows), _costs(parts)]
 
 
 def pivot(title: str, views: Sequence[View], keys: Sequence[str], heads: Mapping[str, str] | None = None) -> Table:
