@@ -35,6 +35,13 @@ class Episode:
     latency_ms: float | None = None
     lost: str | None = None
 
+    @property
+    def outcome(self) -> str:
+        """How it ended, in a word or a few."""
+        if self.success is None:
+            return "lost"
+        return "success" if self.success else "failure, success in between" if self.success_any_row else "failure"
+
 
 @dataclass(frozen=True)
 class Played:
@@ -103,9 +110,7 @@ class Pairs:
             first, second: What either policy played, at least one each.
         """
         ended = {(p.environment, e.episode, e.seed): bool(e.success) for p in second for e in p.finished}
-        seen = [
-            (bool(e.success), ended.get((p.environment, e.episode, e.seed))) for p in first for e in p.finished
-        ]  # fmt: skip
+        seen = [(bool(e.success), ended.get((p.environment, e.episode, e.seed))) for p in first for e in p.finished]
         counts = [seen.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
         return cls(first[0].name, second[0].name, *counts)
 

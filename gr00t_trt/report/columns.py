@@ -11,7 +11,8 @@ from typing import Any
 
 from ..record.numbers import cosine, digits, gate, percent, small
 from ..record.result import REQUEST, Build, Quantized, Result, Status
-from .views import View
+from ..record.samples import Samples
+from .views import View, grouped
 
 DASH = "-"
 NO_WINNER = "no winner: too few samples, or the spreads (p10 to p90) overlap"
@@ -78,6 +79,10 @@ class Column:
 def number(value: float | None, scale: float = 1.0, **more: Any) -> Cell:
     shown = None if value is None else value * scale
     return Cell(digits(shown), shown, **more)
+
+
+def median(latency: Samples | None) -> Cell:
+    return number(latency.p50 if latency else None)
 
 
 def _latency(view: View, percentile: str) -> Cell:
@@ -150,15 +155,7 @@ def _work(what: str, scale: float = 1.0) -> Callable[[View], Cell]:
 
 
 def _launch(what: str) -> Callable[[View], Cell]:
-    def get(view: View) -> Cell:
-        latency = getattr(view.result.launch, what, None)
-        return number(None if latency is None else latency.p50)
-
-    return get
-
-
-def _host(view: View) -> Cell:
-    return number(view.result.launch.host_us if view.result.launch else None)
+    return lambda view: median(getattr(view.result.launch, what, None))
 
 
 def _card(what: str) -> Callable[[View], Cell]:
@@ -172,9 +169,7 @@ def _quantized(get: Callable[[Quantized], Cell]) -> Callable[[View], Cell]:
 def _layers_in_format(found: Quantized) -> Cell:
     if found.layers is None:
         return Cell()
-    reasons: dict[str, list[str]] = {}
-    for name, why in found.kept.items():
-        reasons.setdefault(why, []).append(name.partition("/")[2])
+    reasons = grouped((why, name.partition("/")[2]) for name, why in found.kept.items())
     notes = tuple(f"in 16 bit, {why}: {', '.join(names)}" for why, names in reasons.items())
     return Cell(f"{found.layers} of {found.layers + len(found.kept)}", float(found.layers), notes=notes)
 
@@ -227,7 +222,7 @@ COLUMNS: Mapping[str, Column] = {
     "p90": Column("p90 ms", lambda v: _latency(v, "p90")),
     "p99": Column("p99 ms", lambda v: _latency(v, "p99")),
     "tail": Column("p99 ÷ p50", _tail),
-    "baseline": Column("baseline ms", lambda v: number(v.baseline.p50 if v.baseline else None)),
+    "baseline": Column("baseline ms", lambda v: median(v.baseline)),
     "speed_up": Column("speed-up", _speed_up),
     "coverage": Column("in engine", _built(lambda b: Cell(percent(b.coverage_percent), b.coverage_percent))),
     "operators_in": Column("operators in engine", _built(_operators)),
@@ -250,7 +245,7 @@ COLUMNS: Mapping[str, Column] = {
     "first_kernel": Column("first kernel ms", _work("first_kernel_ms")),
     "last_kernel": Column("last kernel ms", _work("last_kernel_ms")),
     "gaps": Column("gaps ms", _work("gaps_ms")),
-    "host": Column("host µs", _host),
+    "host": Column("host µs", lambda v: number(v.result.launch.host_us if v.result.launch else None)),
     "event": Column("its graph ms", _launch("event_ms")),
     "replay": Column("back to back ms", _launch("replay_ms")),
     "card": Column("GPU", lambda v: Cell((v.result.card.name if v.result.card else None) or DASH)),

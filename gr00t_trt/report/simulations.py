@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..record.simulation import Episode, Pairs, Played, Simulation, p_text, short
 from ..record.success import Rate, as_published, share
 from .charts import Bar, Bars
-from .columns import Cell, Table, number
+from .columns import Cell, Table, median, number
 from .markup import Child, Html, element, section
 from .svg import draw
 from .views import Loaded
@@ -87,8 +87,8 @@ def _rate(one: Played) -> tuple[Cell, ...]:
     rate = one.rate
     ends = (_percent(rate.rate), _percent(rate.low), _percent(rate.high))
     counts = (_count(one.rate_any_row.successes), _count(len(one.lost)))
-    p50 = number(one.latency_ms.p50 if one.latency_ms else None)
-    return (Cell(one.name), Cell(one.environment), _count(rate.trials), _count(rate.successes), *ends, *counts, p50)
+    tried = (_count(rate.trials), _count(rate.successes))
+    return (Cell(one.name), Cell(one.environment), *tried, *ends, *counts, median(one.latency_ms))
 
 
 def _pair(pair: Pairs) -> tuple[Cell, ...]:
@@ -97,9 +97,6 @@ def _pair(pair: Pairs) -> tuple[Cell, ...]:
 
 
 def _episode(one: Played, each: Episode) -> tuple[Cell, ...]:
-    result = "lost" if each.success is None else "success" if each.success else "failure"
-    if each.success is False and each.success_any_row:
-        result = "failure, success in between"
-    texts = (one.name, short(one.environment), result, each.instruction or "-", each.lost or "-")
+    texts = (one.name, short(one.environment), each.outcome, each.instruction or "-", each.lost or "-")
     counts = (each.episode, each.seed, each.steps, each.queries)
     return (*map(Cell, texts), *map(_count, counts), number(each.latency_ms))

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,17 @@ class Settings:
         n_action_steps: Low-level steps of one action.
         limit: Low-level steps after which an episode is over.
         video_dir: Where the videos of all episodes go; None records none.
-        keep_frames: Keep what was seen before each low-level step.
+        keep_frames: Keep what was seen before each low-level step, for a dataset.
+        jolts: In each low-level step, how probable it is that the arm is pushed; for the SO-101 only.
     """
 
     env_id: str
-    config: dict[str, ModalityConfig]
+    config: Mapping[str, ModalityConfig]
     n_action_steps: int
     limit: int
     video_dir: Path | None = None
     keep_frames: bool = False
+    jolts: float = 0.0
 
 
 def find(env_id: str) -> None:
@@ -114,13 +116,8 @@ def make(settings: Settings) -> MultiStep:
     if settings.video_dir is not None:
         env = EpisodeVideo(env, settings.video_dir)
     try:
-        return MultiStep(
-            env,
-            settings.config,
-            n_action_steps=settings.n_action_steps,
-            limit=settings.limit,
-            keep_frames=settings.keep_frames,
-        )
+        rows, limit = settings.n_action_steps, settings.limit
+        return MultiStep(env, settings.config, n_action_steps=rows, limit=limit, keep_frames=settings.keep_frames)
     except Gr00tError:
         env.close()
         raise

@@ -6,12 +6,12 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.interface import refuse_non_finite
+from ..common.interface import Observation, refuse_non_finite
 from ..errors import ObservationError
 from ..record.simulation import Episode
 from .actors import Actor, Question
@@ -19,18 +19,11 @@ from .step import Lost, Step
 from .vector import Vector
 from .watched import Watch
 
+if TYPE_CHECKING:
+    from .recording import Recorder
+
 Job = tuple[int, int]
 """Number and seed of an episode."""
-
-
-class Keeper(Protocol):
-    """What becomes of the rows that are played: `recording.Recorder`."""
-
-    def add(self, environment: int, step: Step) -> None:
-        """A chunk was carried out."""
-
-    def ended(self, environment: int, episode: Episode) -> None:
-        """Its episode is over, or lost."""
 
 
 @dataclass
@@ -38,7 +31,7 @@ class _Running:
     """The episode that an environment is in."""
 
     job: Job
-    observation: Mapping[str, Any]
+    observation: Observation
     instruction: str
     latencies: list[float] = field(default_factory=list)
     queries: int = 0
@@ -67,7 +60,7 @@ class Session:
         *,
         n_action_steps: int,
         advance: Callable[[int, int], None] = lambda done, total: None,
-        keeper: Keeper | None = None,
+        keeper: Recorder | None = None,
         watch: Watch | None = None,
     ):
         self._vector, self._actor, self._rows = vector, actor, n_action_steps
@@ -94,20 +87,17 @@ class Session:
     def _goes_on(self, environment: int, result: Step | Lost) -> bool:
         """Take in what became of a step; False for the end of an episode."""
         own = self._running[environment]
-        if isinstance(result, Lost):
-            del self._running[environment]
-            self._add(environment, own, lost=result.reason)
-            return False
-        if self._keeper is not None:
-            self._keeper.add(environment, result)
-        if self._watch is not None and self._actor is None:
-            self._watch.acted(environment, own.observation, result.actions)
-        own.observation = result.observation
-        if result.over:
-            del self._running[environment]
-            how = {"success": result.success, "success_any_row": result.success_any_row, "steps": result.steps}
-            self._add(environment, own, **how)
-        return not result.over
+        if isinstance(result, Step):
+            if self._keeper is not None:
+                self._keeper.add(environment, result)
+            if self._watch is not None and self._actor is None:
+                self._watch.acted(environment, own.observation, result.actions)
+            own.observation = result.observation
+            if not result.over:
+                return True
+        del self._running[environment]
+        self._add(environment, own, result)
+        return False
 
     def _start(self, free: Iterable[int], waiting: deque[Job]) -> None:
         """Give each free environment an episode, and another one while those are lost before their first step."""
@@ -116,7 +106,7 @@ class Session:
             again = []
             for i, result in self._vector.reset(jobs).items():
                 if isinstance(result, Lost):
-                    self._add(i, _Running(jobs[i], {}, ""), lost=result.reason)
+                    self._add(i, _Running(jobs[i], {}, ""), result)
                     again.append(i)
                 else:
                     self._running[i] = _Running(jobs[i], result.observation, result.instruction)
@@ -164,29 +154,24 @@ class Session:
         rows = fitted(answer, self._vector.parts, len(group), self._rows)
         return {i: {key: value[place] for key, value in rows.items()} for place, i in enumerate(group)}
 
-    def _add(self, environment: int, own: _Running, **known: Any) -> None:
+    def _add(self, environment: int, own: _Running, end: Step | Lost) -> None:
         latency = statistics.median(own.latencies) if own.latencies else None
-        episode = Episode(
-            *own.job,
-            environment=environment,
-            instruction=own.instruction or None,
-            queries=own.queries,
-            latency_ms=latency,
-            **known,
-        )
+        episode = Episode(*own.job, environment, own.instruction or None, queries=own.queries, latency_ms=latency)
+        if isinstance(end, Lost):
+            episode = replace(episode, lost=end.reason)
+        else:
+            success, any_row = end.success, end.success_any_row
+            episode = replace(episode, success=success, success_any_row=any_row, steps=end.steps)
         self._over.append(episode)
         if self._keeper is not None:
             self._keeper.ended(environment, episode)
         self._advance(len(self._over), self._total)
 
 
-def batch(observations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def batch(observations: Sequence[Observation]) -> Observation:
     """Observations of several environments as one: arrays with a leading axis, texts as a list."""
-    out: dict[str, Any] = {}
-    for key in observations[0]:
-        values = [own[key] for own in observations]
-        out[key] = values if isinstance(values[0], str) else np.stack(values)
-    return out
+    values = {key: [own[key] for own in observations] for key in observations[0]}
+    return {key: own if isinstance(own[0], str) else np.stack(own) for key, own in values.items()}
 
 
 def fitted(

@@ -25,11 +25,11 @@ from ..serve.api_token import redacted
 from .actors import Actor, RecordedActions, served_actor
 from .candidates import Candidate, named
 from .defaults import DEFAULT_ENV, OURS
-from .environments import find
+from .environments import Settings, find
 from .episodes import Job, Session
 from .so101 import MODALITIES, NAMES
 from .suite import PUBLISHED, environments
-from .vector import Vector, make_vector
+from .vector import Vector
 from .watched import Watch
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Job:
         self.notes.append((what, why))
 
     def vector(
-        self, name: str, env_id: str, config: Mapping[str, ModalityConfig], episodes: int, **more: Any
+        self, name: str, env_id: str, config: Mapping[str, ModalityConfig], episodes: int, *, keep_frames: bool = False
     ) -> Vector:
         """Environments side by side, no more than there are episodes; `name` is who will act in them."""
         args = self.args
@@ -63,16 +63,10 @@ class _Job:
         if count < args.n_envs:
             self.note(f"--n_envs {args.n_envs}", f"{count} are enough for {episodes} episodes")
         self.steps.step(f"making {count} x {env_id}")
-        return make_vector(
-            env_id,
-            count,
-            config=config,
-            n_action_steps=args.n_action_steps,
-            max_episode_steps=args.max_episode_steps,
-            video_dir=self._video_dir(name, env_id),
-            **({"jolts": args.jolts} if args.jolts else {}),
-            **more,
-        )
+        # Plain lists, which another process can be sent.
+        seen = {kind: ModalityConfig(list(own.delta_indices), list(own.modality_keys)) for kind, own in config.items()}
+        rows, limit, videos = args.n_action_steps, args.max_episode_steps, self._video_dir(name, env_id)
+        return Vector(Settings(env_id, seen, rows, limit, videos, keep_frames, args.jolts), count)
 
     def _video_dir(self, name: str, env_id: str) -> Path | None:
         """Where videos go; several policies and tasks have a folder each, since their videos have the same names."""

@@ -51,12 +51,13 @@ class MultiStep(gymnasium.Wrapper):
         check_keys(env, self._config)
         self.parts = action_widths(env)
         self._camera, self._video = with_attribute(env, "pictures_wanted"), with_attribute(env, "finish_video")
+        self._expert = with_attribute(env, "expert_action")
         offsets = [offset for own in self._config.values() for offset in own.delta_indices]
-        self._past: deque[dict[str, Any]] = deque(maxlen=1 - min(offsets, default=0))
+        self._past: deque[Observation] = deque(maxlen=1 - min(offsets, default=0))
         looks_back = "video" in config and list(config["video"].delta_indices) != [0]
         self._only_last = not (keep_frames or looks_back)
 
-    def begin(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Observation, str]:
+    def begin(self, seed: int | None, options: dict[str, float] | None = None) -> tuple[Observation, str]:
         """Begin an episode. Returns: the first observation, as `Step` has it, and the instruction."""
         self._want_picture(True)
         observation, _ = self.env.reset(seed=seed, options=options)
@@ -68,13 +69,20 @@ class MultiStep(gymnasium.Wrapper):
     def act(self, action: Mapping[str, np.ndarray] | None) -> Step:
         """Carry out the rows of an action, each part [n_action_steps, D]; None lets the environment's expert act.
 
-        Raises: ObservationError where the environment does not say whether it succeeded.
+        Raises: ObservationError without such an expert, and where the environment does not say whether it succeeded.
         """
+        if action is None and self._expert is None:
+            raise ObservationError("this environment has no expert")
         rows: list[dict[str, np.ndarray]] = []
-        frames: list[dict[str, Any]] = []
+        frames: list[Observation] = []
         over = success = False
         for number in range(self.n_action_steps):
-            row = self._expert_row() if action is None else _row(action, number)
+            # As a dataset would store it: what is recorded is then exactly what was done.
+            row = (
+                self._expert.expert_action()
+                if action is None
+                else {key: np.asarray(value[number], np.float32) for key, value in action.items()}
+            )
             if self.keep_frames:
                 frames.append(self._named(self._past[-1]))
             last = number == self.n_action_steps - 1 or self._steps + 1 >= self.limit
@@ -91,7 +99,7 @@ class MultiStep(gymnasium.Wrapper):
         )
 
     def has_expert(self) -> bool:
-        return with_attribute(self.env, "expert_action") is not None
+        return self._expert is not None
 
     def _advance(self, row: Mapping[str, np.ndarray], *, picture: bool) -> tuple[bool, bool]:
         """One low-level step. Returns: whether it is a success, and whether the episode is over."""
@@ -104,38 +112,32 @@ class MultiStep(gymnasium.Wrapper):
         self._any_row |= success
         return success, bool(terminated or truncated)
 
-    def _expert_row(self) -> dict[str, np.ndarray]:
-        owner = with_attribute(self.env, "expert_action")
-        if owner is None:
-            raise ObservationError("this environment has no expert")
-        return owner.expert_action()
-
     def _want_picture(self, wanted: bool) -> None:
         if self._camera is not None:
             self._camera.pictures_wanted = wanted
 
-    def _named(self, observation: Observation) -> dict[str, Any]:
+    def _named(self, observation: Observation) -> Observation:
         """What the data config names of one observation."""
         keys = [key for own in self._config.values() for key in own.modality_keys]
         return {key: _value(observation, key) for key in keys if _has(observation, key)}
 
-    def _stacked(self) -> dict[str, Any]:
-        latest = len(self._past) - 1
-        out: dict[str, Any] = {}
+    def _stacked(self) -> Observation:
+        out: dict[str, np.ndarray | str] = {}
         for kind, own in self._config.items():
+            past = [self._past[len(self._past) - 1 + offset] for offset in own.delta_indices]
             for key in own.modality_keys:
                 if kind == "language":
                     out[key] = _value(self._past[-1], key)
-                elif all(key in self._past[latest + offset] for offset in own.delta_indices):
-                    out[key] = np.stack([self._past[latest + offset][key] for offset in own.delta_indices])
+                elif all(key in observation for observation in past):
+                    out[key] = np.stack([observation[key] for observation in past])
         return out
 
 
-def succeeded(info: Mapping[str, Any]) -> bool:
+def succeeded(info: Mapping[str, object]) -> bool:
     """Whether a step's `info` speaks of success. Raises: ObservationError where it does not speak of it."""
     for key in SUCCESS_KEYS:
         if key in info:
-            return bool(np.any(info[key]))
+            return bool(np.asarray(info[key]).any())
     what = "the environment does not say whether it succeeded"
     raise ObservationError(what, known=f"a truth value in its info, called {', '.join(SUCCESS_KEYS)}")
 
@@ -171,12 +173,7 @@ def action_widths(env: gymnasium.Env) -> dict[str, int]:
     return widths
 
 
-def _row(action: Mapping[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
-    """One row, as a dataset would store it: what is recorded is then exactly what was done."""
-    return {key: np.asarray(value[number], np.float32) for key, value in action.items()}
-
-
-def _has(known: Mapping[str, Any], key: str) -> bool:
+def _has(known: Mapping[str, object], key: str) -> bool:
     return key in known or (key.startswith("annotation.") and _only_text(known) is not None)
 
 
@@ -187,7 +184,7 @@ def _value(observation: Observation, key: str) -> Any:
     return observation[str(_only_text(observation))]
 
 
-def _only_text(known: Mapping[str, Any]) -> str | None:
+def _only_text(known: Mapping[str, object]) -> str | None:
     texts = [key for key in known if key.startswith("annotation.")]
     return texts[0] if len(texts) == 1 else None
 

@@ -64,14 +64,10 @@ def parser() -> argparse.ArgumentParser:
     setting(g, "n_action_steps", 16, "low-level steps that are executed of each prediction")
     help = "low-level steps after which an episode has failed [1440; --suite: 720; the default one: 150]"
     g.add_argument("--max_episode_steps", type=int, metavar="N", help=help)
-    setting(
-        g, "jolts", 0.0, "probability of a push to the joints in each step, in the default environment", metavar="P"
-    )
-    g.add_argument(
-        "--video_dir",
-        metavar="DIR",
-        help="record every episode there; what is compared has folders of its own [not recorded]",
-    )
+    help = "probability of a push to the joints in each step, in the default environment"
+    setting(g, "jolts", 0.0, help, metavar="P")
+    help = "record every episode there; what is compared has folders of its own [not recorded]"
+    g.add_argument("--video_dir", metavar="DIR", help=help)
     own = defaults_of(DEFAULT_ENV)
     policy_flags(p, data_config=own.data_config, embodiment_tag=own.embodiment_tag)
     g = p.add_argument_group("results")
@@ -158,14 +154,10 @@ def _main(argv: Sequence[str], console: Console) -> int:
     timeline = open_timeline(args.rerun, "simulate")
     began = time.monotonic()
     # Simulators print, and what reads our stdout expects a path or JSON there.
-    with contextlib.redirect_stdout(sys.stderr), progress(console) as steps:
-        try:
-            record, failed = (
-                run_replay(args, argv, steps) if args.replay else run_simulation(args, argv, chosen, timeline, steps)
-            )
-        finally:
-            if timeline is not None:
-                timeline.close()
+    with contextlib.redirect_stdout(sys.stderr), progress(console) as steps, timeline or contextlib.nullcontext():
+        record, failed = (
+            run_replay(args, argv, steps) if args.replay else run_simulation(args, argv, chosen, timeline, steps)
+        )
     record.wall_s = time.monotonic() - began
     record.exit_reason = failed or "done"
     render(record, console)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class Setting:
     policy: str | None = None
     simulator: Mapping[str, str] = field(default_factory=dict)
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, dict[str, object]]:
         """As an entry of info.json."""
         return {ABOUT: asdict(self)}
 
@@ -105,9 +104,7 @@ def read_recorded(path: str) -> Recorded:
             for name, part in layout.items()
         }
     facts = _facts(Path(path) / "meta" / "episodes.jsonl")
-    return Recorded(
-        setting, actions, {i: facts[i][0] for i in actions}, {i: facts[i][1] for i in actions}
-    )  # fmt: skip
+    return Recorded(setting, actions, {i: facts[i][0] for i in actions}, {i: facts[i][1] for i in actions})
 
 
 def _setting(info: Path) -> Setting:
@@ -116,9 +113,7 @@ def _setting(info: Path) -> Setting:
     if ABOUT not in content:
         what = f"{info}: it does not say in which simulation it was recorded"
         raise DatasetError(what, known=f'an entry "{ABOUT}"', fix="record it with simulate --save_dataset")
-    setting = typed(Setting, content[ABOUT], ABOUT, str(info))
-    assert isinstance(setting, Setting)
-    return setting
+    return typed(Setting, content[ABOUT], ABOUT, str(info))
 
 
 def _facts(listing: Path) -> dict[int, tuple[int, bool]]:

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..record.schema import Record
-from ..record.simulation import Episode, Played, Simulation, p_text, short
+from ..record.simulation import Played, Simulation, p_text, short
 from ..record.success import as_published, share
 
 MOST_EPISODES = 30
 """So many are listed one by one; of more, the record has them all."""
+COLORS = {True: "green", False: "red", None: "yellow"}
 
 
 def render(record: Record, console: Console) -> None:
@@ -61,16 +62,9 @@ def _episodes(one: Played) -> Table:
     for episode in one.episodes:
         latency = "–" if episode.latency_ms is None else f"{episode.latency_ms:.1f}"
         numbers = (str(episode.steps), str(episode.queries), latency)
-        table.add_row(str(episode.episode), str(episode.seed), _result(episode), *numbers)
+        result = Text(episode.outcome, style=COLORS[episode.success])
+        table.add_row(str(episode.episode), str(episode.seed), result, *numbers)
     return table
-
-
-def _result(episode: Episode) -> Text:
-    if episode.success is None:
-        return Text("lost", style="yellow")
-    if episode.success:
-        return Text("success", style="green")
-    return Text("failure, success in between" if episode.success_any_row else "failure", style="red")
 
 
 def _policies(found: Simulation) -> Table:

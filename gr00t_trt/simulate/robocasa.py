@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..common.install import install_extra
+from ..common.interface import Observation
 from ..errors import PlanError
 from .graphics import load_mujoco
 from .gym import gymnasium
@@ -87,19 +88,19 @@ class RoboCasa(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Dict(spaces)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[Observation, dict[str, object]]:
         random.seed(seed)
         self._robosuite.rng = np.random.default_rng(seed)
         self.pictures_wanted = True
         observation, info = self.env.reset(seed=seed, options=options)
         return self._shown(observation), info
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, object]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._shown(observation), float(reward), terminated, truncated, info
 
-    def _shown(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def _shown(self, observation: Observation) -> Observation:
         pictures = self.pictures_wanted
         return {_renamed(key): value for key, value in observation.items() if pictures or not key.startswith("video.")}
 
@@ -112,7 +113,7 @@ class RoboCasa(gymnasium.Wrapper):
     def _lazy(self, sensor: Any, shape: Any) -> Any:
         blank = np.zeros(shape, np.uint8)
 
-        def camera(obs_cache: dict[str, Any]) -> np.ndarray:
+        def camera(obs_cache: Observation) -> np.ndarray:
             # robosuite also calls a sensor to learn its shape, with a cache of its own.
             asked = self.pictures_wanted and obs_cache is self._robosuite._obs_cache
             return np.asarray(sensor(obs_cache)) if asked else blank

@@ -5,6 +5,7 @@ Scene, physics, success rule and expert are those of the package `lerobot-env-so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,8 @@ class SO101PickPlace(gymnasium.Env[Observation, dict[str, np.ndarray]]):
         self._random, self._jolts = np.random.default_rng(), 0.0
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, float] | None = None
+    ) -> tuple[Observation, dict[str, bool]]:
         """Option ``jolts``: in each step, how probable it is that the arm is pushed."""
         super().reset(seed=seed)
         self.arm.reset(seed)
@@ -79,7 +80,7 @@ class SO101PickPlace(gymnasium.Env[Observation, dict[str, np.ndarray]]):
         self._jolts = float((options or {}).get("jolts", 0.0))
         return self._observe(True), {"success": False}
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Mapping[str, np.ndarray]) -> tuple[Observation, float, bool, bool, dict[str, bool]]:
         """Raises: ValueError for targets that are missing, misshapen or not finite."""
         joints = _joints(action)
         if self._random.random() < self._jolts:
@@ -110,14 +111,14 @@ class SO101PickPlace(gymnasium.Env[Observation, dict[str, np.ndarray]]):
             self._seen = self._picture.draw(self.arm.data, self.arm.goal)
         return self._seen
 
-    def _observe(self, picture: bool) -> dict[str, Any]:
+    def _observe(self, picture: bool) -> Observation:
         self._seen = None
         joints = self.arm.joints()
-        states = {ARM_STATE: joints[:5], GRIPPER_STATE: joints[5:], INSTRUCTION: TASK}
+        states: Observation = {ARM_STATE: joints[:5], GRIPPER_STATE: joints[5:], INSTRUCTION: TASK}
         return {VIEW: self._look().copy(), **states} if picture else states
 
 
-def _joints(action: Any) -> np.ndarray:
+def _joints(action: Mapping[str, np.ndarray]) -> np.ndarray:
     """A six-vector of an action. Raises: ValueError."""
     parts = []
     for key, width in ((ARM_ACTION, 5), (GRIPPER_ACTION, 1)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -55,4 +54,4 @@ class Step:
     success_any_row: bool
     reward: float
     actions: dict[str, np.ndarray]
-    frames: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[Observation] = field(default_factory=list)

@@ -7,42 +7,45 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..common.interface import ModalityConfig
 from ..errors import Gr00tError, PlanError
 from .defaults import OURS
 from .environments import Settings, facts, make
+from .multistep import MultiStep
 from .step import Lost, Started, Step
 from .video import steps_per_second, unfinished
 
 CLOSING_S = 5.0
 """Seconds that a process has to end by itself."""
-JOLTS = "jolts"
+
+
+class About(NamedTuple):
+    """What `Vector` tells of its environments."""
+
+    parts: dict[str, int]
+    control_hz: float
+    has_expert: bool
 
 
 class Environment:
-    """One environment, and the one place that is asked, wherever it runs.
-
-    Raises: as `environments.make`.
-    """
+    """One environment, made when it is first asked, in whichever process that is."""
 
     def __init__(self, settings: Settings):
-        self._settings, self._env = settings, make(settings)
+        self._settings = settings
 
-    def about(self) -> dict[str, Any]:
-        """What `Vector` tells of its environments."""
-        return {
-            "parts": self._env.parts,
-            "control_hz": steps_per_second(self._env),
-            "has_expert": self._env.has_expert(),
-        }
+    @cached_property
+    def _env(self) -> MultiStep:
+        return make(self._settings)
 
-    def begin(self, episode: int, seed: int, jolts: float) -> Started:
-        options: dict[str, Any] = {JOLTS: jolts} if jolts else {}
+    def about(self) -> About:
+        return About(self._env.parts, steps_per_second(self._env), self._env.has_expert())
+
+    def begin(self, episode: int, seed: int) -> Started:
+        options: dict[str, float] = {"jolts": self._settings.jolts} if self._settings.jolts else {}
         if self._settings.video_dir is not None:
             options["episode"] = episode
         return Started(*self._env.begin(seed, options or None))
@@ -53,23 +56,10 @@ class Environment:
     def facts(self) -> dict[str, str]:
         return facts(self._settings.env_id)
 
-    def close(self) -> None:
-        self._env.close()
-
-
-class Answers:
-    """An environment that is made when it is first asked."""
-
-    def __init__(self, settings: Settings):
-        self._settings = settings
-        self._environment: Environment | None = None
-
-    def to(self, method: str, args: tuple[Any, ...]) -> Any:
-        """What a method of `Environment` returns. Raises: Gr00tError as it is; anything else as `Broken`."""
+    def answer(self, method: str, args: tuple[Any, ...]) -> Any:
+        """What one of the methods above returns. Raises: Gr00tError as it is; anything else as `Broken`."""
         try:
-            if self._environment is None:
-                self._environment = Environment(self._settings)
-            return getattr(self._environment, method)(*args)
+            return getattr(self, method)(*args)
         except Gr00tError:
             raise
         except Exception as error:  # a simulator's own: physics that explode, an assertion, a full disk
@@ -77,36 +67,35 @@ class Answers:
             raise Broken(f"the simulator failed: {type(error).__name__}: {what}") from error
 
     def close(self) -> None:
-        if self._environment is not None:
+        if "_env" in vars(self):
             with contextlib.suppress(Exception):  # what is broken may not close either
-                self._environment.close()
+                self._env.close()
 
 
 class Here:
-    """An environment in this process, made when it is first asked."""
+    """An environment in this process."""
 
     process = None
 
     def __init__(self, settings: Settings):
-        self._answers = Answers(settings)
+        self._environment = Environment(settings)
 
     def ask(self, method: str, *args: Any) -> None:
         self._asked = (method, args)
 
     def answer(self) -> Any:
-        """Raises: Gr00tError as it is; anything else as `Broken`."""
-        method, args = self._asked
-        return self._answers.to(method, args)
+        """Raises: as `Environment.answer`."""
+        return self._environment.answer(*self._asked)
 
     def let_go(self) -> None:
         pass
 
     def close(self) -> None:
-        self._answers.close()
+        self._environment.close()
 
 
 class Elsewhere:
-    """An environment in a process of its own, made there when it is first asked."""
+    """An environment in a process of its own."""
 
     def __init__(self, settings: Settings):
         context = multiprocessing.get_context("spawn")
@@ -120,7 +109,7 @@ class Elsewhere:
             self._pipe.send((method, args))
 
     def answer(self) -> Any:
-        """Raises: Gr00tError as it is; anything else, and the end of the process, as `Broken`."""
+        """Raises: as `Environment.answer`, and `Broken` for the end of the process."""
         try:
             fine, value = self._pipe.recv()
         except (EOFError, OSError) as error:
@@ -154,7 +143,8 @@ class Vector:
 
     Args:
         count: How many environments.
-    Raises: PlanError, ObservationError: an environment that cannot be made, or lacks what is to be seen.
+    Raises: PlanError, ObservationError: an environment that cannot be made, lacks what is to be seen, or cannot be
+        pushed.
 
     Attributes:
         parts: What a row of an action holds: ``action.<part>`` -> its width.
@@ -163,8 +153,10 @@ class Vector:
         facts: After the first `reset`: what simulates and draws, with versions.
     """
 
-    def __init__(self, settings: Settings, count: int, *, jolts: float = 0.0):
-        self.settings, self.count, self._jolts = settings, count, jolts
+    def __init__(self, settings: Settings, count: int):
+        if settings.jolts and settings.env_id not in OURS:
+            raise PlanError(f"{settings.env_id} knows no jolts of the arm", known=OURS)
+        self.settings, self.count = settings, count
         self.facts: dict[str, str] = {}
         self._open: dict[int, Here | Elsewhere] = {}
         self._begun = False
@@ -175,9 +167,7 @@ class Vector:
         except BaseException:
             self.close()
             raise
-        self.parts: dict[str, int] = abouts[0]["parts"]
-        self.control_hz: float = abouts[0]["control_hz"]
-        self.has_expert: bool = abouts[0]["has_expert"]
+        self.parts, self.control_hz, self.has_expert = abouts[0]
 
     def reset(self, episodes: Mapping[int, tuple[int, int]]) -> dict[int, Started | Lost]:
         """Begin episodes.
@@ -194,8 +184,7 @@ class Vector:
                     self._first(self._open[i])
                 except (Gr00tError, Broken) as error:
                     out[i] = self._lose(i, error)
-        asked = {i: ("begin", number, seed, self._jolts) for i, (number, seed) in episodes.items() if i not in out}
-        out |= self._together(asked)
+        out |= self._together({i: ("begin", *episode) for i, episode in episodes.items() if i not in out})
         if not self.facts:
             started = [i for i, answer in out.items() if isinstance(answer, Started)][:1]
             told = self._together(dict.fromkeys(started, ("facts",)))
@@ -228,15 +217,12 @@ class Vector:
     def _made(self) -> Here | Elsewhere:
         return Here(self.settings) if self.count == 1 else Elsewhere(self.settings)
 
-    def _first(self, environment: Here | Elsewhere) -> dict[str, Any]:
+    def _first(self, environment: Here | Elsewhere) -> About:
+        environment.ask("about")
         try:
-            return self._ask(environment, "about")
+            return environment.answer()
         except Broken as error:
             raise PlanError(f"environment {self.settings.env_id} cannot be made: {error}") from error
-
-    def _ask(self, environment: Here | Elsewhere, method: str, *args: Any) -> Any:
-        environment.ask(method, *args)
-        return environment.answer()
 
     def _together(self, asked: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Ask several environments at once. Returns: environment -> its answer, or `Lost`."""
@@ -268,51 +254,20 @@ class Vector:
                 path.unlink(missing_ok=True)
 
 
-def make_vector(
-    env_id: str,
-    count: int,
-    *,
-    config: Mapping[str, ModalityConfig],
-    n_action_steps: int,
-    max_episode_steps: int,
-    video_dir: Path | None = None,
-    keep_frames: bool = False,
-    jolts: float = 0.0,
-) -> Vector:
-    """Environments side by side.
-
-    Args:
-        env_id: As for `environments.find`.
-        count: How many.
-        config: A policy's modality config: what is seen of an observation.
-        n_action_steps: Low-level steps of one action.
-        max_episode_steps: Low-level steps after which an episode is over.
-        video_dir: Where the videos of all episodes go; None records none.
-        keep_frames: Keep what was seen before each low-level step, for a dataset.
-        jolts: In each low-level step, how probable it is that the arm is pushed; for the SO-101 only.
-    Raises: PlanError, ObservationError as `Vector`.
-    """
-    if jolts and env_id not in OURS:
-        raise PlanError(f"{env_id} knows no jolts of the arm", known=OURS)
-    kept = {kind: ModalityConfig(list(own.delta_indices), list(own.modality_keys)) for kind, own in config.items()}
-    settings = Settings(env_id, kept, n_action_steps, max_episode_steps, video_dir, keep_frames)
-    return Vector(settings, count, jolts=jolts)
-
-
 def _serve(settings: Settings, pipe: Any) -> None:
     """What an environment's process does: answer until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the first process closes the rest
     os.dup2(2, 1)  # simulators print, and what reads our stdout expects something else there
-    answers = Answers(settings)
+    environment = Environment(settings)
     with contextlib.suppress(EOFError, OSError):
         while True:
             method, args = pipe.recv()
             try:
-                reply = True, answers.to(method, args)
+                reply = True, environment.answer(method, args)
             except (Gr00tError, Broken) as error:
                 reply = False, error
             pipe.send(reply)
-    answers.close()
+    environment.close()
 
 
 def _ending(code: int | None) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..common.interface import Observation
 from ..common.video_file import VideoWriter
 from ..errors import ObservationError
 from .caption import caption
@@ -47,12 +49,12 @@ class EpisodeVideo(gymnasium.Wrapper):
         self._every = max(1, round(steps_per_second(env) / VIDEO_FPS))
         self._camera = with_attribute(env, "pictures_wanted")
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, float] | None = None) -> tuple[Observation, dict]:
         """Option ``episode``, which goes no further: the number of the episode that begins, in its file's name."""
         self._drop()
-        options = dict(options or {})
-        self._number, self._success, self._steps = int(options.pop("episode", 0)), False, 0
-        result = self.env.reset(seed=seed, options=options or None)
+        further = dict(options or {})
+        self._number, self._success, self._steps = int(further.pop("episode", 0)), False, 0
+        result = self.env.reset(seed=seed, options=further or None)
         self._name = "_".join(filter(None, (f"episode{self._number:04d}", _slug(instruction_of(result[0])))))
         # Another run into the same folder has another process.
         self._video = VideoWriter(self.folder / f"{self._name}{unfinished(os.getpid())}", VIDEO_FPS, H264)

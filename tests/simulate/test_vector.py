@@ -11,15 +11,15 @@ import pytest
 from counting import CONFIG, ENV_ID, KILLED, RAISING, UNBUILT
 
 from gr00t_trt.errors import ObservationError, PlanError
+from gr00t_trt.simulate.environments import Settings
 from gr00t_trt.simulate.step import Lost, Started, Step
-from gr00t_trt.simulate.vector import Vector, make_vector
+from gr00t_trt.simulate.vector import Vector
 
 CHUNK = {"action.part": np.ones((4, 2), np.float32)}
 
 
 def vector(count: int, env_id: str = ENV_ID, **settings) -> Vector:
-    settings = {"config": CONFIG, "n_action_steps": 4, "max_episode_steps": 100, **settings}
-    return make_vector(env_id, count, **settings)
+    return Vector(Settings(env_id, CONFIG, n_action_steps=4, limit=100, **settings), count)
 
 
 @pytest.fixture(scope="module")
