@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import random
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -45,51 +47,69 @@ def messages(count: int, observation: Mapping[str, Any], *, seed: int = 0) -> It
     Args:
         observation: What the server's policy accepts.
     """
-    source = random.Random(seed)
-    for number in range(count):
-        kind = KINDS[number % len(KINDS)]
-        yield kind, _message(kind, dict(observation), source)
+    return _in_turn(_message, count, observation, seed)
 
 
 def bodies(count: int, observation: Mapping[str, Any], *, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     """(kind, HTTP body), likewise."""
+    return _in_turn(_body, count, observation, seed)
+
+
+def _in_turn(
+    make: Callable[[str, dict[str, Any], random.Random], bytes], count: int, observation: Mapping[str, Any], seed: int
+) -> Iterator[tuple[str, bytes]]:
     source = random.Random(seed)
-    for number in range(count):
-        kind = KINDS[number % len(KINDS)]
-        yield kind, _body(kind, dict(observation), source)
+    for kind in itertools.islice(itertools.cycle(KINDS), count):
+        yield kind, make(kind, dict(observation), source)
 
 
-def fire(
-    port: int,
-    observation: Mapping[str, Any],
-    count: int,
-    seed: int,
-    answered: Counter[str],
-    wrong: Counter[str],
-    pause_s: float = 0.0,
-) -> None:
-    """Send ZeroMQ messages one after the other.
+@dataclass
+class Fire:
+    """Hostile messages to a server, one after the other, and what became of them; threads may share one.
 
-    Args:
+    Attributes:
+        observation: What the server's policy accepts.
+        pause_s: Between an answer and the next message.
         answered: Counts what was answered, by kind.
         wrong: Counts what was not answered within a minute, or not with the error that it should have had.
-        pause_s: Between an answer and the next message.
     """
-    with zmq.Context() as context, context.socket(zmq.DEALER) as enemy:
-        enemy.setsockopt(zmq.LINGER, 0)
-        enemy.setsockopt(zmq.RCVTIMEO, 60_000)
-        enemy.connect(f"tcp://127.0.0.1:{port}")
-        for kind, raw in messages(count, observation, seed=seed):
-            enemy.send_multipart([b"", raw])
-            try:
-                reply = decode(enemy.recv_multipart()[1])
-            except zmq.Again:
-                wrong[f"{kind}: no answer"] += 1
-                continue
-            if kind != "one byte changed" and list(reply) != ["error"] and not _only_odd(kind, raw):
-                wrong[f"{kind}: answered"] += 1
-            answered[kind] += 1
-            time.sleep(pause_s)
+
+    observation: Mapping[str, Any]
+    pause_s: float = 0.0
+    answered: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+
+    def over_zmq(self, port: int, count: int, seed: int) -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as enemy:
+            enemy.setsockopt(zmq.LINGER, 0)
+            enemy.setsockopt(zmq.RCVTIMEO, 60_000)
+            enemy.connect(f"tcp://127.0.0.1:{port}")
+            for kind, raw in messages(count, self.observation, seed=seed):
+                enemy.send_multipart([b"", raw])
+                try:
+                    reply = decode(enemy.recv_multipart()[1])
+                except zmq.Again:
+                    self.wrong[f"{kind}: no answer"] += 1
+                    continue
+                refused = list(reply) == ["error"] or kind == "one byte changed" or _only_odd(kind, raw)
+                self._count(kind, refused)
+
+    def over_http(self, port: int, count: int, seed: int) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=False) as client:
+            for kind, raw in bodies(count, self.observation, seed=seed):
+                try:
+                    status = client.post("/act", content=raw).status_code
+                except httpx.TransportError as error:
+                    self.wrong[f"{kind}: {type(error).__name__}"] += 1
+                    continue
+                # HTTP has no endpoints.
+                self._count(kind, status != 200 or kind not in REFUSED or kind == "unknown endpoint")
+
+    def _count(self, kind: str, as_it_should: bool) -> None:
+        if not as_it_should:
+            self.wrong[f"{kind}: answered"] += 1
+        self.answered[kind] += 1
+        time.sleep(self.pause_s)
 
 
 def _only_odd(kind: str, raw: bytes) -> bool:
@@ -97,40 +117,24 @@ def _only_odd(kind: str, raw: bytes) -> bool:
     return kind == "wrong types" and b"get_action" in raw and b"annotation.other" in raw
 
 
-def fire_http(
-    port: int,
-    observation: Mapping[str, Any],
-    count: int,
-    seed: int,
-    answered: Counter[str],
-    wrong: Counter[str],
-    pause_s: float = 0.0,
-) -> None:
-    """Post HTTP bodies one after the other; arguments as for `fire`."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, verify=False) as client:
-        for kind, raw in bodies(count, observation, seed=seed):
-            try:
-                status = client.post("/act", content=raw).status_code
-            except httpx.TransportError as error:
-                wrong[f"{kind}: {type(error).__name__}"] += 1
-                continue
-            if status == 200 and kind in REFUSED and kind != "unknown endpoint":  # HTTP has none
-                wrong[f"{kind}: answered"] += 1
-            answered[kind] += 1
-            time.sleep(pause_s)
+DAMAGED = ("random bytes", "truncated", "one byte changed")
+
+
+def _damaged(kind: str, good: bytes, source: random.Random) -> bytes:
+    """What may come of a good message on its way."""
+    if kind == "random bytes":
+        return source.randbytes(source.randrange(0, 4096))
+    if kind == "truncated":
+        return good[: source.randrange(len(good))]
+    raw = bytearray(good)
+    raw[source.randrange(min(400, len(raw)))] ^= 1 << source.randrange(8)
+    return bytes(raw)
 
 
 def _message(kind: str, observation: dict[str, Any], source: random.Random) -> bytes:
     good = {"endpoint": "get_action", "data": observation}
-    if kind == "random bytes":
-        return source.randbytes(source.randrange(0, 4096))
-    if kind == "truncated":
-        raw = encode(good)
-        return raw[: source.randrange(len(raw))]
-    if kind == "one byte changed":
-        raw = bytearray(encode(good))
-        raw[source.randrange(min(400, len(raw)))] ^= 1 << source.randrange(8)
-        return bytes(raw)
+    if kind in DAMAGED:
+        return _damaged(kind, encode(good), source)
     if kind == "deep":
         opening = source.choice((b"\x91", b"\x81\xa4data", b"\xdc\x00\x01"))
         return b"\x81\xa4data" + opening * source.choice((20, 1000, 100_000)) + b"\xc0"
@@ -140,21 +144,13 @@ def _message(kind: str, observation: dict[str, Any], source: random.Random) -> b
     if kind == "many elements":
         return b"\x81\xa4data" + source.choice((b"\xdd", b"\xdf")) + struct.pack(">I", 200_000) + b"\x80" * 400_000
     if kind == "pickle":
-        return pickle.dumps({"endpoint": "get_action", "data": observation}) if source.random() < 0.5 else _pickled()
+        return pickle.dumps(good) if source.random() < 0.5 else _pickled()
     return bytes(msgpack.packb(_wrong(kind, good, source), default=_wire_default))
 
 
 def _body(kind: str, observation: dict[str, Any], source: random.Random) -> bytes:
-    good: dict[str, Any] = {"observation": observation}
-    if kind == "random bytes":
-        return source.randbytes(source.randrange(0, 4096))
-    if kind == "truncated":
-        raw = encode_json(good)
-        return raw[: source.randrange(len(raw))]
-    if kind == "one byte changed":
-        raw = bytearray(encode_json(good))
-        raw[source.randrange(min(400, len(raw)))] ^= 1 << source.randrange(8)
-        return bytes(raw)
+    if kind in DAMAGED:
+        return _damaged(kind, encode_json({"observation": observation}), source)
     if kind == "deep":
         return b'{"observation":' + source.choice((b"[", b'{"a":')) * source.choice((20, 1000, 100_000))
     if kind == "many elements":
@@ -204,16 +200,11 @@ def _wrong(kind: str, good: dict[str, Any], source: random.Random) -> Any:
         raw = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\x00" * 16
         return {**good, "data": {**data, next(iter(data)): {"__ndarray_class__": True, "as_npy": raw}}}
     if kind == "NaN image":
-        spoilt = {
-            key: np.full(np.shape(value), np.nan, np.float32) for key, value in data.items() if key.startswith("video.")
-        }
-        return {**good, "data": {**data, **spoilt}}
+        views = {key: np.shape(value) for key, value in data.items() if key.startswith("video.")}
+        return {**good, "data": {**data, **{key: np.full(own, np.nan, np.float32) for key, own in views.items()}}}
     if kind == "NaN state":
-        spoilt = {
-            key: np.full(np.shape(value), source.choice((np.nan, np.inf)))
-            for key, value in data.items()
-            if key.startswith("state.")
-        }
+        states = {key: np.shape(value) for key, value in data.items() if key.startswith("state.")}
+        spoilt = {key: np.full(own, source.choice((np.nan, np.inf))) for key, own in states.items()}
         return {**good, "data": {**data, **spoilt}}
     if kind == "wrong token":
         return {**good, "api_token": source.choice(("", "wrong", 7, None, "\x00", "x" * 10_000)), "data": {}}

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 from gr00t_trt.errors import ServiceError
+from gr00t_trt.record.samples import Samples
 from gr00t_trt.serve.ask import example
 from gr00t_trt.serve.client import BaseInferenceClient, RobotInferenceClient
 
@@ -193,6 +194,12 @@ def tally(drivers: Sequence[Driver]) -> dict[str, Any]:
         "mixed_up": sum(driver.mixed_up for driver in drivers),
         "errors": dict(Counter(error for driver in drivers for error in driver.errors)),
     }
+
+
+def summed_up(took_ms: Sequence[float]) -> dict[str, Any] | None:
+    """Latencies without the single ones; None for none."""
+    known = Samples(tuple(took_ms)).to_dict() if took_ms else {}
+    return {name: value for name, value in known.items() if name != "samples"} or None
 
 
 if __name__ == "__main__":

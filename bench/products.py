@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gr00t_trt.common.products import measured
 from gr00t_trt.record.environment import ROOT, environment, git_state
+from gr00t_trt.report.markdown import grid
 
 FOLDER = Path(__file__).parent / "products"
 
@@ -89,16 +90,12 @@ def section(name: str, record: Mapping[str, Any], links: str) -> str:
     rows.append(("**all of them**", *_sums(record["products"])))
     told = ", ".join(record["instructions"]) or "none for fewer than 32 bits"
     torch = found["distributions"].get("torch")
-    return "\n".join(
-        [
-            f"**The products of one action chunk on a CPU**, {found['cpu']}, {told}, torch {torch}, ms of one thread "
-            f"([record]({links}{name}.json))",
-            "",
-            f"| products of | {' | '.join(FORMATS.values())} | int8 against the fastest in fp32 |",
-            "|---|" + "--:|" * (len(FORMATS) + 1),
-            *(f"| {' | '.join(row)} |" for row in rows),
-        ]
+    about = (
+        f"**The products of one action chunk on a CPU**, {found['cpu']}, {told}, torch {torch}, ms of one thread "
+        f"([record]({links}{name}.json))"
     )
+    heads = ("products of", *FORMATS.values(), "int8 against the fastest in fp32")
+    return "\n".join([about, "", *grid(heads, rows)])
 
 
 def _sums(rows: list[Mapping[str, Any]]) -> list[str]:

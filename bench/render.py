@@ -51,10 +51,10 @@ def main(argv: list[str]) -> int:
     check = "--check" in argv
     paths = sorted((BENCH / "records").glob("*.json"))
     records = {one.name: one for one in load([str(path) for path in paths])}
-    services = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "service").glob("*.json"))}
-    multiplied = {
-        path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / "products").glob("*.json"))
-    }
+    services, multiplied = (
+        {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((BENCH / folder).glob("*.json"))}
+        for folder in ("service", "products")
+    )
     played = load([str(path) for path in sorted((BENCH / "closed_loop").glob("*.json"))])
     measured = {name: one for name, one in records.items() if one.record.measured}
     written = {
@@ -132,7 +132,8 @@ def precisions(judged: Sequence[Loaded]) -> str:
     parts = list(judged[0].record.evaluation["difference"]["per_key"])
     named = [part.partition(".")[2] for part in parts]
     heads = ("", "frames", "cosine", "dB", *(f"{part}, mean" for part in named), *(f"{part}, most" for part in named))
-    rows = [(*heads, "most, % of range", "error of fp32", "error of this")]
+    heads = (*heads, "most, % of range", "error of fp32", "error of this")
+    rows = []
     for one in sorted(judged, key=lambda one: -one.record.evaluation["difference"]["cosine"]):
         own = one.record.evaluation
         apart, (eager, this) = own["difference"], own["candidates"]
@@ -143,8 +144,7 @@ def precisions(judged: Sequence[Loaded]) -> str:
         kept = ", the worst layers in bf16" if one.record.plan["keep"] else ""
         link = f"{this['name']}{kept} ([record](closed_loop/{one.name}.json))"
         rows.append((link, str(frames), f"{apart['cosine']:.6f}", f"{apart['sqnr_db']:.1f}", *figures))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|" + "--:|" * (len(rows[0]) - 1), *lines[1:]])
+    return "\n".join(markdown.grid(heads, rows))
 
 
 def put(file: Path, new: str, check: bool) -> bool:

@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from loadtest import Subject, driving, running, tally
+from loadtest import Subject, driving, running, summed_up, tally
 
-from gr00t_trt.record.samples import Samples
 from gr00t_trt.serve.client import RobotInferenceClient
 
 MAX_BATCH = 8
@@ -38,11 +37,10 @@ def _loaded(subject: Subject, count: int, seconds: float) -> dict[str, Any]:
         began = time.monotonic()
         time.sleep(seconds)
         ended = time.monotonic()
-    took = tuple(ms for driver in drivers for when, ms in driver.right if began <= when <= ended)
-    trip = Samples(took).to_dict() if took else None
+    took = [ms for driver in drivers for when, ms in driver.right if began <= when <= ended]
     return {
         **tally(drivers),
         "seconds": ended - began,
         "per_second": len(took) / (ended - began),
-        "round_trip_ms": trip and {name: value for name, value in trip.items() if name != "samples"},
+        "round_trip_ms": summed_up(took),
     }

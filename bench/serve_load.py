@@ -34,7 +34,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -230,8 +229,7 @@ def load(subject: Subject, server: Server, clients: int, seconds: float) -> dict
 
 def under_fire(subject: Subject, server: Server, count: int) -> dict[str, Any]:
     before = {"rss_bytes": server.usage.memory_info().rss, "open_files": server.usage.num_fds()}
-    answered: Counter[str] = Counter()
-    wrong: Counter[str] = Counter()
+    fire = hostile.Fire(subject.observation)
     half_open = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(HALF_OPEN)]
     half_open += [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(HALF_OPEN)]
     for number, each in enumerate(half_open):
@@ -239,12 +237,9 @@ def under_fire(subject: Subject, server: Server, count: int) -> dict[str, Any]:
     of_http = count // 10
     with driving(subject, 1) as good:
         shares = [(count - of_http) // ENEMIES + (i < (count - of_http) % ENEMIES) for i in range(ENEMIES)]
-        enemies = [
-            threading.Thread(target=hostile.fire, args=(server.port, subject.observation, share, seed, answered, wrong))
-            for seed, share in enumerate(shares)
-        ]
-        http = (server.http_port, subject.observation, of_http, 99, answered, wrong)
-        enemies.append(threading.Thread(target=hostile.fire_http, args=http))
+        shots = [(fire.over_zmq, (server.port, share, seed)) for seed, share in enumerate(shares)]
+        shots.append((fire.over_http, (server.http_port, of_http, 99)))
+        enemies = [threading.Thread(target=send, args=args) for send, args in shots]
         for enemy in enemies:
             enemy.start()
         for enemy in enemies:
@@ -254,11 +249,11 @@ def under_fire(subject: Subject, server: Server, count: int) -> dict[str, Any]:
     time.sleep(1.0)  # closed connections take a moment to be noticed
     after = {"rss_bytes": server.usage.memory_info().rss, "open_files": server.usage.num_fds()}
     return {
-        "messages": sum(answered.values()),
+        "messages": sum(fire.answered.values()),
         "of_them_http": of_http,
         "half_open_connections": len(half_open),
-        "by_kind": dict(sorted(answered.items())),
-        "unanswered_or_wrong": dict(wrong),
+        "by_kind": dict(sorted(fire.answered.items())),
+        "unanswered_or_wrong": dict(fire.wrong),
         "good_client": tally(good),
         "before": before,
         "after": after,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gr00t_trt.report.markdown import grid
+
 MEGABYTE = 1e6
 
 
@@ -18,9 +20,7 @@ def section(name: str, record: Mapping[str, Any], links: str) -> str:
             f"**The service under load and fire**, {_model(record)}, {where}{environment['cpu_cores']} CPU cores "
             f"shared with its clients ([record]({links}{name}.json))",
             "",
-            "| what | measured |",
-            "|---|---|",
-            *(f"| {what} | {text} |" for what, text in rows(record).items()),
+            *grid(("what", "measured"), rows(record).items(), texts=2),
             *_attacks(record.get("attacks", {})),
             *_soak(record.get("soak", ())),
             *_robots(record.get("robots", ())),
@@ -29,45 +29,41 @@ def section(name: str, record: Mapping[str, Any], links: str) -> str:
 
 
 def _attacks(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A table of its own for attacks; nothing where none was tried."""
-    if not attacks:
-        return []
-    head = "A good client while one client that speaks the protocols well attacks:"
-    lines = ["", head, "", "| attack | p99 ms | times its p99 before | slowest `/health` ms | lost |", "|---" * 5 + "|"]
+    title = "A good client while one client that speaks the protocols well attacks:"
+    cells = []
     for name, seen in attacks.items():
-        cells = (f"{seen['p99_ms']:.0f}", f"{seen['times_alone']:.1f}", f"{seen['slowest_health_ms']:.0f}")
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} | {seen['lost'] + seen['mixed_up']} |")
-    return lines
+        times = (f"{seen['p99_ms']:.0f}", f"{seen['times_alone']:.1f}", f"{seen['slowest_health_ms']:.0f}")
+        cells.append((name.replace("_", " "), *times, seen["lost"] + seen["mixed_up"]))
+    return _table(title, ("attack", "p99 ms", "times its p99 before", "slowest `/health` ms", "lost"), cells)
+
+
+def _table(title: str, heads: Sequence[str], cells: Sequence[Sequence[object]]) -> list[str]:
+    """A table of its own under its title; nothing for what was not tried."""
+    return ["", title, "", *grid(heads, (map(str, row) for row in cells), texts=len(heads))] if cells else []
 
 
 def _soak(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of its own for a long run; nothing where there was none."""
-    if not rows:
-        return []
-    head = "Five good clients that check every answer, for a while, beside hostile messages, connections and clients:"
-    columns = "| `--max_batch` | minutes | answers | lost | wrong | p50 ms | p99 ms | hostile ones | memory, MB |"
-    lines = ["", head, "", columns, "|---" * 9 + "|"]
+    title = "Five good clients that check every answer, for a while, beside hostile messages, connections and clients:"
+    heads = ("`--max_batch`", "minutes", "answers", "lost", "wrong", "p50 ms", "p99 ms", "hostile ones", "memory, MB")
+    cells = []
     for row in rows:
         trip, memory = row["round_trip_ms"], [each / MEGABYTE for each in row["rss_bytes_by_minute"]]
         fifth = memory[min(5, len(memory) - 1)]
         told = f"{memory[0]:.0f}, after 5 minutes {fifth:.0f}, at the end {memory[-1]:.0f}"
-        cells = [row["max_batch"], f"{row['seconds'] / 60:.0f}", row["answered"], row["lost"], row["mixed_up"]]
-        cells += [f"{trip['p50']:.0f}", f"{trip['p99']:.0f}"] if trip else ["-", "-"]
-        lines.append(f"| {' | '.join(map(str, [*cells, sum(row['hostile'].values()), told]))} |")
-    return lines
+        seen = (row["max_batch"], f"{row['seconds'] / 60:.0f}", row["answered"], row["lost"], row["mixed_up"])
+        times = (f"{trip['p50']:.0f}", f"{trip['p99']:.0f}") if trip else ("-", "-")
+        cells.append((*seen, *times, sum(row["hostile"].values()), told))
+    return _table(title, heads, cells)
 
 
 def _robots(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of its own for many robots; nothing where they were not tried."""
-    if not rows:
-        return []
-    head = "Robots that ask again as soon as they are answered, one by one and with what waits sharing a pass:"
-    lines = ["", head, "", "| robots | `--max_batch` | p50 ms | p99 ms | answers a second | lost |", "|---" * 6 + "|"]
+    title = "Robots that ask again as soon as they are answered, one by one and with what waits sharing a pass:"
+    cells = []
     for row in sorted(rows, key=lambda row: (row["clients"], row["max_batch"])):
         trip = row["round_trip_ms"] or {"p50": float("nan"), "p99": float("nan")}
-        cells = (row["clients"], row["max_batch"], f"{trip['p50']:.1f}", f"{trip['p99']:.1f}")
-        lines.append(f"| {' | '.join(map(str, cells))} | {row['per_second']:.1f} | {row['lost'] + row['mixed_up']} |")
-    return lines
+        times = (f"{trip['p50']:.1f}", f"{trip['p99']:.1f}", f"{row['per_second']:.1f}")
+        cells.append((row["clients"], row["max_batch"], *times, row["lost"] + row["mixed_up"]))
+    return _table(title, ("robots", "`--max_batch`", "p50 ms", "p99 ms", "answers a second", "lost"), cells)
 
 
 def rows(record: Mapping[str, Any]) -> dict[str, str]:

@@ -15,10 +15,9 @@ from typing import Any
 import hostile
 import numpy as np
 from attacks import HANDSHAKE
-from loadtest import MARK, Driver, Server, Subject, driven, running, tally
+from loadtest import MARK, Driver, Server, Subject, driven, running, summed_up, tally
 from robots import MAX_BATCH
 
-from gr00t_trt.record.samples import Samples
 from gr00t_trt.serve.client import BaseInferenceClient, RobotInferenceClient
 from gr00t_trt.serve.http_client import HttpInferenceClient
 from gr00t_trt.serve.wire import encode
@@ -50,15 +49,14 @@ def _soaked(server: Server, seconds: float) -> dict[str, Any]:
     with RobotInferenceClient("127.0.0.1", server.port, 60_000) as client:
         subject = Subject(server.port, client.status()["observation"])
         repeated = _Repeated(subject, client)
-    zmq, http = (_connecting(kind, port) for kind, port in _ports(server))
+    ports = ((RobotInferenceClient, server.port), (HttpInferenceClient, server.http_port))
+    zmq, http = (_connecting(kind, port) for kind, port in ports)
     asking = [(zmq, subject.ask), (zmq, subject.ask), (http, subject.ask), (zmq, repeated.ask), (http, repeated.ask)]
     good = [Driver(subject, connect, ask, PAUSE_S) for connect, ask in asking]
-    answered: Counter[str] = Counter()
-    wrong: Counter[str] = Counter()
-    over = threading.Event()
+    fire, over = hostile.Fire(subject.observation, HOSTILE_PAUSE_S), threading.Event()
     memory, began = [server.usage.memory_info().rss], time.monotonic()
     with driven(good):
-        enemies = [threading.Thread(target=each) for each in _enemies(server, subject, over, answered, wrong)]
+        enemies = [threading.Thread(target=each) for each in _enemies(server, subject, over, fire)]
         for enemy in enemies:
             enemy.start()
         while (left := began + seconds - time.monotonic()) > 0:
@@ -67,14 +65,12 @@ def _soaked(server: Server, seconds: float) -> dict[str, Any]:
         over.set()
         for enemy in enemies:
             enemy.join()
-    took = tuple(ms for driver in good for _, ms in driver.right)
-    trip = Samples(took).to_dict() if took else None
     return {
         **tally(good),
         "seconds": time.monotonic() - began,
-        "round_trip_ms": trip and {name: value for name, value in trip.items() if name != "samples"},
-        "hostile": dict(sorted(answered.items())),
-        "unanswered_or_wrong": dict(wrong),
+        "round_trip_ms": summed_up([ms for driver in good for _, ms in driver.right]),
+        "hostile": dict(sorted(fire.answered.items())),
+        "unanswered_or_wrong": dict(fire.wrong),
         "rss_bytes_by_minute": memory,
         "open_files": server.usage.num_fds(),
     }
@@ -99,45 +95,32 @@ class _Repeated:
         return action.keys() == known.keys() and all(np.array_equal(action[name], known[name]) for name in known)
 
 
-def _ports(server: Server) -> tuple[tuple[type[BaseInferenceClient], int], ...]:
-    return (RobotInferenceClient, server.port), (HttpInferenceClient, server.http_port)
-
-
 def _connecting(kind: type[BaseInferenceClient], port: int) -> Callable[[], BaseInferenceClient]:
     return lambda: kind("127.0.0.1", port, timeout_ms=60_000)
 
 
-def _enemies(
-    server: Server, subject: Subject, over: threading.Event, answered: Counter[str], wrong: Counter[str]
-) -> list[Callable[[], None]]:
-    def firing(fire: Callable[..., None], port: int, seed: int) -> Callable[[], None]:
+def _enemies(server: Server, subject: Subject, over: threading.Event, fire: hostile.Fire) -> list[Callable[[], None]]:
+    def firing(send: Callable[[int, int, int], None], port: int, seed: int) -> Callable[[], None]:
         def run() -> None:
-            for round_ in itertools.count():
-                if over.is_set():
-                    return
-                count = len(hostile.KINDS)
-                fire(port, subject.observation, count, 1000 * seed + round_, answered, wrong, HOSTILE_PAUSE_S)
+            seeds = itertools.count(1000 * seed)
+            while not over.is_set():
+                send(port, len(hostile.KINDS), next(seeds))
 
         return run
 
     return [
-        *(firing(hostile.fire, server.port, seed) for seed in (1, 2)),
-        firing(hostile.fire_http, server.http_port, 3),
-        lambda: _raw(server, over, answered),
-        lambda: _dying(server.port, subject, over, answered),
+        *(firing(fire.over_zmq, server.port, seed) for seed in (1, 2)),
+        firing(fire.over_http, server.http_port, 3),
+        lambda: _raw(server, over, fire.answered),
+        lambda: _dying(server.port, subject, over, fire.answered),
     ]
 
 
 def _raw(server: Server, over: threading.Event, answered: Counter[str]) -> None:
     """Connections to both ports that say something else, or nothing, and are closed or reset."""
     source = random.Random(4)
-    openings = (
-        b"",
-        source.randbytes(200),
-        HANDSHAKE + b"\x02" + b"\x3f" * 8,
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\x16\x03\x01",
-    )
+    odd = HANDSHAKE + b"\x02" + b"\x3f" * 8
+    openings = (b"", source.randbytes(200), odd, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01")
     while not over.wait(HOSTILE_PAUSE_S):
         port = source.choice((server.port, server.http_port))
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gr00t_trt.record.numbers import digits
 from gr00t_trt.record.result import Result
+from gr00t_trt.report.markdown import grid
 from gr00t_trt.report.views import Loaded
 
 FORM_SO_FAR, KERNELS = "+ one CUDA graph", "the DiT on its own Triton kernels"
@@ -69,9 +70,7 @@ def section(records: Iterable[Loaded]) -> str:
             "So far: derived from the record of an H200 below, whose baseline drifted. Planned: estimated.",
             _source(newest),
             "",
-            _line(heads),
-            "|---|" + "--:|" * (len(heads) - 1),
-            *(_line(row) for row in [*rows, _sum(filled)]),
+            *grid(heads, [*rows, _sum(filled)]),
             "",
             *_forms(newest),
         ]
@@ -88,13 +87,13 @@ def _forms(newest: Loaded | None) -> list[str]:
         f"FP8, {ALL_KERNELS}": (sum(group.fp8 for group in GROUPS), "planned"),
     }
     found = {row.name: row for row in newest.record.measured if row.subject == "model"} if newest else {}
-    lines = []
+    rows = []
     for name, (ms, what) in planned.items():
         row = found.get(name)
         cosine = f"{row.accuracy.cosine:.6f}" if row and row.accuracy else "–"
         own = row.latency_ms.p50 if row and row.latency_ms else None
-        lines.append(_line((name.removeprefix("+ "), f"{digits(ms)} {what}", _ms(own), cosine)))
-    return [_line(("whole calls, ms", "budget", "measured", "cosine to eager fp32")), "|---|--:|--:|--:|", *lines]
+        rows.append((name.removeprefix("+ "), f"{digits(ms)} {what}", _ms(own), cosine))
+    return grid(("whole calls, ms", "budget", "measured", "cosine to eager fp32"), rows)
 
 
 def measured(one: Loaded) -> dict[str, float]:
@@ -148,7 +147,3 @@ def _sum(filled: Mapping[str, float]) -> tuple[str, ...]:
 
 def _ms(value: float | None) -> str:
     return "–" if value is None else digits(value)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -30,13 +30,17 @@ COMPARED = {"build": "build s", "mb": "MB", "layers": "layers", "p50": "p50 ms",
 def written(made: Table) -> str:
     """A table; columns that say nothing are left out."""
     shown = made.filled()
-    lines = [_line(shown.heads), "|" + "|".join("---" if i < 1 else "--:" for i in range(len(shown.heads))) + "|"]
-    lines += [_line([_text(cell) for cell in row]) for row in shown.rows]
-    return "\n".join(lines)
+    return "\n".join(grid(shown.heads, (map(_text, row) for row in shown.rows)))
 
 
-def _line(cells: object) -> str:
-    return "| " + " | ".join(cells) + " |"  # type: ignore[arg-type]
+def grid(heads: Sequence[str], rows: Iterable[Iterable[str]], texts: int = 1) -> list[str]:
+    """The lines of a table, its first `texts` columns aligned at the left and the others at the right."""
+    aligned = "|---" * texts + "|--:" * (len(heads) - texts) + "|"
+    return [_line(heads), aligned, *map(_line, rows)]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _text(cell: Cell) -> str:
