@@ -22,8 +22,7 @@ class About:
     @property
     def device(self) -> str | None:
         """Where a local model runs."""
-        found: str | None = self.facts.get("device")
-        return found
+        return self.facts.get("device")
 
     @property
     def where(self) -> str:

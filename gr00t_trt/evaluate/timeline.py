@@ -200,7 +200,7 @@ def _frames(observation: Observation) -> Observation:
 
 
 def _write_answers(timeline: Timeline, recording: Recording, own: Prediction, under: Place, fps: float) -> None:
-    """Each answer as far as it was used: until the next query."""
+    """The rows of each answer that were used: those before the next query."""
     ends = [*recording.queries[1:], len(recording)]
     for start, end, latency in zip(recording.queries, ends, own.latency_ms, strict=True):
         chunk = {key: value[start:end] for key, value in own.actions.items()}

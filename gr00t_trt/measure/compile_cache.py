@@ -1,23 +1,22 @@
 """What torch.compile has made, carried from one run to the next: in a folder on one machine, in a file between them.
 
-The file holds what `torch.compiler.save_cache_artifacts` gives, which loading unpickles: use none of another's.
+The file holds what `torch.compiler.save_cache_artifacts` gives, and loading it unpickles: use no one else's.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..common.files import prepare_file
+from ..record.environment import version_of
 
 HEAD = b"gr00t_trt compile cache "
 LARGEST_BYTES = 16 * 10**6
-"""Above it a file is still written, and said to be large: some ways of carrying it end there."""
+"""A larger file is written too, with a note: some ways of copying it to another machine end there."""
 
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Environment variable -> where in the folder of compiled code that compiler keeps its own."""
@@ -77,16 +76,12 @@ class CompileCache:
         return f"the file has {len(whole) / 1e6:.1f} MB, above the {LARGEST_BYTES / 1e6:.0f} MB it is meant to have"
 
 
-def _key(device: torch.device) -> dict[str, Any]:
-    try:
-        triton = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = None
+def _key(device: torch.device) -> dict[str, str | None]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"torch": str(torch.__version__), "triton": triton, "gpu": gpu}
+    return {"torch": str(torch.__version__), "triton": version_of("triton"), "gpu": gpu}
 
 
-def _other(head: bytes, key: dict[str, Any]) -> str | None:
+def _other(head: bytes, key: dict[str, str | None]) -> str | None:
     """What a file was made with that is another here; None where all is the same."""
     if not head.startswith(HEAD):
         return "it is no compile cache"

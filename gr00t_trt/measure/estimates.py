@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..record.result import REQUEST, Candidate, Workload
+from ..record.samples import MINIMUM_FOR_VERDICT
 from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row, setting_of
 from .variants import upon_stages
-
-FEWEST = 5
-"""Calls of each candidate below which no verdict is given."""
 
 SEARCH_MODE = "max-autotune-no-cudagraphs"
 BUILD_S_PER_LAYER = {
@@ -118,7 +116,7 @@ class Estimates:
         if row.calls == CALLS_OF_PERCENTILES and self.kind == "cpu":
             return row.calls, 5
         fitting = (ROW_S[self.kind] - AROUND_S[self.kind]) / max(each, 1e-9)
-        calls = max(FEWEST, int(fitting) - replays_of(row))
+        calls = max(MINIMUM_FOR_VERDICT, int(fitting) - replays_of(row))
         if row.priority == 0:
             # The first row is worth having with fewer calls: it says so itself, and gives no verdict.
             calls = max(1, min(calls, int(left_s / 2 / max(each, 1e-9))))

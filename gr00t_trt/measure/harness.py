@@ -164,7 +164,7 @@ class Harness:
         return Part(target, resolved, built, agreement, failures, memory.added_bytes, quantized)
 
     def variant(self, candidate: Candidate, parts: Mapping[str, Part] | None = None) -> Variant:
-        """The model of a candidate with what was built of it in its stages' place."""
+        """The model of a candidate, with the built parts in place of their stages."""
         model, parts = self.model(candidate.optimizations), parts or {}
         table: dict[str, Callable[..., Tensor]] = dict(self.original.table)
         if candidate.optimizations:
@@ -182,7 +182,7 @@ class Harness:
         return replace(variant, candidate=replace(variant.candidate, graph=True), graphs=graphs, watched=watched)
 
     def captured(self, variant: Variant) -> Variant:
-        """The same with the graphs that its model was given."""
+        """The variant with the graphs that its model holds by now."""
         graphs: Any = variant.model.graphs
         return replace(variant, candidate=replace(variant.candidate, graph=graphs is not None), graphs=graphs)
 

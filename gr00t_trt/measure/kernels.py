@@ -52,12 +52,6 @@ def timeline(call: Callable[[], object]) -> Timeline | None:
     return _told(list(seen.events() or ()))
 
 
-def kernels(call: Callable[[], object]) -> list[Kernel] | None:
-    """The kernels of `timeline` alone."""
-    found = timeline(call)
-    return None if found is None else list(found.kernels)
-
-
 def _told(events: list[Any]) -> Timeline | None:
     ran = [event for event in events if _is_kernel(event)]
     if not ran:

@@ -164,7 +164,8 @@ class GpuMeter:
 
     def since(self, mark: dict[str, int]) -> dict[str, float | None]:
         """Mean clock and power since a mark, as `Card` has them; None for what the driver did not tell."""
-        means = {name: _mean(self._seen[name][start:]) for name, start in mark.items()}
+        seen = {name: self._seen[name][start:] for name, start in mark.items()}
+        means = {name: statistics.fmean(values) if values else None for name, values in seen.items()}
         return {"sm_clock_mhz": means["clock"], "power_w": means["power"]}
 
     def result(self) -> Telemetry | None:
@@ -182,7 +183,3 @@ class GpuMeter:
             energy_j=self._energy[-1] - self._energy[0] if len(self._energy) == 2 else None,
             throttle_reasons=None if self._reasons is None else tuple(sorted(self._reasons)),
         )
-
-
-def _mean(values: list[float]) -> float | None:
-    return statistics.fmean(values) if values else None

@@ -91,7 +91,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     precision = None
     if args.precision is not None:
         row = find_precision(args.precision)
-        if row is None or row.unavailable or row.quantized:  # quantised ones are for accuracy so far
+        if row is None or row.quantized:  # quantised ones are for accuracy so far
             known = [name for name in precision_names() if not PRECISIONS[name].quantized]
             raise unknown(UsageError, "--precision", args.precision, known)
         precision = row.name

@@ -54,7 +54,7 @@ class WatchedCapturer:
 
     @contextmanager
     def spans(self) -> Iterator[list[tuple[Any, Any]]]:
-        """Marks right round every replay in the block."""
+        """A pair of marks for every replay in the block, right before and after it."""
         self._spans = []
         try:
             yield self._spans
@@ -68,7 +68,7 @@ class WatchedCapturer:
                 drain(device)
                 call()
             drain(device)
-        return self._marks.samples(spans)
+        return self._marks.samples(self._marks.ms(*span) for span in spans)
 
     def back_to_back(self, call: Callable[[], object], count: int, device: torch.device) -> Samples:
         """Replays of the graph that a call uses, without the host in between. Raises: BackendError if it uses none."""

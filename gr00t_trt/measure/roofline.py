@@ -2,8 +2,8 @@
 
 One product takes the longer of two times: its arithmetic at the device's peak, and its bytes at the device's bandwidth.
 The bytes are its operands and its result, each moved once; those of a quantised weight are its codes and scales.
-Attention counts as one product that keeps its scores to itself. Products are added up, since each waits for the one
-before. What lies between them is assumed fused.
+Attention counts as one product, whose scores are never written to memory. Products are added up, since each waits for
+the one before. What lies between them is assumed fused.
 
 The products are those of the model at hand: `trace` runs it on the meta device, where tensors have shapes, not values.
 """

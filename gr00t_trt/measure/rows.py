@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..plans.schema import OPTIMIZATIONS
 from ..record.result import Candidate, Result, Status, Workload
+from ..report.views import counted
 
 ALL = tuple(OPTIMIZATIONS)
 CALLS_OF_PERCENTILES = 1000
@@ -154,9 +155,9 @@ def _on_gpu(tensorrt: bool) -> list[Row]:
         Row("split", "every stage a graph of its own", BEST, of="split", calls=200),
         Row("request", "get_action, numpy to numpy", BEST, of="request", calls=200),
         Row("waterfall", "eager PyTorch", PLAIN, calls=20, beside=BEST),
-        *(Row("steps", _counted(n, "denoising step"), BEST, workload=Workload(steps=n), calls=200) for n in (1, 2, 8)),
+        *(Row("steps", counted(n, "denoising step"), BEST, workload=Workload(steps=n), calls=200) for n in (1, 2, 8)),
         *(row for name, form in FORMS.items() if name not in late for row in _of_form(name, form)),
-        *(Row("views", _counted(n, "view"), dynamic, workload=Workload(views=n), calls=100) for n in (1, 2, 3)),
+        *(Row("views", counted(n, "view"), dynamic, workload=Workload(views=n), calls=100) for n in (1, 2, 3)),
         *(Row("batch", f"batch {n}", dynamic, workload=Workload(batch=n), calls=100) for n in (2, 4, 8)),
         *(row for name, form in late.items() for row in _of_form(name, form)),
         *(_compared(name, replace(BEST, settings=setting.options), 40) for name, setting in SETTINGS.items()),
@@ -212,13 +213,9 @@ def _on_cpu(submodules: tuple[str, ...]) -> list[Row]:
     rows += [Row("forms", "int8", replace(OURS, precision="int8"), 3, "request", calls=10)]
     rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules]
     rows += [
-        Row("steps", _counted(n, "denoising step"), OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)
+        Row("steps", counted(n, "denoising step"), OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)
     ]
-    rows += [Row("views", _counted(n, "view"), OURS, 7, workload=Workload(views=n), calls=10) for n in (2, 3)]
+    rows += [Row("views", counted(n, "view"), OURS, 7, workload=Workload(views=n), calls=10) for n in (2, 3)]
     rows += [Row("batch", "batch 8", OURS, 8, workload=Workload(batch=8), calls=10)]
     rows += [Row("percentiles", "1,000 calls", OURS, 9, "request", calls=CALLS_OF_PERCENTILES, alone=True)]
     return rows
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

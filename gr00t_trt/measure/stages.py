@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..record.samples import Samples
-from .timers import Marks
+from .timers import Marks, drain
 
 TOTAL = "request"
 REST = "between stages"
@@ -125,8 +125,7 @@ class StageTimer:
         requests = self._requests[warmup:]
         if not requests:
             return []
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        drain(self._device)
         order = dict.fromkeys((name, within) for request in requests for name, within, _, _ in request.calls)
         totals = [self._marks.ms(request.start, request.end) for request in requests]
         rest = list(totals)
@@ -140,9 +139,10 @@ class StageTimer:
                 if key[1] is None:
                     rest[i] -= sums[-1]
             calls = count / len(requests)
-            rows.append(self._row(key[0], key[1], int(calls) if calls.is_integer() else calls, sums, warmup))
-        rows.append(self._row(REST, None, None, rest, warmup))
-        rows.append(self._row(TOTAL, None, 1, totals, warmup))
+            whole = int(calls) if calls.is_integer() else calls
+            rows.append(StageRow(*key, whole, self._marks.samples(sums, warmup)))
+        rows.append(StageRow(REST, None, None, self._marks.samples(rest, warmup)))
+        rows.append(StageRow(TOTAL, None, 1, self._marks.samples(totals, warmup)))
         return rows
 
     def pop(self) -> dict[str, float]:
@@ -165,10 +165,6 @@ class StageTimer:
             out[name] = out.get(name, 0.0) + took
             rest -= took if within is None else 0.0
         return {**out, REST: rest}
-
-    def _row(self, stage: str, within: str | None, calls: float | None, values: list[float], warmup: int) -> StageRow:
-        samples = Samples(tuple(values), timer=self._marks.timer, warmup=warmup, device=str(self._device))
-        return StageRow(stage, within, calls, samples)
 
 
 def medians(rows: Sequence[StageRow]) -> dict[str, float]:

@@ -26,12 +26,12 @@ from .kernels import timeline
 from .launches import host_us, replays, stage_replays
 from .memory import GpuMeter
 from .replays import joined
-from .results import Part, Timed, Variant
+from .results import Checked, Part, Timed, Variant
 from .roofline import ceilings
 from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row
 from .settings import unknown_setting
 from .stages import REST, loop_samples, medians
-from .timers import drain, typical_seconds
+from .timers import typical_seconds
 from .variants import Variants, about_quantized, not_here, not_in
 from .work import COUNTED_PER_STEP, Counted, Counter
 from .workloads import Requests
@@ -80,10 +80,7 @@ class Sweep:
 
     def _seconds_of_a_call(self) -> float:
         call = self._harness.call(self._harness.original, self._requests.get(Workload()))
-        return typical_seconds(call, self._drain)
-
-    def _drain(self) -> None:
-        drain(self._harness.device)
+        return typical_seconds(call, self._harness.device)
 
     def take_all(self, rows: Sequence[Row], record: Record, path: Path) -> bool:
         """Fill in the results of all rows, by priority; returns whether one of them failed."""
@@ -103,7 +100,7 @@ class Sweep:
         return failed
 
     def _result(self, row: Row, left: str) -> Result:
-        """What became of a row; it may be nothing."""
+        """The result of a row, with or without figures."""
         empty = row.result(str(self._harness.plan.precision))
         made, harness = row.candidate, self._harness
         absent = row.absent or unknown_setting(made.settings) or not_here(made.backend)
@@ -157,14 +154,10 @@ class Sweep:
         original, own = timed.latencies.get(ORIGINAL), timed.latencies[name]
         build_s = sum(part.built.build_s for part in variant.parts.values())
         built = [f"{len(variant.parts)} submodules built in {build_s:.1f} s"] if variant.parts else []
-        gate = self._harness.gate_of(variant.candidate)
+        measured = self._measured(row, own, original if name != ORIGINAL else None)
         return replace(
-            self._measured(row, own, original if name != ORIGINAL else None),
+            self._judged(measured, variant, checked),
             stages_ms=medians(timed.stages.get(name, ())),
-            accuracy=checked.agreement,
-            gate=gate,
-            passed=not checked.failures,
-            failures=judge(row.name, checked.agreement, gate),
             work=self._work(row, variant),
             roofline=self._roofline(row, own),
             launch=self._launch(row, variant, timed.host_us.get(name)),
@@ -175,6 +168,12 @@ class Sweep:
         against = Against.of(of, baseline, own, row.name) if baseline is not None else None
         empty = row.result(str(self._harness.plan.precision))
         return replace(empty, status=Status.MEASURED, latency_ms=own, against=against)
+
+    def _judged(self, result: Result, variant: Variant, checked: Checked) -> Result:
+        """A result with the accuracy of the variant's actions."""
+        found, gate = checked.agreement, self._harness.gate_of(variant.candidate)
+        failures = judge(result.name, found, gate)
+        return replace(result, accuracy=found, gate=gate, passed=not checked.failures, failures=failures)
 
     def _run(self, row: Row, variant: Variant) -> Timed:
         beside = self._beside(row) if row.candidate == PLAIN else None
@@ -188,7 +187,8 @@ class Sweep:
         request = self._requests.get(row.workload)
         if variant.graphs is not None:
             # A graph is many times as fast as anything that was timed before it.
-            self._estimates.learn(row, typical_seconds(self._harness.call(variant, request, row.of), self._drain))
+            call = self._harness.call(variant, request, row.of)
+            self._estimates.learn(row, typical_seconds(call, self._harness.device))
         options = self._options(row)
         split_calls = min(options.iterations or SPLIT_CALLS, SPLIT_CALLS)
         timed = self._harness.time(variants, request, options, of=row.of, split_calls=split_calls, from_idle=True)
@@ -269,19 +269,14 @@ class Sweep:
         harness, request, base = self._harness, self._requests.get(row.workload), self._variants.get(row.beside)
         for one in (base, variant):
             harness.capture(one, request)
-        checked, gate = harness.check(variant, request), harness.gate_of(variant.candidate)
+        checked = harness.check(variant, request)
         before, own, after = (replays(harness, one, request, row.calls) for one in (base, variant, base))
         result = self._measured(row, own, joined(before, after), Baseline.FORM)
         won = result.against is not None and result.against.winner == row.name
-        told = (
-            f"A B A: {digits(before.p50)}, {digits(own.p50)}, {digits(after.p50)} ms: {'kept' if won else 'not kept'}"
-        )
+        medians_ms = ", ".join(digits(latency.p50) for latency in (before, own, after))
+        told = f"A B A: {medians_ms} ms: {'kept' if won else 'not kept'}"
         return replace(
-            result,
-            accuracy=checked.agreement,
-            gate=gate,
-            passed=not checked.failures,
-            failures=judge(row.name, checked.agreement, gate),
+            self._judged(result, variant, checked),
             launch=Launch(host_us(harness, variant, request, HOST_CALLS)),
             notes=(told, *about_quantized(variant)),
         )

@@ -156,10 +156,9 @@ class Marks:
         """Milliseconds between two marks; of a GPU, once the host has waited for the second."""
         return float(start.elapsed_time(end) if self._device.type == "cuda" else (end - start) * 1e3)
 
-    def samples(self, spans: Iterable[tuple[Any, Any]], warmup: int = 0) -> Samples:
-        """The time of each span."""
-        values = tuple(self.ms(start, end) for start, end in spans)
-        return Samples(values, timer=self.timer, warmup=warmup, device=str(self._device))
+    def samples(self, values_ms: Iterable[float], warmup: int = 0) -> Samples:
+        """Milliseconds between marks, as latencies."""
+        return Samples(tuple(values_ms), self.timer, warmup, str(self._device))
 
 
 def back_to_back(call: Callable[[], object], count: int, device: torch.device) -> Samples:
@@ -171,7 +170,7 @@ def back_to_back(call: Callable[[], object], count: int, device: torch.device) -
         call()
         points.append(marks.mark())
     drain(device)
-    return marks.samples(pairwise(points), warmup=1)
+    return marks.samples((marks.ms(*pair) for pair in pairwise(points)), warmup=1)
 
 
 def host_adds_us(device: torch.device, count: int = 1000) -> float:
@@ -186,18 +185,17 @@ def host_adds_us(device: torch.device, count: int = 1000) -> float:
     return spent * 1e6
 
 
-def typical_seconds(call: Callable[[], object], wait: Callable[[], None], *, slow_s: float = 1.0) -> float:
+def typical_seconds(call: Callable[[], object], device: torch.device, *, slow_s: float = 1.0) -> float:
     """How long a call takes once what it needs is there: the first ones on a GPU load libraries, for seconds.
 
     Args:
-        wait: Returns when the device has nothing left to do.
         slow_s: Two calls that take longer are enough; one that is slow by itself is hardly slower for being the first.
     """
     fastest = math.inf
     for number in range(CALLS_TO_ESTIMATE):
         start = time.perf_counter()
         call()
-        wait()
+        drain(device)
         fastest = min(fastest, time.perf_counter() - start)
         if number and fastest > slow_s:
             break

@@ -38,7 +38,7 @@ class Variants:
 
     @property
     def made(self) -> Collection[Candidate]:
-        """What is there, and need not be built."""
+        """The candidates that are built already."""
         return self._made.keys()
 
     def get(self, candidate: Candidate) -> Variant:
@@ -125,7 +125,7 @@ def upon_stages(candidate: Candidate) -> tuple[Candidate, tuple[str, ...]]:
 
 
 def _called(candidate: Candidate) -> str:
-    """What a build is told as."""
+    """A candidate in a progress message."""
     return " ".join(part for part in (candidate.backend, candidate.mode, candidate.precision) if part)
 
 

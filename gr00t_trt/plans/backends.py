@@ -153,5 +153,5 @@ def honoring(option: str) -> tuple[str, ...]:
 
 
 def moving_parts(name: str) -> float:
-    """For ranking by simplicity; what is no backend comes last."""
+    """`BackendRow.moving_parts`; infinite for a name that is no backend."""
     return BACKENDS[name].moving_parts if name in BACKENDS else math.inf

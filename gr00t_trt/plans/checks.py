@@ -111,13 +111,9 @@ def backend(value: object, at: str) -> str:
 
 
 def precision(value: object, at: str) -> str:
-    """One that can be used, from any of its spellings. Raises: PlanError."""
+    """The name of a precision, from any of its spellings. Raises: PlanError."""
     row = find_precision(value) if isinstance(value, str) else None
-    if row is None:
-        return str(name(precision_names())(value, at))
-    if row.unavailable is not None:
-        raise PlanError(f"{at}: {value!r} is not available: {row.unavailable}", known=precision_names())
-    return row.name
+    return row.name if row else str(name(precision_names())(value, at))
 
 
 def size_range(lowest: int, highest: int) -> Check:
@@ -191,7 +187,7 @@ def optimizations(value: object, at: str) -> tuple[str, ...]:
 
 
 def _optimization(value: object, at: str) -> str:
-    """Its name; one of an earlier release means the one that it is part of."""
+    """The name of an optimization; one of an earlier release stands for the one that it became part of."""
     folded = value.strip().lower() if isinstance(value, str) else value
     former = ARCHITECTURE.renamed.get(folded) if isinstance(folded, str) else None
     return former or str(name(OPTIMIZATIONS)(value, at))

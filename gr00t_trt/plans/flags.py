@@ -119,7 +119,7 @@ _KEYS = {
 """Flag -> the dotted plan key that it sets."""
 
 
-def overrides_of(args: argparse.Namespace, **keys: str) -> dict[str, Any]:
+def overrides_of(args: argparse.Namespace, **keys: str) -> dict[str, object]:
     """Dotted plan key -> what the command line sets it to; None where the flag was not given.
 
     Args:
@@ -130,7 +130,7 @@ def overrides_of(args: argparse.Namespace, **keys: str) -> dict[str, Any]:
 
 def plan_from(
     args: argparse.Namespace,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     default: Plan | None = None,
     *,
     keys: Mapping[str, str] | None = None,

@@ -37,7 +37,6 @@ class PrecisionRow:
         quantized: Products compute in fewer bits than `dtype` has; needs a calibration.
         backends: Those that build it, the best first; empty for all.
         least_capability: The first compute capability whose products compute in it; None for any GPU.
-        unavailable: Why it cannot be used yet; None for one that can.
     """
 
     name: str
@@ -50,7 +49,6 @@ class PrecisionRow:
     quantized: bool = False
     backends: tuple[str, ...] = ()
     least_capability: str | None = None
-    unavailable: str | None = None
 
     @property
     def carrier(self) -> str:
@@ -71,68 +69,25 @@ _NO_ONNX = ("torch_tensorrt", "eager")
 
 
 def _gate(cosine: float, sqnr_db: float) -> Gate:
-    return Gate(cosine=cosine, sqnr_db=sqnr_db)
+    return Gate(cosine, sqnr_db=sqnr_db)
 
 
 _ROWS = (
     # A replay runs the same kernels on the same numbers and gives the same bits; a library that chooses another kernel
     # while capturing may round differently.
     PrecisionRow("fp32", "float32", 3, _gate(0.99999, 45.0), _gate(0.9999, 36.0), 1e-5, ("float32", "float")),
-    PrecisionRow(
-        "fp16",
-        "float16",
-        2,
-        _gate(0.9995, 28.0),
-        _gate(0.999, 25.0),
-        2e-3,
-        ("float16", "half"),
-    ),
-    PrecisionRow(
-        "bf16",
-        "bfloat16",
-        1,
-        _gate(0.995, 18.0),
-        _gate(0.995, 18.0),
-        2e-2,
-        ("bfloat16",),
-    ),
+    PrecisionRow("fp16", "float16", 2, _gate(0.9995, 28.0), _gate(0.999, 25.0), 2e-3, ("float16", "half")),
+    PrecisionRow("bf16", "bfloat16", 1, _gate(0.995, 18.0), _gate(0.995, 18.0), 2e-2, ("bfloat16",)),
     # bf16 carries what is not quantised: fp16 overflows in some layers of trained language models. Gates of fp8 and
     # int8: a submodule's are bf16's, the actions' are 8 dB below what was measured of the tiny model in fp8.
     PrecisionRow(
-        "fp8",
-        "bfloat16",
-        0,
-        _gate(0.995, 18.0),
-        _gate(0.998, 22.0),
-        2e-2,
-        ("float8",),
-        True,
-        least_capability="8.9",
+        "fp8", "bfloat16", 0, _gate(0.995, 18.0), _gate(0.998, 22.0), 2e-2, ("float8",), True, least_capability="8.9"
     ),
     PrecisionRow(
-        "int8",
-        "bfloat16",
-        0,
-        _gate(0.995, 18.0),
-        _gate(0.998, 22.0),
-        2e-2,
-        (),
-        True,
-        least_capability="8.0",
+        "int8", "bfloat16", 0, _gate(0.995, 18.0), _gate(0.998, 22.0), 2e-2, quantized=True, least_capability="8.0"
     ),
     # Gates: 4 dB and 5 below what was measured of the tiny model's worst submodule and of its actions.
-    PrecisionRow(
-        "nvfp4",
-        "bfloat16",
-        -1,
-        _gate(0.96, 9.0),
-        _gate(0.98, 12.0),
-        2e-2,
-        ("fp4",),
-        True,
-        _NO_ONNX,
-        least_capability="10.0",
-    ),
+    PrecisionRow("nvfp4", "bfloat16", -1, _gate(0.96, 9.0), _gate(0.98, 12.0), 2e-2, ("fp4",), True, _NO_ONNX, "10.0"),
 )
 PRECISIONS = {row.name: row for row in _ROWS}
 """Name -> row.
@@ -154,8 +109,8 @@ docs/precisions.md: the gates of nvfp4 find a wrong scale and say little of a po
 
 
 def precision_names() -> tuple[str, ...]:
-    """Those that can be used, the most exact first."""
-    return tuple(row.name for row in PRECISIONS.values() if row.unavailable is None)
+    """All of them, the most exact first."""
+    return tuple(PRECISIONS)
 
 
 def find_precision(text: str) -> PrecisionRow | None:

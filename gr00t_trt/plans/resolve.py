@@ -79,7 +79,7 @@ class Resolved:
         return len(self.candidates.get(name, ("",))) == 1
 
     def noted(self, *notes: Note) -> Resolved:
-        """The same, with what a program has to say besides, said first."""
+        """The same with further notes, in front of its own."""
         return replace(self, notes=(*notes, *self.notes))
 
 

@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _HOMES = (_PACKAGE / "compile_configs", _PACKAGE.parent / "compile_configs")
 
 SUFFIXES = (".yaml", ".yml")
-"""What ends the name of a plan file; a name without it is a shipped plan first."""
+"""File name suffixes of plans; a name without one is looked up among the shipped plans first."""
 
 
 @dataclass(frozen=True)

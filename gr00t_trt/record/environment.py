@@ -88,7 +88,7 @@ def environment(device: str | None = None) -> Environment:
         cpu=_cpu_model(),
         cpu_cores=usable_cores(),
         memory_bytes=_memory_bytes(),
-        distributions={name: _version(name) for name in distributions()},
+        distributions={name: version_of(name) for name in distributions()},
         **_gpu(int(match[1]) if match else 0),
     )
 
@@ -141,7 +141,8 @@ def _value(text: str, read: Callable[[str], Any]) -> Any:
         return None
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """The installed version; None for a distribution that is not there."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

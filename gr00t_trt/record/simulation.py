@@ -37,7 +37,7 @@ class Episode:
 
     @property
     def outcome(self) -> str:
-        """How it ended, in a word or a few."""
+        """For tables: success, failure, lost."""
         if self.success is None:
             return "lost"
         return "success" if self.success else "failure, success in between" if self.success_any_row else "failure"

@@ -53,7 +53,7 @@ class Table:
     stacked: Mapping[int, int] | None = None
 
     def filled(self) -> Table:
-        """Without the columns that say nothing in any row."""
+        """The table without the columns that are empty in every row."""
         told = [
             any(row[i].text not in (DASH, "") and row[i].mark != "built" for row in self.rows)
             for i in range(len(self.heads))

@@ -139,7 +139,7 @@ def _of_simulation(found: Simulation) -> list[Figure]:
 
 
 def _slowest(best: View | None, one: Loaded) -> Figure:
-    """The p99 of the fastest: of the thousand calls where they were of the same form, else of its own."""
+    """The p99 of the fastest form: of its thousand calls where the record has them, else of its own samples."""
     many = [view for view in rows_of([one], "percentiles") if view.latency]
     row = next((view for view in many if best and view.form and view.form == best.form), best)
     latency = row.latency if row else None
@@ -150,9 +150,7 @@ def _slowest(best: View | None, one: Loaded) -> Figure:
 
 
 def _of_whole_calls(one: Loaded) -> list[Figure]:
-    """A measuring run writes no engines; what it tells besides is the way from the robot and back, where that is no
-    part of every call.
-    """
+    """The latency from numpy to numpy; nothing where every row of the measuring run was timed so."""
     if any(view.result.subject == REQUEST for view in rivals(one)):
         return []
     row = next((view for view in rows_of([one], "request") if view.latency), None)
@@ -168,7 +166,7 @@ def _of_building(requests: Sequence[View]) -> list[Figure]:
 
 
 def warnings(loaded: Sequence[Loaded]) -> list[Note]:
-    """What makes a figure unfit to be quoted, loudly."""
+    """What makes figures unfit to be quoted."""
     out = []
     for one in loaded:
         record = one.record

@@ -213,12 +213,12 @@ def _unhelpful(one: Loaded, links: str) -> Iterator[str]:
 
 
 def _kept(row: Result) -> bool:
-    """Whether a setting won its A B A."""
+    """Whether a setting was faster than the same form without it, beyond doubt."""
     return row.against is not None and row.against.winner == row.name
 
 
 def _ratio(view: View) -> float:
-    """Against the original as it was interleaved with the row, where it was."""
+    """The speed-up against the original that was interleaved with the row, where one was."""
     ratio = view.result.ratio if view.result.against else view.ratio
     return 1.0 if ratio is None else ratio
 

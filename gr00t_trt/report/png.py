@@ -202,7 +202,7 @@ def _bars(axes: Any, chart: Bars) -> None:
 
 
 def told_once(bars: Sequence[Bar]) -> list[Bar]:
-    """What has no value last, one row for each reason."""
+    """Bars with a value, then one row for each reason why others have none."""
     reasons = grouped((row.reason or row.shown, row) for row in bars if row.value is None)
     told = [
         own[0] if len(own) == 1 else replace(own[0], label=f"{len(own)} others", shown=reason)

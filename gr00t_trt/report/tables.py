@@ -48,8 +48,8 @@ def run_tables(one: Loaded) -> list[Table]:
         (*row[:at], row[at + 1], Cell(), *row[at + 2 :]) if result.candidate.backend == "eager" else row
         for result, row in zip(record.submodules, parts.rows, strict=True)
     ]
-    own = {"submodule": "", "baseline": "original ms", "p50": "compiled ms"}
-    whole = table(WHOLE_TITLE, [View(one, request_of(record))], WHOLE_REQUEST, **own)
+    request = View(one, request_of(record))
+    whole = table(WHOLE_TITLE, [request], WHOLE_REQUEST, submodule="", baseline="original ms", p50="compiled ms")
     quantized = quantized_tables(View(one, result) for result in record.submodules)
     return [replace(parts, rows=tuple(rows)), whole, *quantized]
 

@@ -280,8 +280,8 @@ def rows_of(loaded: Iterable[Loaded], *groups: str) -> list[View]:
 
 
 def rivals(one: Loaded) -> list[View]:
-    """The results of one record that did the same work and were timed: whole requests, or where there are none, the
-    rows of a measuring run, which may leave out the way to the device and back. Of its optimizations, all or none.
+    """The timed results of a record that did the same work: its whole requests, or where it has none, the rows of a
+    measuring run in `SAME_WORK`, without the steps between no optimization and all of them.
     """
     whole = [view for view in listed([one]) if view.whole and view.latency]
     return whole or [view for view in rows_of([one], *SAME_WORK) if view.latency and not view.between]
@@ -294,7 +294,7 @@ def in_short(loaded: Iterable[Loaded]) -> list[View]:
 
 
 def fastest(views: Iterable[View]) -> list[View]:
-    """The fastest first; for views with a latency."""
+    """Sorted by p50; for views with a latency."""
     return sorted(views, key=lambda view: view.p50 or 0.0)
 
 
@@ -312,7 +312,7 @@ def several(texts: Sequence[str], most: int = 8) -> str:
 
 
 def told(form: str, value: object) -> str:
-    """What is known in words; nothing for what is not."""
+    """`form` filled in; an empty text for None."""
     return "" if value is None else form.format(value)
 
 

@@ -1,8 +1,4 @@
-"""The command line of `run_groot_torchtrt.py`: flags -> plan and request -> one run -> exit status.
-
-Exit status: 0 done, 1 an accuracy gate failed, 2 bad input or something missing, 130 interrupted (Ctrl-C, SIGTERM),
-141 nobody reads the messages any more.
-"""
+"""The command line of `run_groot_torchtrt.py`: flags -> plan and request -> one run -> exit status."""
 
 from __future__ import annotations
 
@@ -27,6 +23,7 @@ from ..plans.resolve import Machine, Note, Resolved, candidates_of, resolve
 from ..plans.schema import TIMERS, Plan
 from ..plans.submodules import select
 from ..policy.flags import check_range, source_flags
+from ..record.files import deliver, record_flags, record_path
 from ..record.schema import Record
 
 SCRIPT = "run_groot_torchtrt.py"
@@ -98,26 +95,17 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("measuring and reporting")
     g.add_argument("--benchmark", metavar="TIMER", help=f"{', '.join(TIMERS)} [cuda_event]")
-    g.add_argument(
-        "--num_iterations",
-        type=int,
-        metavar="N",
-        help="timed calls of each thing [until the medians are known to 2 %%, 10 to 100]",
-    )
+    help = "timed calls of each thing [until the medians are known to 2 %%, 10 to 100]"
+    g.add_argument("--num_iterations", type=int, metavar="N", help=help)
     g.add_argument("--warmup_iterations", type=int, metavar="N", help="untimed calls before them [5]")
-    g.add_argument(
-        "--max_seconds", type=float, metavar="S", help="start no further round of calls after this long [60]"
-    )
-    g.add_argument("--record", metavar="PATH", help="where the JSON record goes [records/<time>-<subject>.json]")
-    g.add_argument("--json", action="store_true", help="print the record itself on stdout instead of its path")
+    help = "start no further round of calls after this long [60]"
+    g.add_argument("--max_seconds", type=float, metavar="S", help=help)
+    record_flags(g)
 
     g = p.add_argument_group("flags of the published script that need nothing here")
     g.add_argument("--eval", action="store_true", help="every run compares every submodule with eager fp32 already")
-    g.add_argument(
-        "--attn_implementation",
-        metavar="NAME",
-        help="attention is always torch's scaled_dot_product_attention, which picks its own kernel",
-    )
+    help = "attention is always torch's scaled_dot_product_attention, which picks its own kernel"
+    g.add_argument("--attn_implementation", metavar="NAME", help=help)
     return p
 
 
@@ -138,29 +126,16 @@ def _what_is_compiled(g: Any) -> None:
     flags.print_plan_flag(g)
     help = "one request as a timeline for https://ui.perfetto.dev: stages, operators, kernels [not written]"
     g.add_argument("--trace", metavar="FILE", help=help)
-    g.add_argument(
-        "--write_plan",
-        metavar="PATH",
-        help=f"where --backend {AUTO} writes the plan it chose [plans/<machine>-<precision>.yaml]",
-    )
+    help = f"where --backend {AUTO} writes the plan it chose [plans/<machine>-<precision>.yaml]"
+    g.add_argument("--write_plan", metavar="PATH", help=help)
     for flag, submodule in ONNX_FLAGS.items():
-        g.add_argument(
-            f"--{flag}",
-            action="store_true",
-            help=f"{submodule} by way of ONNX: backend tensorrt where it is installed, else onnxruntime",
-        )
-    g.add_argument(
-        "--trt_engine_path",
-        metavar="DIR",
-        help="engines of NVIDIA's deployment scripts, taken by the tensorrt backend where they fit",
-    )
+        help = f"{submodule} by way of ONNX: backend tensorrt where it is installed, else onnxruntime"
+        g.add_argument(f"--{flag}", action="store_true", help=help)
+    help = "engines of NVIDIA's deployment scripts, taken by the tensorrt backend where they fit"
+    g.add_argument("--trt_engine_path", metavar="DIR", help=help)
     flags.engine_flags(g)
-    g.add_argument(
-        "--use_eagle_backbone_joint",
-        action="store_true",
-        default=None,
-        help="vision model, connector and language model as one graph",
-    )
+    help = "vision model, connector and language model as one graph"
+    g.add_argument("--use_eagle_backbone_joint", action="store_true", default=None, help=help)
     flags.optimizations_flag(
         g,
         "loss-free restructuring of the model: all, none, or names with commas between them [all; none where "
@@ -188,7 +163,7 @@ KEYS = {
 """Flag of this program -> the dotted plan key that it sets, where they have other names."""
 
 
-def overrides(args: argparse.Namespace) -> dict[str, Any]:
+def overrides(args: argparse.Namespace) -> dict[str, object]:
     """Dotted plan key -> what the command line sets it to; None where the flag was not given."""
     return flags.overrides_of(args, **KEYS)
 
@@ -269,7 +244,6 @@ def _main(argv: Sequence[str], console: Console) -> int:
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from ..common.devices import choose_device
     from ..policy.source import Source
-    from ..record.files import deliver, record_path
     from ..report.terminal import render
 
     if compare and args.config:
@@ -280,13 +254,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     chosen, machine = args.backend is not None or args.config is not None, Machine(str(device))
     named = args.config is not None or any(k.endswith("precision") and v for k, v in overrides(args).items())
     resolved = resolve(
-        plan,
-        machine,
-        args.fn_name,
-        chosen=chosen,
-        precision_chosen=named,
-        compare=compare,
-        engine_dir=engine_dir,
+        plan, machine, args.fn_name, chosen=chosen, precision_chosen=named, compare=compare, engine_dir=engine_dir
     )
     plan = resolved.plan if not compare else plan
     if args.print_plan:

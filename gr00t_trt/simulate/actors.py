@@ -28,7 +28,7 @@ class Question:
 
     @property
     def noise_seed(self) -> int:
-        """Of the answer's noise, 0 to 2^63 - 1."""
+        """Seed of the answer's noise, 0 to 2^63 - 1."""
         digest = hashlib.sha256(f"{self.seed} {self.number}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
@@ -79,8 +79,7 @@ class ServedActor:
 
     def answer(self, observation: Observation, questions: Sequence[Question]) -> Mapping[str, np.ndarray]:
         (question,) = questions
-        answer: Mapping[str, np.ndarray] = self._served.client.get_action(observation, seed=question.noise_seed)
-        return answer
+        return self._served.client.get_action(observation, seed=question.noise_seed)
 
 
 def served_actor(served: ServedPolicy) -> tuple[Actor, str | None]:
@@ -106,7 +105,7 @@ class RecordedActions:
         self._rows, self._actions = rows, actions
 
     def get_modality_config(self) -> Mapping[str, ModalityConfig]:
-        """It looks at nothing."""
+        """Empty: recorded actions need no observation."""
         return {}
 
     def answer(self, observation: Observation, questions: Sequence[Question]) -> Mapping[str, np.ndarray]:

@@ -14,7 +14,7 @@ from .gym import gymnasium, spaces
 from .step import Step
 
 SUCCESS_KEYS = ("success", "is_success", "succeed")
-"""Of `info`; simulators call it differently."""
+"""Keys of `info` under which simulators report success."""
 SEEN = ("video", "state", "language")
 
 

@@ -20,7 +20,7 @@ from .gym import gymnasium
 NAMESPACES = ("robocasa", "robocasa_gr1")
 """The original's, and that of the package index."""
 PREFIXES = ("gr1_unified/", "robocasa_")
-"""Its ids begin like this."""
+"""What its environment ids start with."""
 FPS = 20
 MISSING = (OSError, ValueError, IndexError)
 """What it raises for an asset that is not there: no file, one that MuJoCo cannot open, no object to choose from."""

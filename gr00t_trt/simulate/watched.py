@@ -24,7 +24,7 @@ class Watch:
     rounds: int = 0
 
     def next_round(self) -> None:
-        """Every environment that is in an episode goes on by some rows."""
+        """Advance the step count by the rows of one answer."""
         self.rounds += 1
 
     def answered(

@@ -13,7 +13,7 @@ from torch import Tensor
 from gr00t_trt.backends.base import BuildContext
 from gr00t_trt.backends.inductor.backend import InductorBackend
 from gr00t_trt.compile.build import dimension_ranges, set_precision
-from gr00t_trt.measure.kernels import kernels
+from gr00t_trt.measure.kernels import timeline
 from gr00t_trt.measure.workloads import Request
 from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, restructure
@@ -41,9 +41,9 @@ def difference(model: FastGr00tN1d5, on_cpu: Gr00tN1d5, inputs: dict[str, Tensor
 
 
 def launches(model: FastGr00tN1d5, inputs: dict[str, Tensor], start: Tensor) -> int:
-    found = kernels(lambda: model.get_action(inputs, noise=start))
+    found = timeline(lambda: model.get_action(inputs, noise=start))
     assert found is not None
-    return sum(kernel.launches for kernel in found)
+    return found.launches
 
 
 def test_replays_follow_their_inputs(model, on_cpu, make_request, noise) -> None:
