@@ -11,10 +11,7 @@ from .rows import CALLS_OF_PERCENTILES, PLAIN, REPLAYS, Row, setting_of
 from .variants import upon_stages
 
 SEARCH_MODE = "max-autotune-no-cudagraphs"
-BUILD_S_PER_LAYER = {
-    "cuda": {"default": 0.6, SEARCH_MODE: 2.5},
-    "cpu": {"default": 1.5},
-}
+BUILD_S_PER_LAYER = {"cuda": {"default": 0.6, SEARCH_MODE: 2.5}, "cpu": {"default": 1.5}}
 """Seconds of compiling per transformer layer by mode, until the first build shows what they are here."""
 BUILD_S_OF_KERNELS = {"denoise_step": 32.0, "vision_model:chain": 14.0, "language_model:chain": 16.0}
 """Of stages that are all kernels: these are compiled once for all layers."""

@@ -130,12 +130,7 @@ def _new_record(wanted: Wanted, device: torch.device, precision: str, rows: Sequ
 
 
 def _prepare(
-    wanted: Wanted,
-    device: torch.device,
-    precision: str,
-    rows: Sequence[Row],
-    record: Record,
-    steps: Steps,
+    wanted: Wanted, device: torch.device, precision: str, rows: Sequence[Row], record: Record, steps: Steps
 ) -> tuple[Harness, Requests, Counter]:
     source, plan = wanted.source, Plan(precision=precision)
     steps.step(f"reading observations: {source.dataset_path}")

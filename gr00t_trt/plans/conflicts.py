@@ -109,8 +109,7 @@ def _refuse_unquantizable(plan: Plan, resolved: Mapping[str, ResolvedSubmodule],
                 )
         if row.quantized and len(plan.optimizations) < len(ARCHITECTURE.optimizations):
             raise PlanError(
-                f"{at}: calibrations are of the restructured model's layers",
-                fix="set `optimizations: all`",
+                f"{at}: calibrations are of the restructured model's layers", fix="set `optimizations: all`"
             )
 
 

@@ -165,12 +165,7 @@ def _settle_backends(plan: Plan, names: list[str], machine: Machine, chosen: boo
 
 
 def _settle_precision(
-    plan: Plan,
-    names: tuple[str, ...],
-    compare: tuple[str, ...],
-    machine: Machine,
-    chosen: bool,
-    notes: list[Note],
+    plan: Plan, names: tuple[str, ...], compare: tuple[str, ...], machine: Machine, chosen: bool, notes: list[Note]
 ) -> Plan:
     """The plan with the default precision of what computes here: engines built on a CPU are meant for a GPU."""
     used = compare or tuple(resolve_submodule(plan, name).backend for name in names)

@@ -43,11 +43,7 @@ class Baseline(str, Enum):
     """The same form of the model without what is compared, timed before and after it: A B A."""
 
 
-_LABELS = {
-    Baseline.ORIGINAL: "the original",
-    Baseline.STAGE: "eager",
-    Baseline.FORM: "the same without it",
-}
+_LABELS = {Baseline.ORIGINAL: "the original", Baseline.STAGE: "eager", Baseline.FORM: "the same without it"}
 """What a verdict calls a baseline."""
 
 

@@ -109,11 +109,7 @@ class _Job:
 
 
 def run_simulation(
-    args: argparse.Namespace,
-    argv: Sequence[str],
-    chosen: Sequence[Candidate],
-    timeline: Timeline | None,
-    steps: Steps,
+    args: argparse.Namespace, argv: Sequence[str], chosen: Sequence[Candidate], timeline: Timeline | None, steps: Steps
 ) -> tuple[Record, str | None]:
     """Play what the flags say.
 
