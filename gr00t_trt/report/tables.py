@@ -21,6 +21,7 @@ EXPLAINED = {
     "original": ("original: the model as it was published, in eager PyTorch; eager: the model that is compiled here",),
     "auto": ("auto: for each submodule the backend that won there",),
 }
+"""Name of a whole request in a comparison -> its footnote."""
 
 QUANTIZED = ("what", "precision", "in_format", "in_format_percent", "weights_mb", "weights_share", "engine_mb",
              "engine_share", "sqnr", "noisiest")  # fmt: skip

@@ -103,9 +103,9 @@ def _text(cell: Cell, notes: list[str]) -> str:
 
 
 def _header(record: Record, width: int) -> Panel:
-    told = (record.model.path or "-", _device(record), _plan(record), _inputs(record))
+    values = (record.model.path or "-", _device(record), _plan(record), _inputs(record))
     grid = RichTable.grid(padding=(0, 2))
-    for key, value in zip(("model", "device", "plan", "inputs"), told, strict=True):
+    for key, value in zip(("model", "device", "plan", "inputs"), values, strict=True):
         grid.add_row(Text(key, style="bold"), Text(value, overflow="fold"))
     return Panel(grid, title="GR00T N1.5", title_align="left", width=min(width, 120))
 

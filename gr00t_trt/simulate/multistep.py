@@ -77,12 +77,10 @@ class MultiStep(gymnasium.Wrapper):
         frames: list[Observation] = []
         over = success = False
         for number in range(self.n_action_steps):
-            # As a dataset would store it: what is recorded is then exactly what was done.
-            row = (
-                self._expert.expert_action()
-                if action is None
-                else {key: np.asarray(value[number], np.float32) for key, value in action.items()}
-            )
+            if action is None:
+                row = self._expert.expert_action()
+            else:  # as a dataset would store it: what is recorded is then exactly what was done
+                row = {key: np.asarray(value[number], np.float32) for key, value in action.items()}
             if self.keep_frames:
                 frames.append(self._named(self._past[-1]))
             last = number == self.n_action_steps - 1 or self._steps + 1 >= self.limit
