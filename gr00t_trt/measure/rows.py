@@ -8,6 +8,7 @@ settings, and last what takes a whole search or an eager model. All of it fits i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..plans.schema import OPTIMIZATIONS
 from ..record.result import Candidate, Result, Status, Workload
@@ -191,31 +192,24 @@ def _shown(row: Row) -> tuple[int, int, bool, bool]:
     return _ON_GPU.index(row.group), len(made.optimizations), made.backend != "eager", made.graph
 
 
-def _waterfall(of: str, calls: int, priority: int) -> list[Row]:
-    """Eager, then one optimization more in each row; the last row is the restructured model in eager PyTorch."""
-    # Timed in turn with the last row, and so taken after it for nothing.
-    rows = [Row("waterfall", "eager PyTorch", PLAIN, 1, of, calls=calls)]
-    for count, name in enumerate(ALL, 1):
-        candidate, first = Candidate(optimizations=ALL[:count]), count == len(ALL)
-        rows.append(Row("waterfall", f"+ {name}", candidate, 0 if first else priority, of, calls=calls))
-    return rows
-
-
 def _on_cpu(submodules: tuple[str, ...]) -> list[Row]:
-    rows = _waterfall("request", 10, 6)
-    rows += [
-        Row("waterfall", "+ torch.compile", COMPILED, 2, "request", calls=10),
+    request = partial(Row, of="request", calls=10)
+    sized = partial(Row, candidate=OURS, calls=10)
+    before = [(f"+ {name}", Candidate(optimizations=ALL[:count])) for count, name in enumerate(ALL[:-1], 1)]
+    return [
+        # Timed in turn with the restructured model, the first row that is taken, and so taken after it for nothing.
+        request("waterfall", "eager PyTorch", PLAIN, 1),
+        *(request("waterfall", name, candidate, 6) for name, candidate in before),
+        request("waterfall", f"+ {ALL[-1]}", OURS, 0),
+        request("waterfall", "+ torch.compile", COMPILED, 2),
         Row("loop", "denoising loop, restructured", OURS, 1, "loop"),
         Row("loop", "denoising loop, restructured, torch.compile", COMPILED, 2, "loop"),
         Row("loop", "denoising loop, plain, torch.compile", COMPILED_PLAIN, 4, "loop"),
-        Row("compile", "plain, torch.compile default", COMPILED_PLAIN, 3, "request", calls=10),
+        request("compile", "plain, torch.compile default", COMPILED_PLAIN, 3),
+        request("forms", "int8", replace(OURS, precision="int8"), 3),
+        *(Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules),
+        *(sized("steps", counted(n, "denoising step"), priority=7, workload=Workload(steps=n)) for n in (1, 2, 8)),
+        *(sized("views", counted(n, "view"), priority=7, workload=Workload(views=n)) for n in (2, 3)),
+        sized("batch", "batch 8", priority=8, workload=Workload(batch=8)),
+        Row("percentiles", "1,000 calls", OURS, 9, "request", calls=CALLS_OF_PERCENTILES, alone=True),
     ]
-    rows += [Row("forms", "int8", replace(OURS, precision="int8"), 3, "request", calls=10)]
-    rows += [Row("submodules", f"{name}, torch.compile", COMPILED, 4, name, calls=10) for name in submodules]
-    rows += [
-        Row("steps", counted(n, "denoising step"), OURS, 7, workload=Workload(steps=n), calls=10) for n in (1, 2, 8)
-    ]
-    rows += [Row("views", counted(n, "view"), OURS, 7, workload=Workload(views=n), calls=10) for n in (2, 3)]
-    rows += [Row("batch", "batch 8", OURS, 8, workload=Workload(batch=8), calls=10)]
-    rows += [Row("percentiles", "1,000 calls", OURS, 9, "request", calls=CALLS_OF_PERCENTILES, alone=True)]
-    return rows
