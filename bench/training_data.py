@@ -154,15 +154,9 @@ def _opened_anew(args: argparse.Namespace, data: TrainingData) -> Row:
                 recording.dataset.close()
                 yield next(found)
 
-    order = alternating()
-    return _timed(
-        args,
-        (
-            (data.inputs([next(order)], [position], 0), 0.0)
-            for position in range(min(args.batches, 3) * args.batch_size)
-        ),
-        1,
-    )
+    order, count = alternating(), min(args.batches, 3) * args.batch_size
+    made = ((data.inputs([next(order)], [position], 0), 0.0) for position in range(count))
+    return _timed(args, made, 1)
 
 
 def _taken(args: argparse.Namespace, data: TrainingData, workers: int) -> Row:

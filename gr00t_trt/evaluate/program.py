@@ -60,12 +60,8 @@ def parser() -> argparse.ArgumentParser:
     setting(g, "steps", 150, "rows of each at most")
     help = "action parts in the error and the plots [right_arm left_arm; all of a robot that lacks them]"
     g.add_argument("--modality_keys", nargs="+", metavar="PART", help=help)
-    g.add_argument(
-        "--action_horizon",
-        type=_optional_int,
-        metavar="N",
-        help="rows of each prediction that are used before the next query [all]",
-    )
+    help = "rows of each prediction that are used before the next query [all]"
+    g.add_argument("--action_horizon", type=_optional_int, metavar="N", help=help)
     help = f"{', '.join(VIDEO_BACKENDS)}: whose rule picks the frame of a row; PyAV decodes"
     setting(g, "video_backend", "torchcodec", help, metavar="NAME")
     g.add_argument(

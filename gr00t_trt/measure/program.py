@@ -53,12 +53,8 @@ def parser() -> argparse.ArgumentParser:
         helps={"dataset_path": "LeRobot dataset whose observations are used, or `synthetic` [%(default)s]"},
     )
     precision_flag(p, " [bf16 on a GPU, fp32 on a CPU]", quantized=False)
-    p.add_argument(
-        "--budget_s",
-        type=float,
-        metavar="S",
-        help=f"seconds for the whole run, loading included [{BUDGET_S:g}; {REHEARSAL_S:g} for the tiny model]",
-    )
+    help = f"seconds for the whole run, loading included [{BUDGET_S:g}; {REHEARSAL_S:g} for the tiny model]"
+    p.add_argument("--budget_s", type=float, metavar="S", help=help)
     source_flags(p, "seed")
     p.add_argument(
         "--cache",
@@ -66,11 +62,8 @@ def parser() -> argparse.ArgumentParser:
         help="compiled code: read first, where it is of the same torch, Triton and GPU, and written after each build; "
         "compilers keep theirs in the folder compile-cache beside it, or where the environment says",
     )
-    p.add_argument(
-        "--list",
-        metavar="cuda|cpu",
-        help="print the rows for a kind of device, for a GPU with the seconds they should take, and measure nothing",
-    )
+    help = "print the rows for a kind of device, for a GPU with the seconds they should take, and measure nothing"
+    p.add_argument("--list", metavar="cuda|cpu", help=help)
     return p
 
 
@@ -128,12 +121,13 @@ def _list(kind: str) -> None:
     from .job import rows_for
 
     out, rows = Console(emoji=False), sorted(rows_for(kind), key=lambda row: row.priority)
+    named = [(row.group, row.name, row.calls) for row in rows]
     if kind != "cuda":
-        out.print(shown(planned_table([(row.group, row.name, row.calls) for row in rows])))
+        out.print(shown(planned_table(named)))
         return
     budget = expected(rows)
     timed = [(round(one.at_s), round(one.build_s), round(one.row_s, 1)) for one in budget]
-    out.print(shown(planned_table([(row.group, row.name, row.calls) for row in rows], timed)))
+    out.print(shown(planned_table(named, timed)))
     last = budget[-1]
     out.print(
         f"All of it ends after {last.at_s + last.build_s + last.row_s:.0f} s on an H200 that has compiled nothing yet, "
