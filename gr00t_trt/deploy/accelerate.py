@@ -119,16 +119,17 @@ def _accelerate(
     # On a CPU, engines would be built for another machine and not run.
     default = Plan(backend="eager") if device.type == "cpu" else load_plan(FAST)
     given, machine = plan is not None, Machine(str(device))
-    options: dict[str, Any] = {"chosen": given, "precision_chosen": given, "engine_dir": engine_dir, "timed": False}
-    resolved = resolve(plan or default, machine, **options)
+    resolved = resolve(
+        plan or default, machine, chosen=given, precision_chosen=given, engine_dir=engine_dir, timed=False
+    )
     cast = partial(set_precision, plan=resolved.plan)
     ours = model_from_tensors(state, config, dtype=cast, device=device, where=kind)
     if (horizon := _setting(original, "action_horizon")) is not None:
         ours.action_horizon = horizon
     if (count := _setting(original, "num_inference_timesteps")) is not None:
         ours.denoising_steps = count
-    example: dict[str, Any] = dict(inputs or example_inputs(config))
-    example |= {key: value.to(device) for key, value in example.items() if isinstance(value, Tensor)}
+    made = inputs or example_inputs(config)
+    example = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in made.items()}
     steps.step("comparing with the original")
     original_is, agreement = _compare(original, ours, example, kind)
     policy = TensorPolicy(ours, example)  # the transforms stay with the package that the model came from

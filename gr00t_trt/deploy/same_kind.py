@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
+from ..common.interface import ModalityConfig
+from ..data import DatasetMetadata
 from ..errors import CheckpointError
 from ..policy.policy import Gr00tPolicy, ModelPolicy
 
 
 def refuse_other_model(new: Any, old: Any) -> None:
     """Raises: CheckpointError naming what differs between two geometries."""
-    for key, now, then in _differences(_geometry(new), _geometry(old)):
+    for key, now, then in _differences(new, old):
         raise CheckpointError(
             f"the new checkpoint is of another geometry: {key} is {now}, and {then} in the one that is served",
             fix="start a server of its own for it",
         )
 
 
-def _geometry(config: Any) -> dict[str, Any]:
-    """Without the tokenizer's ids, which a checkpoint leaves to its tokenizer."""
-    found = asdict(config)
-    found["eagle"].pop("special_tokens", None)
-    return found
-
-
-def _differences(new: Mapping[str, Any], old: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key, value in new.items():
-        if isinstance(value, Mapping):
-            yield from _differences(value, old[key], f"{at}{key}.")
-        elif value != old[key]:
-            yield f"{at}{key}", value, old[key]
+def _differences(new: Any, old: Any, at: str = "") -> Iterator[tuple[str, object, object]]:
+    """Field by field, without the ids of special tokens, which a checkpoint leaves to its tokenizer."""
+    for name in (field.name for field in fields(new)):
+        now, then = getattr(new, name), getattr(old, name)
+        if is_dataclass(now):
+            yield from _differences(now, then, f"{at}{name}.")
+        elif now != then and name != "special_tokens":
+            yield f"{at}{name}", now, then
 
 
 def refuse_other_robot(new: ModelPolicy, old: ModelPolicy) -> None:
@@ -62,9 +59,9 @@ def _forms(new: ModelPolicy, old: ModelPolicy) -> Iterator[tuple[str, Any, Any]]
         yield what, of(new), of(old)
 
 
-def _keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: [list(own.modality_keys), list(own.delta_indices)] for name, own in config.items()}
+def _keys(config: Mapping[str, ModalityConfig]) -> dict[str, tuple[list[str], list[int]]]:
+    return {name: (list(own.modality_keys), list(own.delta_indices)) for name, own in config.items()}
 
 
-def _widths(config: Mapping[str, Any], metadata: Any) -> dict[str, int]:
+def _widths(config: Mapping[str, ModalityConfig], metadata: DatasetMetadata) -> dict[str, int]:
     return {key: metadata.part(key).width for key in config["action"].modality_keys}

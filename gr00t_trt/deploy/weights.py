@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -165,11 +165,14 @@ class Swap:
         return self._swapped(agreements)
 
     def _make_harness(self) -> Harness:
-        """Of the new model, with what eager fp32 makes of it."""
+        """A harness of the new model, with its reference in eager fp32."""
         base, plain = self._request, self._fresh.model
         actions: dict[Workload, Tensor] = {}
         recordings: dict[tuple[str, ...], Recording] = {}
-        with self._phase("reference" if self._check else "recording"), self._exact():
+        # With its stored weights, in fp32 as this process computes it: unlike at a start, no setting of the whole
+        # process is changed, since the deployment is answering.
+        exact = as_stored(cast(nn.Module, plain)) if self._check else nullcontext()
+        with self._phase("reference" if self._check else "recording"), exact:
             if self._check:
                 resident = base.resident(plain)
                 actions[base.workload] = plain.get_action(resident, noise=base.noise)["action_pred"].cpu()
@@ -177,18 +180,6 @@ class Swap:
                 twin = plain.architecture.restructured(plain, self._optimizations)
                 recordings[self._optimizations] = twin.record(base.inputs, base.noise)[0]
         return Harness(Reference(self._fresh, base, actions, recordings), self._resolved.plan, self._steps)
-
-    @contextmanager
-    def _exact(self) -> Iterator[None]:
-        """Inside, the new model computes with its stored weights, in fp32 as this process computes it.
-
-        Unlike at a start no setting of the whole process is changed: the deployment is answering.
-        """
-        if not self._check:
-            yield
-            return
-        with as_stored(cast(nn.Module, self._fresh.model)):
-            yield
 
     def _same(self, name: str, part: Part) -> bool:
         """Whether what was built of a stage is what would be built of the new one."""
@@ -301,7 +292,7 @@ def changeable(deployment: Deployment) -> Resolved:
     return deployment.resolved
 
 
-def _statistics_of(policy: ModelPolicy) -> dict[str, Any]:
+def _statistics_of(policy: ModelPolicy) -> dict[str, object]:
     return {name: value for name, value in vars(policy).items() if name in _STATISTICS}
 
 

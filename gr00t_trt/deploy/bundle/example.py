@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +92,7 @@ def read_example(folder: Path) -> Example:
     try:
         with safe_open(str(path), "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  a file handle, not a dict
-            texts: dict[str, Any] = parse_json((file.metadata() or {})[_TEXTS])
+            texts = parse_json((file.metadata() or {})[_TEXTS])
         noise, actions = tensors.pop(_NOISE), tensors.pop(_ACTIONS)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: not a readable example: {error}", fix=AGAIN) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -62,18 +62,14 @@ def refuse_another(manifest: Manifest, device: torch.device, where: Path) -> Non
             fix=f"leave --device out, or start on a machine with {made[manifest.device]}",
         )
     here = this_machine(device, (stage.backend for stage in manifest.stages))
-    other = _differences(manifest.machine, here)
+    machine = manifest.machine.items()
+    other = [_said(name, made, here.get(name)) for name, made in machine if here.get(name) != made]
     lacking = [name for name in manifest.cpu_features if name not in cpu_features()]
     if lacking:
         shown = ", ".join(lacking[:8]) + (", ..." if len(lacking) > 8 else "")
         other.append(f"a processor with {shown}, which this one lacks")
     if other:
         raise PlanError(f"{where}: it was made with {'; '.join(other)}", fix=_AGAIN)
-
-
-def _differences(made: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """What is another here than a bundle was made with, in words."""
-    return [_said(name, wanted, here.get(name)) for name, wanted in made.items() if here.get(name) != wanted]
 
 
 def _said(name: str, made: str, here: str | None) -> str:

@@ -84,15 +84,17 @@ def make_bundle(
         write_example(_example(policy, observation, seed), folder)
         written(folder, PLAN, plan_yaml(_own_plan(resolved.plan, folder)))
         written(folder, RECORD, dumps(done.record) + "\n")
+        stages = builder.stages()
+        compiled = any(stage.kind == PACKAGE for stage in stages)
         manifest = Manifest(
             checkpoint=without_home(source.model_path),
             device=device.type,
             machine=this_machine(device, (part.resolved.backend for part in builder.parts.values())),
             policy=facts,
-            cpu_features=_features(builder, device),
+            cpu_features=cpu_features() if compiled and device.type == "cpu" else (),
             products=torch.get_float32_matmul_precision(),
             backends=done.backends,
-            stages=builder.stages(),
+            stages=stages,
             dimensions=builder.dimensions(),
             command=without_home(command),
         )
@@ -102,12 +104,6 @@ def make_bundle(
         written(folder, FILE, manifest_text(manifest))
     size = sum(fact.bytes for fact in manifest.files.values())
     return Made(out, manifest, done, size)
-
-
-def _features(builder: StageBuilder, device: torch.device) -> tuple[str, ...]:
-    """What the compiled code of a CPU may use; nothing is known of what it does not."""
-    compiled = any(stage.kind == PACKAGE for stage in builder.stages())
-    return cpu_features() if compiled and device.type == "cpu" else ()
 
 
 def _example(policy: Any, observation: Observation | None, seed: int) -> Example:

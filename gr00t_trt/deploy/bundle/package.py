@@ -1,8 +1,8 @@
 """A submodule compiled ahead of time: torch.compile's compiler writes a package that runs without any compiler.
 
 A package holds machine code and no weights: it computes with the very tensors of the model, which stay where they are.
-Only one whose compiler has made further numbers from them, as of quantised layers, holds weights of its own.
-What torch.compile does at the size 1, a graph of its own, a package of its own does here.
+Only where the compiler folds weights into new constants, as it does for quantised layers, does it hold them itself.
+torch.compile specialises on sizes of 1 with a graph of their own; here a second package does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WEIGHTS, _INSIDE = "weights", "inside"
 
 
 class PackageBackend:
-    """In the place of the inductor backend: the same kernels, compiled into files.
+    """Stands in for the inductor backend: the same kernels, compiled ahead of time into files.
 
     Args:
         folder: Where the packages are written, `package_path` says under which names.
@@ -99,7 +99,7 @@ def _sizes(inputs: Sequence[Tensor], ranges: Sequence[ArgumentRange]) -> dict[st
 
 
 def _write_package(target: Target, path: Path) -> None:
-    """Compile a target; where the compiler has made numbers of its own from the weights, with all of them inside."""
+    """Compile a target; again, with all constants in the package, where the compiler has folded weights into some."""
     _compile(target, path, inside=False)
     if _unknown(_opened(path, target), _tensors(target.module)):
         _compile(target, path, inside=True)
@@ -109,8 +109,10 @@ def _write_package(target: Target, path: Path) -> None:
 def _compile(target: Target, path: Path, *, inside: bool) -> None:
     example = tracing_example([x.detach() for x in target.inputs], target.ranges)
     shapes = dynamic_shapes(target.name, target.ranges)
-    about = {"aot_inductor.metadata": {_WEIGHTS: _INSIDE if inside else "the model's"}}
-    configs: dict[str, Any] = {"aot_inductor.package_constants_in_so": inside, **about}
+    configs: dict[str, Any] = {
+        "aot_inductor.package_constants_in_so": inside,
+        "aot_inductor.metadata": {_WEIGHTS: _INSIDE if inside else "the model's"},
+    }
     if example[0].device.type == "cuda":
         from .exported_products import ExportedProducts
 

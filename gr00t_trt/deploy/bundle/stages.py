@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +59,11 @@ class StageBuilder:
         names, optimizations = resolved.names, resolved.plan.optimizations
         for number, name in enumerate(names, 1):
             own, label = resolved[name], f"{name} ({number} of {len(names)})"
-            options: dict[str, Any] = {"cache": cache, "label": label}
-            if own.backend == "inductor":
-                options["backend"] = PackageBackend(self._folder / COMPILED)
-            elif own.backend != "eager":
-                options["engine_dir"] = self._folder / ENGINES
-            self.parts[name] = harness.build(name, own, optimizations, **options)
+            backend = PackageBackend(self._folder / COMPILED) if own.backend == "inductor" else None
+            folder = self._folder / ENGINES if own.backend not in ("inductor", "eager") else None
+            self.parts[name] = harness.build(
+                name, own, optimizations, backend=backend, engine_dir=folder, cache=cache, label=label
+            )
         return self.parts
 
     def stages(self) -> tuple[Stage, ...]:
@@ -94,7 +91,8 @@ def refuse_unbundled(resolved: Resolved) -> None:
 def _stage(part: Part) -> Stage | None:
     """None for the model's own module."""
     name, resolved = part.target.name, part.resolved
-    arguments = tuple(map(_argument, part.target.inputs))
+    inputs = part.target.inputs
+    arguments = tuple(Argument(str(x.dtype).removeprefix("torch."), tuple(x.shape)) for x in inputs)
     if resolved.backend == "eager":
         return Stage(name, QUANTIZED, "eager", arguments) if resolved.quantization is not None else None
     if resolved.backend == "inductor":
@@ -104,10 +102,6 @@ def _stage(part: Part) -> Stage | None:
             f"{name}: {resolved.backend} wrote no engine that a bundle could hold", known="; ".join(part.built.notes)
         )
     return Stage(name, ENGINE if part.built.runs else TRACED, resolved.backend, arguments)
-
-
-def _argument(tensor: Tensor) -> Argument:
-    return Argument(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +127,10 @@ class Placing:
 
         Raises: RecordError, BackendError for a file that cannot be loaded, naming it.
         """
-        recording = self._recorded() if any(s.kind == TRACED for s in self.manifest.stages) else {}
+        recording: Recording = {}
+        if any(stage.kind == TRACED for stage in self.manifest.stages):
+            recording, _ = self.policy.model.record(self.request.inputs, self.request.noise)
         return {stage.name: self._call(stage, recording) for stage in self.manifest.stages}
-
-    def _recorded(self) -> Recording:
-        return self.policy.model.record(self.request.inputs, self.request.noise)[0]
 
     def _call(self, stage: Stage, recording: Recording) -> Call:
         self.progress(f"{stage.name}: loading")
@@ -165,16 +158,14 @@ class Placing:
 
     def _traced(self, stage: Stage, target: Target) -> Call:
         """The graph of an engine that cannot run here."""
-        context = BuildContext(None, partial(self._phase, stage.name), _Carried(self.folder / ENGINES))
+        told, carried = self.progress, _Carried(self.folder / ENGINES)
+        context = BuildContext(None, lambda phase: told(f"{stage.name}: {phase}"), carried)
         built = get_backend(stage.backend).build(target, resolve_submodule(self.plan, stage.name).build, context)
         if built.engine_bytes is not None and not built.from_cache:
             raise BackendError(
                 f"{stage.name}: the bundle's engine is not the one that this graph makes", known="; ".join(built.notes)
             )
         return built.call
-
-    def _phase(self, name: str, phase: str) -> None:
-        self.progress(f"{name}: {phase}")
 
 
 def engine_call(folder: Path, backend: str, target: Target) -> GuardedModule:

@@ -6,7 +6,7 @@ Nothing is compiled, nothing is downloaded, and no model in fp32 is made.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from ...plans.submodules import graph_tolerance
 from ...policy.policy import Gr00tPolicy
 from ...record.environment import ROOT
 from ...record.files import read_record
-from ...record.result import Result
 from ...record.schema import Record, new_record
 from ..deploy import Deployment
 from .example import Example, held_against, read_example
@@ -112,12 +111,8 @@ def _capture(
     if plan.cuda_graph == "none":
         return
     steps.step("capturing the request as one CUDA graph")
-
-    def note(why: str) -> None:
-        record.skip("cuda_graph", why)
-
     inputs, _ = policy.preprocess(example.observation)
-    noise = example.noise.to(policy.model.device)
+    noise, note = example.noise.to(policy.model.device), partial(record.skip, "cuda_graph")
     record.cuda_graph = capture_requests(policy.model, plan, inputs, noise, backends=backends, note=note)
 
 
@@ -132,10 +127,6 @@ def _record(bundle: Bundle, device: torch.device, plan: Plan, command: str) -> R
     """This start's record: what was built, and how accurate it is, is what the bundle's record says."""
     made = read_record(bundle.folder / RECORD)
     record = new_record(command, root=ROOT, device=str(device), plan=plan_to_mapping(plan), inputs=made.inputs)
-    record.results = [_from_bundle(result) for result in made.results]
+    record.results = [replace(r, build=r.build and replace(r.build, from_cache=True)) for r in made.results]
     record.skipped = list(made.skipped)
     return record
-
-
-def _from_bundle(result: Result) -> Result:
-    return replace(result, build=result.build and replace(result.build, from_cache=True))
