@@ -54,6 +54,12 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 """Flag -> how argparse is told of it; the fields of `source.Source`, and what goes with them."""
 
+POLICY = (
+    *("model_path", "data_config", "embodiment_tag", "denoising_steps", "metadata", "tokenizer"),
+    "bracketed_instruction",
+)
+"""Those that say which policy is meant."""
+
 
 def optional(text: str) -> str | None:
     """A text flag that takes `None` for nothing, as NVIDIA's programs do."""

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..plans import flags
 from ..plans.load import load_plan
 from ..plans.schema import Plan
-from ..policy.flags import source_flags
+from ..policy.flags import POLICY, source_flags
 from .api_token import token_flags, token_of
 from .request_log import REQUESTS
 
@@ -22,16 +22,7 @@ ENGINES = "gr00t_engine"
 """Where NVIDIA's build script leaves its engines."""
 
 DECIDED = (
-    *(
-        "model_path",
-        "data_config",
-        "embodiment_tag",
-        "denoising_steps",
-        "metadata",
-        "tokenizer",
-        "bracketed_instruction",
-        "also",
-    ),
+    *(*POLICY, "also"),
     *("use_torch_tensorrt", "use_tensorrt", "trt_engine_path", "backend", "config", "precision", "calibration"),
     *("vit_dtype", "llm_dtype", "dit_dtype", "use_explicit_typing", "use_fp32_acc", "cuda_graph", "engine_dir"),
     *("engine_cache", "no_check", "dataset_path"),
@@ -78,13 +69,8 @@ def parser() -> argparse.ArgumentParser:
 
     _where(p)
     g = p.add_argument_group("what is served")
-    source_flags(
-        g,
-        *("model_path", "data_config", "embodiment_tag", "denoising_steps", "metadata", "tokenizer"),
-        *("bracketed_instruction", "device"),
-        data_config="fourier_gr1_arms_waist",
-        helps={"device": "cuda, cuda:1, cpu [cuda where there is one]"},
-    )
+    helps = {"device": "cuda, cuda:1, cpu [cuda where there is one]"}
+    source_flags(g, *POLICY, "device", data_config="fourier_gr1_arms_waist", helps=helps)
 
     help = (
         "a further kind of robot that the same model drives: its embodiment tag and data config, and where the "
@@ -243,8 +229,7 @@ def _plan_of_flags(args: argparse.Namespace) -> Plan:
     overrides["backend"] = flags.one_backend(wanted)
     if args.use_tensorrt or args.trt_engine_path:
         overrides["build.trt_engine_path"] = args.trt_engine_path or ENGINES
-    plan = with_fp32_acc(flags.plan_from(args, overrides, Plan(backend="eager", precision="bf16")), args)
-    return plan
+    return with_fp32_acc(flags.plan_from(args, overrides, Plan(backend="eager", precision="bf16")), args)
 
 
 def is_loopback(host: str) -> bool:

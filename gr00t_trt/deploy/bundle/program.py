@@ -9,7 +9,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -18,15 +18,14 @@ from ...common.progress import progress
 from ...errors import AccuracyError
 from ...plans import flags
 from ...plans.schema import Plan
-from ...policy.flags import check_seed, source_flags
+from ...policy.flags import POLICY, check_seed, source_flags
 from ..defaults import with_fp32_acc
 
 if TYPE_CHECKING:
     from .make import Made
 
 SERVED = (
-    *("model_path", "data_config", "embodiment_tag", "denoising_steps", "metadata", "tokenizer"),
-    *("bracketed_instruction", "device", "dataset_path", "config", "backend", "precision", "calibration"),
+    *(*POLICY, "device", "dataset_path", "config", "backend", "precision", "calibration"),
     *("vit_dtype", "llm_dtype", "dit_dtype", "engine_cache"),
 )
 """Flags that `gr00t-trt serve` has as well."""
@@ -57,9 +56,8 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog="gr00t-trt bundle", description=what, epilog=EPILOG)
     p.add_argument("out", metavar="OUT", help="folder to write; it must not be there yet")
     g = p.add_argument_group("what is bundled")
-    names = ("model_path", "data_config", "embodiment_tag", "denoising_steps", "metadata", "tokenizer")
     help = "LeRobot dataset whose observation it is tuned for and checked on, or `synthetic` [a made-up observation]"
-    source_flags(g, *names, "bracketed_instruction", "device", data_config="fourier_gr1_arms_waist")
+    source_flags(g, *POLICY, "device", data_config="fourier_gr1_arms_waist")
     source_flags(g, "dataset_path", "episode", "step", "seed", dataset_path=None, helps={"dataset_path": help})
     g = p.add_argument_group("how it is compiled")
     flags.config_flag(g)
@@ -116,17 +114,12 @@ def make(args: argparse.Namespace, argv: Sequence[str], console: Console) -> Mad
     device = choose_device(args.device)
     default = flags.default_to_fast(args, str(device))
     named = (args.config, args.precision, args.vit_dtype, args.llm_dtype, args.dit_dtype)
-    options: dict[str, Any] = {
-        "chosen": not default,
-        "precision_chosen": any(value is not None for value in named),
-        "timed": False,
-    }
-    resolved = decided(resolve(plan_of(args), Machine(str(device)), **options))
-    out = Path(args.out).expanduser()
-    told: dict[str, Any] = {"engine_cache": args.engine_cache, "seed": args.seed, "command": _command(argv)}
+    chosen, machine = any(value is not None for value in named), Machine(str(device))
+    resolved = decided(resolve(plan_of(args), machine, chosen=not default, precision_chosen=chosen, timed=False))
+    source, out = Source.of(args), Path(args.out).expanduser()
+    cache, command = args.engine_cache, _command(argv)
     with progress(console) as steps:
-        source = Source.of(args)
-        return make_bundle(source, resolved, out, device, steps, **told)
+        return make_bundle(source, resolved, out, device, steps, engine_cache=cache, seed=args.seed, command=command)
 
 
 def served_flags(args: argparse.Namespace) -> list[str]:
