@@ -38,7 +38,7 @@ def choose_data(folder: Path | None, data_config: Any = None, embodiment_tag: st
         name = data_config if isinstance(data_config, str) else type(data_config).__name__
         raise PlanError(
             f"--data_config {name}: {folder} is LeRobot's checkpoint, which was trained with its own",
-            known=f"{', '.join([*own.video_keys, *own.state_keys, *own.action_keys, *own.language_keys])}",
+            known=[*own.video_keys, *own.state_keys, *own.action_keys, *own.language_keys],
             fix="leave --data_config out: it is made from the checkpoint's own files",
         )
     if chosen(embodiment_tag) and embodiment_tag != own.tag:

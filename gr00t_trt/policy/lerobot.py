@@ -157,10 +157,12 @@ class _Features:
         self.cameras = {key.removeprefix(prefix).removeprefix("observation."): _size(file, key, chosen[key])
                         for key in sorted(chosen)}  # fmt: skip
         if not self.cameras:
-            raise CheckpointError(
-                f"LeRobot's {file}: input_features names no camera", known=f"{prefix}<camera>, of type VISUAL"
-            )
+            raise _refused(file, "input_features names no camera", f"{prefix}<camera>, of type VISUAL")
         self.state, self.action = _width(file, inputs, STATE), _width(file, outputs, ACTION)
+
+
+def _refused(file: Path, what: str, known: str | None = None, *, fix: str | None = None) -> CheckpointError:
+    return CheckpointError(f"LeRobot's {file}: {what}", known=known, fix=fix)
 
 
 def _features(file: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -170,25 +172,21 @@ def _features(file: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if not isinstance(shape, list) or not all(type(n) is int and 0 < n <= 8192 for n in shape):
             known = '{"type": "VISUAL", "shape": [3, 480, 640]}'
-            raise CheckpointError(f"LeRobot's {file}: {key}.{name} is malformed: {str(entry)[:80]}", known=known)
+            raise _refused(file, f"{key}.{name} is malformed: {str(entry)[:80]}", known)
         out[name] = (str(entry.get("type")), tuple(shape))
     return out
 
 
 def _size(file: Path, key: str, shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) != 3 or shape[0] != 3:
-        raise CheckpointError(
-            f"LeRobot's {file}: input_features.{key}.shape: {list(shape)}", known="[3, height, width]"
-        )
+        raise _refused(file, f"input_features.{key}.shape: {list(shape)}", "[3, height, width]")
     return shape[2], shape[1]
 
 
 def _width(file: Path, features: Mapping[str, tuple[str, tuple[int, ...]]], key: str) -> int:
     _, shape = features.get(key, ("", ()))
     if len(shape) != 1:
-        raise CheckpointError(
-            f"LeRobot's {file}: no feature {key} with a width: {list(shape)}", known=f'"{key}": shape [D]'
-        )
+        raise _refused(file, f"no feature {key} with a width: {list(shape)}", f'"{key}": shape [D]')
     return shape[0]
 
 
@@ -204,11 +202,10 @@ def _step(folder: Path, name: str, wanted: str) -> tuple[Section, dict[str, torc
     for step in steps if isinstance(steps, list) else ():
         kind = step.get("registry_name", step.get("class")) if isinstance(step, dict) else step
         if kind not in _STEPS[name]:
-            raise CheckpointError(f"LeRobot's {file}: step {str(kind)[:80]!r} is not understood", known=known)
+            raise _refused(file, f"step {str(kind)[:80]!r} is not understood", known)
         found = step if kind == wanted else found
     if found is None:
-        known = f"LeRobot 0.4 to 0.5.1 writes the steps {known}"
-        raise CheckpointError(f"LeRobot's {file}: step {wanted} is missing", known=known)
+        raise _refused(file, f"step {wanted} is missing", f"LeRobot 0.4 to 0.5.1 writes the steps {known}")
     settings = found.get("config")
     section = Section(file, settings if isinstance(settings, dict) else {}, f"{wanted}.")
     return section, _stored(folder, file, found.get("state_file"))
@@ -218,9 +215,7 @@ def _stored(folder: Path, file: Path, name: Any) -> dict[str, torch.Tensor]:
     if name is None:
         return {}
     if not isinstance(name, str) or Path(name).name != name or not os.path.isfile(folder / name):
-        raise CheckpointError(
-            f"LeRobot's {file}: names {str(name)[:200]!r}, which is not in {folder}", fix="copy it there"
-        )
+        raise _refused(file, f"names {str(name)[:200]!r}, which is not in {folder}", fix="copy it there")
     with opened(folder / name) as handle:
         return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  a file handle, not a dict
 
@@ -229,9 +224,10 @@ def _statistics(state: Mapping[str, torch.Tensor], key: str, width: int, file: P
     names = ("min", "max", "mean", "std")
     missing = [name for name in names if f"{key}.{name}" not in state]
     if missing:
-        raise CheckpointError(
-            f"LeRobot's {file}: no statistics of {key} are saved with it: {', '.join(missing)} missing",
-            known="a state_file beside it with those of the training data",
+        raise _refused(
+            file,
+            f"no statistics of {key} are saved with it: {', '.join(missing)} missing",
+            "a state_file beside it with those of the training data",
             fix="save the processors again with LeRobot, from the training dataset: make_pre_post_processors(config, "
             "dataset_stats=dataset.meta.stats), then save_pretrained of both",
         )
@@ -239,7 +235,5 @@ def _statistics(state: Mapping[str, torch.Tensor], key: str, width: int, file: P
     # Quantiles are kept by later versions only, and nothing here is normalised by them.
     found = statistics_from({**values, "q01": values["min"], "q99": values["max"]}, f"{file}: {key}", CheckpointError)
     if found.min.size != width:
-        raise CheckpointError(
-            f"LeRobot's {file}: statistics of {key} are {found.min.size} wide", known=f"{width} in config.json"
-        )
+        raise _refused(file, f"statistics of {key} are {found.min.size} wide", f"{width} in config.json")
     return found

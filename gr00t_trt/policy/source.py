@@ -72,14 +72,12 @@ class Source:
         """The dataset of a source that has one; `synthetic` is generated once and reused."""
         assert self.dataset_path is not None
         config, _ = self.data()
-        if self.dataset_path != "synthetic":
-            return LeRobotDataset(Path(self.dataset_path), config.modality_config(), frame_lookup=self.frame_lookup)
-        if isinstance(config, LeRobotDataConfig):
-            raise PlanError(
-                f"--dataset_path synthetic: there is none with the cameras of LeRobot's checkpoint {self.model_path}",
-                fix="give a dataset that the robot recorded",
-            )
-        path = synthetic_dataset(data_config=self.data_config)
+        path = Path(self.dataset_path)
+        if self.dataset_path == "synthetic":
+            if isinstance(config, LeRobotDataConfig):
+                what = f"there is none with the cameras of LeRobot's checkpoint {self.model_path}"
+                raise PlanError(f"--dataset_path synthetic: {what}", fix="give a dataset that the robot recorded")
+            path = synthetic_dataset(data_config=self.data_config)
         return LeRobotDataset(path, config.modality_config(), frame_lookup=self.frame_lookup)
 
     def statistics(self, dataset: LeRobotDataset) -> DatasetMetadata:
