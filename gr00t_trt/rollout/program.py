@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
 
 from rich.console import Console
 from rich.text import Text
@@ -203,15 +203,14 @@ def _drive(
             said = time.monotonic()
             console.print(live(trace), markup=False, highlight=False, soft_wrap=True)
 
-    settings: dict[str, Any] = {"horizon": args.action_horizon, "control_hz": args.control_hz, "progress": show}
-    modes = {}
+    looped = partial(Loop, horizon=args.action_horizon, control_hz=args.control_hz, progress=show)
+    modes, actions = {}, args.actions_to_execute * args.action_horizon
     for name in names:
         if timeline is None:
-            loop = Loop(robot, ask, **settings)
+            loop = looped(robot, ask)
         else:
             watched = Watched(robot, ask, timeline, name, args.action_horizon, 1 / args.control_hz)
-            loop = Loop(watched, watched.answer, **settings)
-        actions = args.actions_to_execute * args.action_horizon
+            loop = looped(watched, watched.answer)
         console.print(f"{name}: {actions} actions", markup=False)
         trace = loop.overlapped(actions) if name == OVERLAPPED else loop.synchronous(actions)
         modes[name] = summarise(trace, control_hz=args.control_hz, device=device)
