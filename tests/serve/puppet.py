@@ -83,6 +83,11 @@ def observation(value: float = 0.0, text: str = "go") -> dict[str, Any]:
     }
 
 
+def repeated(one: dict[str, Any], times: int) -> dict[str, Any]:
+    """A batch of so many samples like this one."""
+    return {key: np.stack([v] * times) if isinstance(v, np.ndarray) else v * times for key, v in one.items()}
+
+
 @contextmanager
 def serving(
     *,

@@ -11,9 +11,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from puppet import Served, observation, serving, wait_until
+from puppet import Served, observation, repeated, serving, wait_until
 from test_zmtp import HANDSHAKE
 
 from gr00t_trt.errors import ServiceError
@@ -165,8 +164,7 @@ def drain(connection: socket.socket, size: int) -> None:
 
 
 def test_a_long_instruction_and_a_large_batch_are_refused_by_both_protocols(served: Served) -> None:
-    one = observation()
-    many = {key: np.stack([v] * 5) if isinstance(v, np.ndarray) else v * 5 for key, v in one.items()}
+    many = repeated(observation(), 5)
     calls = len(served.puppet.calls)
     for client in (RobotInferenceClient("127.0.0.1", served.port), HttpInferenceClient("127.0.0.1", served.http_port)):
         with client:

@@ -6,23 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from puppet import CONFIG, LIMITS, observation
+from puppet import CONFIG, LIMITS, observation, repeated
 
 from gr00t_trt.serve.limits import CHARACTERS_PER_TOKEN, Limits
 from gr00t_trt.serve.options import Options, options_of
 from gr00t_trt.serve.refusal import Refusal
 
 
-def batch(size: int) -> dict[str, Any]:
-    one = observation()
-    return {
-        key: np.stack([value] * size) if isinstance(value, np.ndarray) else value * size for key, value in one.items()
-    }
-
-
 def test_samples_are_counted_by_the_batch_axis_of_arrays_and_lists() -> None:
     assert LIMITS.samples(observation()) == 1
-    assert LIMITS.samples(batch(4)) == 4
+    assert LIMITS.samples(repeated(observation(), 4)) == 4
     assert LIMITS.samples({"state.arm": [[[0.0] * 5]] * 3}) == 3
     assert LIMITS.samples({"state.arm": [[0.0] * 5]}) == 1
     assert LIMITS.samples({"state.arm": np.zeros((0, 1, 5))}) == 1  # the policy says what it thinks of it
@@ -31,7 +24,11 @@ def test_samples_are_counted_by_the_batch_axis_of_arrays_and_lists() -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [batch(5), {**observation(), "state.arm": np.zeros((5, 1, 5))}, {"state.arm": [[[0.0] * 5]] * 120}],
+    [
+        repeated(observation(), 5),
+        {**observation(), "state.arm": np.zeros((5, 1, 5))},
+        {"state.arm": [[[0.0] * 5]] * 120},
+    ],
 )
 def test_more_samples_than_the_limit_are_refused(request_: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match=r"a batch of (5|120), more than the 4 of one request .`ranges: batch`"):

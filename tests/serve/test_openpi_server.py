@@ -14,7 +14,7 @@ import httpx
 import msgpack
 import numpy as np
 import pytest
-from puppet import Served, at_once, observation, serving, wait_until
+from puppet import Served, at_once, observation, repeated, serving, wait_until
 from test_attacks import connections, ended
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -125,10 +125,7 @@ def test_a_single_step_needs_no_time_axis(served: Served) -> None:
     step = {key: value[0] if isinstance(value, np.ndarray) else value for key, value in full.items()}
     with client(served) as connection:
         assert asked(connection, step)["actions"].shape == (16, 5)
-        batch = {
-            key: np.stack([value] * 2) if isinstance(value, np.ndarray) else value * 2 for key, value in full.items()
-        }
-        assert asked(connection, batch)["actions"].shape == (2, 16, 5)
+        assert asked(connection, repeated(full, 2))["actions"].shape == (2, 16, 5)
     assert [call["video.webcam"].ndim for call in served.puppet.calls[-2:]] == [4, 5]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from puppet import repeated
 from trained_pair import write_pair
 
 from gr00t_trt.errors import ServiceError, UsageError
@@ -156,9 +157,8 @@ def named(process: psutil.Process) -> str:
 
 def refused_alike(port: int, observation: dict[str, Any]) -> None:
     key = next(key for key in observation if key.startswith("state."))
-    nine = {k: np.stack([v] * 9) if isinstance(v, np.ndarray) else v * 9 for k, v in observation.items()}
     with RobotInferenceClient("127.0.0.1", port) as client:
         with pytest.raises(ServiceError, match="Server error: state"):
             client.get_action({**observation, key: observation[key] * np.nan})
         with pytest.raises(ServiceError, match="a batch of 9, more than the 8"):
-            client.get_action(nine)
+            client.get_action(repeated(observation, 9))

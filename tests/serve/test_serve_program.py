@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from puppet import repeated
 from websockets.sync.client import connect
 
 from gr00t_trt.errors import PlanError
@@ -241,8 +242,7 @@ def test_frames_of_a_camera_are_resized_to_what_the_checkpoint_wants(running: Ru
 
 def test_a_vectorised_simulation_sends_a_batch(running: Running) -> None:
     with RobotInferenceClient(port=running.port) as client:
-        one = example_of(client.status())
-        batch = {k: np.stack([v, v]) if isinstance(v, np.ndarray) else v * 2 for k, v in one.items()}
+        batch = repeated(example_of(client.status()), 2)
         assert client.get_action(batch)["action.waist"].shape == (2, 16, 3)
 
 
@@ -252,9 +252,8 @@ def test_what_the_plan_does_not_provide_for_is_refused_before_any_work(running: 
         assert (limits["samples"], limits["tokens"]) == (8, 1024)
         one = example_of(client.status())
         key = next(key for key in one if "annotation" in key)
-        many = {k: np.stack([v] * 9) if isinstance(v, np.ndarray) else v * 9 for k, v in one.items()}
         for request, words in (
-            (many, "a batch of 9, more than the 8"),
+            (repeated(one, 9), "a batch of 9, more than the 8"),
             ({**one, key: ["x " * 2000]}, "more than the 1024"),
         ):
             with pytest.raises(RuntimeError, match=words):
