@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,9 @@ from ..common.interface import Observation
 from ..errors import ServiceError
 from .client import RobotInferenceClient
 from .http_client import HttpInferenceClient
+from .wire import KeyForm, Message
 
-GR1: Mapping[str, Mapping[str, Any]] = {
+GR1: Mapping[str, KeyForm] = {
     "video.ego_view": {"dtype": "uint8", "shape": [1, 256, 256, 3]},
     "state.left_arm": {"dtype": "float64", "shape": [1, 7]},
     "state.right_arm": {"dtype": "float64", "shape": [1, 7]},
@@ -33,15 +33,14 @@ def ask(args: argparse.Namespace) -> None:
 
     Raises: ServiceError when no server answers, or it refuses.
     """
-    kind = HttpInferenceClient if args.http_server else RobotInferenceClient
-    with kind(args.host, args.port, api_token=args.api_token) as client:
+    with connected(args) as client:
         try:
-            wanted: Mapping[str, Mapping[str, Any]] = client.status()["observation"]
+            wanted: Mapping[str, KeyForm] = client.status()["observation"]
         except ServiceError as error:
             if "Unknown endpoint" not in str(error) and "Not Found" not in str(error):
                 raise
             wanted = GR1
-        if not args.http_server:
+        if isinstance(client, RobotInferenceClient):
             for modality, config in client.get_modality_config().items():
                 print(f"{modality}: {', '.join(config.modality_keys)}")
         observation = example(wanted)
@@ -53,10 +52,16 @@ def ask(args: argparse.Namespace) -> None:
     print(f"round trip: {took_ms:.1f} ms")
 
 
-def example(wanted: Mapping[str, Mapping[str, Any]]) -> Observation:
+def connected(args: argparse.Namespace) -> RobotInferenceClient | HttpInferenceClient:
+    """A client of the server that the flags name."""
+    kind = HttpInferenceClient if args.http_server else RobotInferenceClient
+    return kind(args.host, args.port, api_token=args.api_token)
+
+
+def example(wanted: Mapping[str, KeyForm]) -> Observation:
     """Random images and states of the given dtypes and shapes, and an instruction."""
     random = np.random.default_rng()
-    out: dict[str, Any] = {}
+    out: Message = {}
     for key, each in wanted.items():
         if each["dtype"] == "str":
             out[key] = [INSTRUCTION] * each["shape"][0]

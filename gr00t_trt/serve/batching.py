@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..common.interface import ModalityConfig, Observation
-from .limits import AXES
+from .limits import AXES, axes_of
 
 
 def buckets_up_to(most: int) -> list[int]:
@@ -21,16 +21,12 @@ class Batcher:
 
     Args:
         modality_config: Names the keys that the policy reads; others are left out.
-        count_tokens: Length of an instruction in tokens, asked for again and again of the same ones. Prompts of unequal
-            length would need padding, which gives a request other numbers than it would get alone.
+        count_tokens: Length of an instruction in tokens; should be cached. Prompts of unequal length would need
+            padding, which gives a request other numbers than it would get alone.
     """
 
     def __init__(self, modality_config: Mapping[str, ModalityConfig], count_tokens: Callable[[str], int]):
-        self._keys = {
-            key: axes
-            for modality, axes in AXES.items()
-            for key in (modality_config[modality].modality_keys if modality in modality_config else ())
-        }
+        self._keys = axes_of(modality_config)
         self._count_tokens = count_tokens
 
     def form(self, observation: Observation) -> Hashable | None:
@@ -38,15 +34,15 @@ class Batcher:
 
         That is one with a batch axis of its own, and anything out of the ordinary: validating is left to the policy.
         """
-        shapes = []
-        if any(key not in self._keys and not str(key).startswith("action.") for key in _others(observation)):
+        shapes, named = [], _annotations(observation)
+        others = observation.keys() - self._keys.keys() - set(named)
+        if any(not str(key).startswith("action.") for key in others):
             return None  # the policy says what it thinks of it
         for key, axes in self._keys.items():
             value = observation.get(key)
             if not isinstance(value, np.ndarray) or value.ndim != axes:
                 return None
             shapes.append((value.shape, value.dtype.str))
-        named = _annotations(observation)
         if not named:
             return (*shapes, None)
         text = _text(observation[named[0]])
@@ -69,10 +65,9 @@ class Batcher:
 
     def join(self, observations: Sequence[Observation]) -> Observation:
         """Observations of equal form as one with a leading batch axis."""
-        joined: dict[str, Any] = {key: np.stack([each[key] for each in observations]) for key in self._keys}
-        for key in _annotations(observations[0]):
-            joined[key] = [_text(each[key]) for each in observations]
-        return joined
+        arrays = {key: np.stack([each[key] for each in observations]) for key in self._keys}
+        texts = {key: [_text(each[key]) for each in observations] for key in _annotations(observations[0])}
+        return {**arrays, **texts}
 
     @staticmethod
     def part(action: Mapping[str, np.ndarray], size: int) -> list[dict[str, np.ndarray]]:
@@ -82,10 +77,6 @@ class Batcher:
 
 def _annotations(observation: Observation) -> list[str]:
     return [key for key in observation if isinstance(key, str) and "annotation" in key]
-
-
-def _others(observation: Observation) -> list[Any]:
-    return [key for key in observation if not isinstance(key, str) or "annotation" not in key]
 
 
 def _text(value: Any) -> str | None:

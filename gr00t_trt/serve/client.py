@@ -189,7 +189,7 @@ class RemotePolicy(ABC):
             self._more["embodiment_tag"] = embodiment_tag
         self._sizes: dict[str, tuple[int, int]] | None = None
         self.last_timings_ms: dict[str, float] = {}
-        self.last_served_by: dict[str, Any] = {}
+        self.last_served_by: Message = {}
 
     def get_action(
         self, observation: Observation, *, seed: int | None = None, noise: np.ndarray | None = None
@@ -268,7 +268,7 @@ def new_client_id() -> str:
     return secrets.token_hex(16)
 
 
-def robot_of(status: Mapping[str, Any], tag: str | None) -> Mapping[str, Any]:
+def robot_of(status: Message, tag: str | None) -> Message:
     """What a server's status says of one kind of robot. Raises: ServiceError for a kind that it does not serve."""
     kinds = status.get("robots", {})
     if tag is None or (tag == status.get("embodiment_tag") and tag not in kinds):
@@ -276,16 +276,15 @@ def robot_of(status: Mapping[str, Any], tag: str | None) -> Mapping[str, Any]:
     if tag not in kinds:
         known = ", ".join(kinds) or str(status.get("embodiment_tag"))
         raise ServiceError(f"embodiment_tag {tag!r} is not served there", known=known, fix="start it with --also")
-    found: Mapping[str, Any] = kinds[tag]
-    return found
+    return kinds[tag]
 
 
-def modalities_of(about: Mapping[str, Any]) -> dict[str, ModalityConfig]:
+def modalities_of(about: Message) -> dict[str, ModalityConfig]:
     """Modality -> keys, from what a status says of a robot."""
     return {name: ModalityConfig(**each) for name, each in about["modality_config"].items()}
 
 
-def frame_sizes(about: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def frame_sizes(about: Message) -> dict[str, tuple[int, int]]:
     """Video key -> (height, width) of the frames that a server's policy takes, from its status."""
     observation = about["observation"]
     return {key: tuple(each["shape"][1:3]) for key, each in observation.items() if key.startswith("video.")}

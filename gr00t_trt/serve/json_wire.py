@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ServiceError
-from .wire import MAX_DEPTH, MAX_ELEMENTS, array_from_bytes
+from .wire import MAX_DEPTH, MAX_ELEMENTS, UNSENDABLE, Message, array_from_bytes, unsendable
 
 ARRAY = "__numpy__"
 Long = dict[str, memoryview]
@@ -34,8 +34,8 @@ def encode_json(value: Any) -> bytes:
     """
     try:
         text = json.dumps(value, default=_marked, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays") from error
+    except UNSENDABLE as error:
+        raise unsendable(error) from error
     return text.encode("utf-8")
 
 
@@ -75,7 +75,7 @@ def _shortened(data: bytes) -> tuple[str, Long]:
     return b"".join((*parts, whole[done:])).decode("utf-8"), long
 
 
-def _marked(value: object) -> dict[str, Any]:
+def _marked(value: object) -> Message:
     if not isinstance(value, np.ndarray | np.generic) or value.dtype.hasobject:
         raise TypeError(f"a {type(value).__name__}")
     raw = base64.b64encode(value.tobytes()).decode("ascii")

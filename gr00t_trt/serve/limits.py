@@ -18,6 +18,15 @@ CHARACTERS_PER_TOKEN = 32
 """More than any text has on average: what is longer is refused without being tokenized."""
 
 
+def axes_of(modality_config: Mapping[str, ModalityConfig]) -> dict[str, int]:
+    """Key of frames or a state -> axes of one sample."""
+    return {
+        key: axes
+        for modality, axes in AXES.items()
+        for key in (modality_config[modality].modality_keys if modality in modality_config else ())
+    }
+
+
 class Limits:
     """Bounds of a request, the same whatever runs the model.
 
@@ -38,11 +47,7 @@ class Limits:
         count_tokens: Callable[[str], int] = len,
         noise_shape: tuple[int, int] | None = None,
     ):
-        self._axes = {
-            key: axes
-            for modality, axes in AXES.items()
-            for key in (modality_config[modality].modality_keys if modality in modality_config else ())
-        }
+        self._axes = axes_of(modality_config)
         self.max_samples, self.max_tokens, self.noise_shape = max_samples, max_tokens, noise_shape
         # The same instruction comes with every request of an episode.
         self.count_tokens = lru_cache(maxsize=256)(count_tokens)

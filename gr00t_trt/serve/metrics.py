@@ -7,9 +7,10 @@ import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
+
+from .wire import Message
 
 BUCKETS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 RECENT = 1000
@@ -71,7 +72,7 @@ class Metrics:
         """Numbers that only grow, by the value of a label, read whenever somebody looks."""
         self._counts[name] = (label, help, read)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Message:
         """For a status page: uptime, answered requests by endpoint and result, stage -> count, p50 and p99."""
         with self._lock:
             requests: dict[str, dict[str, int]] = {}
@@ -81,9 +82,10 @@ class Metrics:
             for name, stage in self._stages.items():
                 p50, p99 = stage.quantiles()
                 stages[name] = {"count": stage.count, "p50": p50, "p99": p99}
-        gauges: dict[str, Any] = {name: read() for name, (_, read) in self._gauges.items()}
-        gauges |= {name: dict(read()) for name, (_, _, read) in self._counts.items()}
-        return {"uptime_s": time.monotonic() - self._began, "requests": requests, "timings_ms": stages, **gauges}
+        gauges = {name: read() for name, (_, read) in self._gauges.items()}
+        counts = {name: dict(read()) for name, (_, _, read) in self._counts.items()}
+        uptime_s = time.monotonic() - self._began
+        return {"uptime_s": uptime_s, "requests": requests, "timings_ms": stages, **gauges, **counts}
 
     def summary(self) -> str:
         """One sentence for the end: how many requests for actions were answered, and how fast."""

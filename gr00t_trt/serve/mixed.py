@@ -7,7 +7,6 @@ get alone. The weights of each embodiment are gathered inside the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,6 @@ def mixed_actions(parts: Sequence[Part]) -> list[Mapping[str, np.ndarray]]:
     return actions
 
 
-def _prepared(robot: Robot, observations: Sequence[Observation]) -> dict[str, Any]:
+def _prepared(robot: Robot, observations: Sequence[Observation]) -> dict[str, Tensor]:
     assert robot.batcher is not None
-    inputs: dict[str, Any] = robot.policy.preprocess(robot.batcher.join(observations))[0]
-    return inputs
+    return robot.policy.preprocess(robot.batcher.join(observations))[0]

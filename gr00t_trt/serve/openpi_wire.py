@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 
 from ..errors import ServiceError
-from .wire import array_from_bytes, decode
+from .wire import UNSENDABLE, array_from_bytes, decode, unsendable
 
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 
@@ -30,8 +30,8 @@ def encode_openpi(value: Any) -> bytes:
     """
     try:
         return bytes(msgpack.packb(value, default=_marked))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays") from error
+    except UNSENDABLE as error:
+        raise unsendable(error) from error
 
 
 def decode_openpi(data: bytes) -> Any:

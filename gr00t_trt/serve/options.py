@@ -11,13 +11,12 @@ embodiment_tag  of the robot that asks, where a server drives several kinds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .refusal import Refusal
+from .wire import Message
 
 KEYS = ("timings", "served_by", "seed", "noise", "timeout_ms", "client_id", "embodiment_tag")
 MAX_ID = 64
@@ -37,36 +36,32 @@ class Options:
     embodiment_tag: str | None = None
 
 
-def options_of(message: Mapping[str, Any]) -> Options:
+def options_of(message: Message) -> Options:
     """The options of a request. Raises: Refusal naming the key and the value."""
     seed, noise = message.get("seed"), message.get("noise")
-    timeout_ms, client_id = message.get("timeout_ms"), message.get("client_id")
+    timeout_ms = message.get("timeout_ms")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise _refused("seed", seed, "an integer from 0 to 2^63 - 1")
     if noise is not None and not isinstance(noise, np.ndarray):
         raise _refused("noise", noise, "an array [T, action_dim] or [B, T, action_dim]")
     if seed is not None and noise is not None:
         raise Refusal("seed and noise exclude each other: send one of them", http_status=400)
-    if timeout_ms is not None and not _is_duration(timeout_ms):
+    is_number = isinstance(timeout_ms, int | float) and not isinstance(timeout_ms, bool)
+    if timeout_ms is not None and not (is_number and 0 < timeout_ms <= LONGEST_MS):
         raise _refused("timeout_ms", timeout_ms, f"milliseconds above 0, up to {LONGEST_MS:g}")
-    if client_id is not None and not (isinstance(client_id, str) and 0 < len(client_id) <= MAX_ID):
-        raise _refused("client_id", client_id, f"text of 1 to {MAX_ID} characters")
-    tag = message.get("embodiment_tag")
-    if tag is not None and not (isinstance(tag, str) and 0 < len(tag) <= MAX_ID):
-        raise _refused("embodiment_tag", tag, f"text of 1 to {MAX_ID} characters")
+    for key in ("client_id", "embodiment_tag"):
+        name = message.get(key)
+        if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_ID):
+            raise _refused(key, name, f"text of 1 to {MAX_ID} characters")
     return Options(
         timings=message.get("timings") is True,
         served_by=message.get("served_by") is True,
         seed=seed,
         noise=noise,
         timeout_s=None if timeout_ms is None else timeout_ms / 1e3,
-        client_id=client_id,
-        embodiment_tag=tag,
+        client_id=message.get("client_id"),
+        embodiment_tag=message.get("embodiment_tag"),
     )
-
-
-def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LONGEST_MS
 
 
 def _refused(key: str, value: object, known: str) -> Refusal:

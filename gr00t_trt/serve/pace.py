@@ -1,4 +1,4 @@
-"""How fast bytes are read that come to nothing. Never imports torch.
+"""A rate limit for bytes that lead to no accepted request. Never imports torch.
 
 Large messages that are refused, or never end, take the processor and the interpreter from everybody else's requests for
 as long as they are read as fast as they come. Read slowly they cost little: TCP makes their sender wait.
@@ -16,10 +16,10 @@ AT_ONCE = 2**20
 
 
 class Pace:
-    """An account of the bytes that have been read for nothing; used from any thread.
+    """A token bucket over the bytes that have been read for nothing; used from any thread.
 
     Args:
-        credit: So many are read before anybody has to wait: of a message that may become a request, all.
+        credit: Bytes that are read before anybody has to wait: enough for any message that may become a request.
     """
 
     def __init__(self, credit: int):

@@ -14,6 +14,7 @@ from ..common.interface import ModalityConfig
 from .batching import Batcher
 from .limits import Limits
 from .refusal import Refusal
+from .wire import Message
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Robot:
     limits: Limits | None
     policy: Any = None
     batcher: Batcher | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, object] = field(default_factory=dict)
 
-    def described(self) -> dict[str, Any]:
-        """For the status page, in what both protocols can say."""
+    def described(self) -> Message:
+        """For the status page, of maps and lists alone, which every protocol can encode."""
         return {**self.about, "modality_config": {name: asdict(own) for name, own in self.modality_config.items()}}
 
 
@@ -63,7 +64,7 @@ class Robots:
             raise Refusal(text + hint, http_status=400)
         return self.others[tag]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Message:
         """Tag -> what the status page says of a kind; empty where there is only one."""
         if not self.others or self._tag is None:
             return {}

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -29,11 +29,22 @@ except ImportError as error:
 Message = dict[str, Any]
 """A request or a reply: text keys; values as `encode` takes them."""
 
+
+class KeyForm(TypedDict):
+    """What a status page says of one key of an observation; ``str`` is the dtype of an instruction."""
+
+    dtype: str
+    shape: list[int]
+
+
 MAX_DEPTH = 16
 MAX_ELEMENTS = 100_000
 """Maps, lists, keys and values of one message together. An observation has some twenty: an array counts as one."""
 
 ARRAY, MODALITY = "__ndarray_class__", "__ModalityConfig_class__"
+
+UNSENDABLE = (TypeError, ValueError, OverflowError, RecursionError)
+"""What encoders raise for a value of another type, too deep, or too large."""
 
 _TOO_MANY = f"the message has more than {MAX_ELEMENTS} elements"
 _NPY = b"\x93NUMPY\x01\x00"
@@ -51,8 +62,13 @@ def encode(value: Any) -> bytes:
         _THREAD.packer.reset()  # of what a value that could not be sent has left
         _THREAD.packer.pack(value)
         return bytes(_THREAD.packer.bytes())
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays") from error
+    except UNSENDABLE as error:
+        raise unsendable(error) from error
+
+
+def unsendable(error: Exception) -> ServiceError:
+    """What an encoder of any protocol raises for a value that it has no form for."""
+    return ServiceError(f"this cannot be sent: {error}", known="numbers, text, lists, maps, numpy arrays")
 
 
 def decode(data: bytes | memoryview, revived: Callable[[dict[Any, Any]], Any] | None = None) -> Any:
@@ -98,21 +114,16 @@ def decode(data: bytes | memoryview, revived: Callable[[dict[Any, Any]], Any] | 
 
 
 def _undecoded(error: Exception, length: int) -> ServiceError:
-    """msgpack's errors, which have no common base, in words."""
+    """msgpack's errors, which have no common base and are in part told apart by their texts alone, in words."""
     if isinstance(error, msgpack.ExtraData):
         return ServiceError(f"{len(error.extra)} bytes follow the message", known="one message per frame")
     if isinstance(error, msgpack.StackError):
         return ServiceError(f"the message nests deeper than {MAX_DEPTH} levels")
-    return _refused(str(error), length) or ServiceError(f"not a message: {type(error).__name__}: {error}")
-
-
-def _refused(said: str, length: int) -> ServiceError | None:
-    """What msgpack means, whose errors of this kind are all ValueErrors."""
-    claim = re.match(r"(\d+) exceeds max_(\w+)_len", said)
-    if "incomplete input" in said:
+    if "incomplete input" in str(error):
         return ServiceError("the message is cut short")
+    claim = re.match(r"(\d+) exceeds max_(\w+)_len", str(error))
     if claim is None:
-        return None
+        return ServiceError(f"not a message: {type(error).__name__}: {error}")
     if claim[2] == "ext":
         return _extension()
     if int(claim[1]) * {"array": 1, "map": 2}.get(claim[2], length + 1) <= length:
@@ -205,7 +216,7 @@ def _array(data: bytes, start: int, layout: _Layout) -> np.ndarray:
         raise ServiceError(f"an array claims the shape {list(shape)}: {error}") from error
 
 
-def _marked(value: object) -> dict[str, Any]:
+def _marked(value: object) -> Message:
     if isinstance(value, np.ndarray):
         columns_first = value.flags.f_contiguous and not value.flags.c_contiguous
         start = _npy_start(value.dtype, value.shape, columns_first)

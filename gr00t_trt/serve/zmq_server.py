@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -206,7 +206,7 @@ class ZmqServer:
                 raise ServiceError(f"the message has {len(payload)} frames", known="one frame per message")
             request = decode(payload[0])
             self._spare.give(payload[0])  # all of it has been copied
-            if not isinstance(request, Mapping):
+            if not isinstance(request, dict):
                 raise ServiceError(f"the request is a {type(request).__name__}, not a map")
             self._service.check_token(request.get("api_token"))
             endpoint = request.get("endpoint", "get_action")
@@ -222,7 +222,7 @@ class ZmqServer:
             self._service.count(endpoint, client=name)
         connection.send(frames_of([*envelope, reply]))
 
-    def _at_once(self, endpoint: object, request: Mapping[str, Any]) -> Any:
+    def _at_once(self, endpoint: object, request: Message) -> Any:
         service = self._service
         if isinstance(endpoint, str) and endpoint in service.immediate:
             return service.immediate[endpoint]()
@@ -230,7 +230,7 @@ class ZmqServer:
             return service.told[endpoint](request.get("data"))
         raise Refusal(f"Unknown endpoint: {str(endpoint)[:100]}", http_status=404)
 
-    def _act(self, connection: Connection, request: Mapping[str, Any], envelope: Sequence[bytes], size: int) -> None:
+    def _act(self, connection: Connection, request: Message, envelope: Sequence[bytes], size: int) -> None:
         def finish(reply: Message | Exception) -> None:
             if isinstance(reply, Exception):
                 connection.refuse(size)

@@ -59,13 +59,11 @@ def _command(name: bytes, body: bytes) -> bytes:
     return _head(_COMMAND, len(data)) + data
 
 
-READY = _command(
-    b"READY", b"".join(bytes((len(k),)) + k + struct.pack(">I", len(v)) + v for k, v in ((b"Socket-Type", b"ROUTER"),))
-)
+READY = _command(b"READY", b"\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER")
 
 
 class Spare:
-    """Memory of a message that has been read, for the next one: the system takes longer to give some than to fill it.
+    """The buffer of a message that has been read, kept for the next one: allocating it takes longer than filling it.
 
     Used on one thread.
     """
@@ -163,7 +161,7 @@ class Receiver:
             self._replies.append(READY)
         while len(view):
             if not self._in_body:
-                start = _head_size(view[0])
+                start = 9 if view[0] & _LONG else 2
                 if len(view) < start:
                     self._rest = bytes(view)
                     return
@@ -216,10 +214,6 @@ def _begins_like_greeting(data: bytes) -> bool:
         return False
     mechanism = data[12:32]
     return mechanism == GREETING[12 : 12 + len(mechanism)]
-
-
-def _head_size(flags: int) -> int:
-    return 9 if flags & _LONG else 2
 
 
 def _properties(command: bytes) -> dict[bytes, bytes]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
@@ -17,9 +16,9 @@ from ...common.command import Parser, parse_flags, run_program, setting, switch,
 from ...common.progress import progress
 from ...errors import ServiceError, UsageError
 from ..api_token import token_flags, token_of
-from ..client import RobotInferenceClient
+from ..ask import connected
 from ..flags import is_loopback
-from ..http_client import HttpInferenceClient
+from ..wire import Message
 
 BUILD = "--build"
 _POLL_S = 0.1
@@ -81,18 +80,18 @@ def ask(args: argparse.Namespace, console: Console) -> None:
 
     Raises: ServiceError where it does not answer, or refuses.
     """
-    kind: Any = HttpInferenceClient if args.http_server else RobotInferenceClient
-    with kind(args.host, args.port, api_token=args.api_token) as client, progress(console) as steps:
+    with connected(args) as client, progress(console) as steps:
         number = client.reload(_path(args))["number"]
-        deadline = time.monotonic() + args.timeout_s
+        deadline, said = time.monotonic() + args.timeout_s, None
         while True:
             told = client.status()["reload"]
             if told.get("number") != number:
                 raise ServiceError(f"another change has taken the place of this one: {told.get('checkpoint')}")
             if told["state"] != "running":
                 break
-            if told.get("phase"):
-                _say(steps, told["phase"])
+            if (phase := told.get("phase", said)) != said:
+                steps.step(phase)
+                said = phase
             if time.monotonic() > deadline:
                 what = f"{told['checkpoint']} does not serve after {args.timeout_s:g} s; the server goes on"
                 raise ServiceError(what, fix="wait longer with --timeout_s, or look at its status")
@@ -105,19 +104,13 @@ def ask(args: argparse.Namespace, console: Console) -> None:
         print(line)
 
 
-def _say(steps: Any, phase: str) -> None:
-    if phase != getattr(steps, "told", None):
-        steps.told = phase
-        steps.step(phase)
-
-
 def _path(args: argparse.Namespace) -> str:
     """A folder of this machine by its whole path: the server runs somewhere else in it."""
     path = os.path.expanduser(args.checkpoint)
     return os.path.abspath(path) if is_loopback(args.host) and os.path.isdir(path) else args.checkpoint
 
 
-def lines(told: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Iterator[str]:
+def lines(told: Message, checkpoint: Message) -> Iterator[str]:
     """What became of a change, for the terminal."""
     seconds = told["seconds"]
     yield f"serving: {checkpoint['path']}"
