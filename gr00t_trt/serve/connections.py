@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .pace import AT_ONCE, Pace, rests_until
 
@@ -29,8 +30,8 @@ _TURN_BYTES = 2**16
 Address = tuple[str, int]
 
 
-class Guarded(Protocol):
-    """A connection that can be made to go.
+class Guarded(ABC):
+    """A connection that can be made to go; beside asyncio's or a library's protocol among the bases of a class.
 
     Attributes:
         client: Address and port at its other end; None once it has gone.
@@ -45,19 +46,22 @@ class Guarded(Protocol):
     client: Address | None
     transport: Any
     since: float
-    held: int
-    expected: int
-    answering: bool
-    refused: bool
-    rests_until: float
+    held = 0
+    expected = 0
+    answering = False
+    refused = False
+    rests_until = 0.0
 
     @property
+    @abstractmethod
     def settled(self) -> bool:
         """Whether it has had an answer, and no request has begun since."""
 
+    @abstractmethod
     def overdue(self, now: float) -> bool:
         """Whether it has taken too long; `now` on the clock of `time.monotonic`."""
 
+    @abstractmethod
     def drop(self) -> None:
         """Have it go, which it does at the next turn of the loop."""
 
@@ -96,9 +100,12 @@ class Connections(Generic[C]):
         if connection.client is not None and self._connections.get(connection.client) is connection:
             del self._connections[connection.client]
 
+    def _of(self, client: Address | None) -> C | None:
+        return self._connections.get(client) if client else None
+
     def gone(self, client: Address | None) -> bool:
         """Whether the connection from this address and port is closed."""
-        found = self._connections.get(client) if client else None
+        found = self._of(client)
         return found is None or found.transport.is_closing()
 
     def hold(self, client: Address | None, size: int, expected: int = 0) -> None:
@@ -107,7 +114,7 @@ class Connections(Generic[C]):
         Args:
             expected: Bytes that its request says it has.
         """
-        found = self._connections.get(client) if client else None
+        found = self._of(client)
         if found is not None and not found.transport.is_closing():
             self._pace.spend(max(0, size - found.held))
             found.held, found.expected = size, max(size, expected)
@@ -115,12 +122,12 @@ class Connections(Generic[C]):
                 max(self._connections.values(), key=lambda each: each.held).drop()
 
     def rests(self, client: Address | None, turn: Callable[[], None]) -> bool:
-        """Whether a connection is not to be read for now: too much comes that is for nothing.
+        """Whether reading from a connection is to pause: too many bytes come that lead to no accepted request.
 
         Args:
             turn: Called when it may be read again.
         """
-        found = self._connections.get(client) if client else None
+        found = self._of(client)
         if found is None or not (found.refused or found.expected > AT_ONCE):
             return False
         until = found.rests_until if found.refused else 0.0
@@ -154,7 +161,7 @@ class Connections(Generic[C]):
 
         Yields: To be called where the request is refused; an exception tells it as well.
         """
-        found = self._connections.get(client) if client else None
+        found = self._of(client)
         if found is None:
             yield lambda: None
             return

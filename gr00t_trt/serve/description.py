@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -16,6 +15,7 @@ from ..policy.policy import Gr00tPolicy
 from ..record.numbers import cosine, digits
 from ..record.result import Agreement
 from .limits import Limits
+from .wire import KeyForm, Message
 
 
 def start_table(deployment: Deployment) -> Table:
@@ -39,11 +39,15 @@ def _actions(deployment: Deployment) -> Agreement | None:
     return None if whole is None else whole.accuracy
 
 
-def status_page(
-    args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment, limits: Limits
-) -> dict[str, Any]:
+def cosine_to_fp32(deployment: Deployment) -> float | None:
+    """Of the actions; None where the start was told not to compare."""
+    accuracy = _actions(deployment)
+    return None if accuracy is None else accuracy.cosine
+
+
+def status_page(args: argparse.Namespace, policy: Gr00tPolicy, deployment: Deployment, limits: Limits) -> Message:
     """What `Service` says of a server, as JSON."""
-    record, found, accuracy = deployment.record, deployment.record.environment, _actions(deployment)
+    record, found = deployment.record, deployment.record.environment
     builds = [result.build for result in record.submodules if result.build is not None]
     from_cache = [build.from_cache for build in builds if build.engine_bytes is not None]
     distributions = {name: version for name, version in found.distributions.items() if version is not None}
@@ -59,14 +63,14 @@ def status_page(
         "versions": {"python": found.python, **distributions},
         "submodules": deployment.backends,
         "engines": {"built": from_cache.count(False), "from_cache": from_cache.count(True)},
-        "action_cosine_to_fp32": accuracy and accuracy.cosine,
+        "action_cosine_to_fp32": cosine_to_fp32(deployment),
         "observation": keys_of(policy.example()),
         "limits": {**bounds, "samples": limits.max_samples, "tokens": limits.max_tokens},
     }
 
 
-def keys_of(observation: Observation) -> dict[str, Any]:
-    """Key -> dtype and shape, for the status page."""
+def keys_of(observation: Observation) -> dict[str, KeyForm]:
+    """For the status page."""
     return {
         key: {"dtype": str(value.dtype), "shape": list(value.shape)}
         if isinstance(value, np.ndarray)

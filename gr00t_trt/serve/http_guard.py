@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .connections import Connections
+from .connections import Connections, Guarded
 
 IDLE_S = 5.0
 """A connection may say nothing, or send the head of a request, for this long."""
@@ -27,23 +27,17 @@ class Guard(Connections["GuardedProtocol"]):
 
     def __init__(self, *, max_request_bytes: int, request_timeout_s: float):
         super().__init__(max_request_bytes)
+        self.max_request_bytes, self.request_timeout_s = max_request_bytes, request_timeout_s
         self.active_s = request_timeout_s + IDLE_S
 
-    def protocol(self, **settings: Any) -> GuardedProtocol:
-        """A connection, as uvicorn makes one."""
-        return GuardedProtocol(self, **settings)
 
-
-class GuardedProtocol(H11Protocol):
+class GuardedProtocol(H11Protocol, Guarded):
     """A connection as `connections.Guarded`; `since`: when it was made, had its last request's head or answer."""
 
     def __init__(self, guard: Guard, **settings: Any):
         super().__init__(**settings)
-        self._guard = guard
+        self._guard, self._served = guard, False
         self.since = time.monotonic()
-        self.answering = self.refused = self._served = False
-        self.held = self.expected = 0
-        self.rests_until = 0.0
 
     @property
     def active(self) -> bool:

@@ -16,23 +16,24 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from functools import partial
 
 from ..common.install import install_extra
 from ..errors import ObservationError, ServiceError, ShapeError
-from .awaited import answered
+from .awaited import answered, token_in
+from .connections import Address
 from .json_wire import decode_json, encode_json
 from .pace import AT_ONCE
 from .refusal import Refusal
 from .service import Peer, Service, listening_socket
+from .wire import Message
 
 try:
     import uvicorn
     from fastapi import FastAPI, Request, Response
 
-    from .http_guard import Guard
+    from .http_guard import Guard, GuardedProtocol
 except ImportError as error:
     raise ServiceError("the HTTP server needs fastapi and uvicorn", fix=install_extra("serve")) from error
 
@@ -41,7 +42,7 @@ _LAST_WORDS_S = 0.5
 """How long requests may take to end when the server does."""
 
 
-def application(service: Service, guard: Guard, *, max_request_bytes: int, request_timeout_s: float) -> FastAPI:
+def application(service: Service, guard: Guard) -> FastAPI:
     """The routes.
 
     Status 400 for a request that cannot be answered as it is (the message says why), 401 for a wrong token, 408 for a
@@ -49,8 +50,7 @@ def application(service: Service, guard: Guard, *, max_request_bytes: int, reque
     requests wait, 500 for an error of the server. The body of an error is ``{"detail": "<what is wrong>"}``.
 
     Args:
-        guard: Of the connections that they are asked by.
-        request_timeout_s: How long a body may take to arrive.
+        guard: Of the connections that they are asked by; it says how large a body may be, and how long it may take.
     """
     app = FastAPI(title="GR00T N1.5", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -60,7 +60,7 @@ def application(service: Service, guard: Guard, *, max_request_bytes: int, reque
 
     @app.post("/act")
     async def act(request: Request) -> Response:
-        return await _act(service, guard, request, max_request_bytes, request_timeout_s)
+        return await _act(service, guard, request)
 
     @app.get("/")
     async def root() -> Response:
@@ -70,36 +70,33 @@ def application(service: Service, guard: Guard, *, max_request_bytes: int, reque
 
     @app.get("/health")
     async def health() -> Response:
-        return Response(encode_json(service.health()), media_type="application/json")
+        return _json(service.health())
 
     @app.get("/status")
     async def status(request: Request) -> Response:
-        service.check_token(_token(request))
+        service.check_token(token_in(request.headers, "bearer"))
         service.count("status")
         modalities = {name: asdict(own) for name, own in service.immediate["get_modality_config"]().items()}
-        return Response(encode_json({**service.status(), "modality_config": modalities}), media_type="application/json")
+        return _json({**service.status(), "modality_config": modalities})
 
     @app.post("/reload")
     async def reload(request: Request) -> Response:
-        return await _reload(service, guard, request, max_request_bytes, request_timeout_s)
+        return await _reload(service, guard, request)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        service.check_token(_token(request))
+        service.check_token(token_in(request.headers, "bearer"))
         return Response(service.metrics_page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 
 
-async def _act(
-    service: Service, guard: Guard, request: Request, max_request_bytes: int, request_timeout_s: float
-) -> Response:
-    client = (request.client.host, request.client.port) if request.client else None
+async def _act(service: Service, guard: Guard, request: Request) -> Response:
+    client = _client(request)
     peer = Peer(f"{client[0]}:{client[1]}" if client else "-", lambda: guard.gone(client))
     handed_over = False
     try:
-        service.check_token(_token(request))
-        raw = await asyncio.wait_for(_body(request, guard, client, max_request_bytes), request_timeout_s)
+        raw = await _admitted(service, guard, request)
         with guard.answering(client) as refuse:
             # Beside the loop where it takes long: a health check is to be answered meanwhile.
             body = _unwrapped(raw) if len(raw) <= AT_ONCE else await asyncio.to_thread(_unwrapped, raw)
@@ -110,35 +107,41 @@ async def _act(
             if isinstance(reply, Exception):  # not raised: it would keep this frame, and the frame keeps it
                 refuse()
                 return _refused(reply)
-        return Response(encode_json(reply), media_type="application/json")
+        return _json(reply)
     except Exception as error:  # whatever a request sets off is told to its sender
-        if isinstance(error, asyncio.TimeoutError):
-            error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
         if not handed_over:
             service.count("get_action", error, client=peer.name)
         return _refused(error)
 
 
-async def _reload(
-    service: Service, guard: Guard, request: Request, max_request_bytes: int, request_timeout_s: float
-) -> Response:
-    client = (request.client.host, request.client.port) if request.client else None
+async def _reload(service: Service, guard: Guard, request: Request) -> Response:
     error: Exception | None = None
     try:
-        service.check_token(_token(request))
-        raw = await asyncio.wait_for(_body(request, guard, client, max_request_bytes), request_timeout_s)
-        return Response(encode_json(service.reload(_object(raw))), 202, media_type="application/json")
+        return _json(service.reload(_object(await _admitted(service, guard, request))), 202)
     except Exception as caught:  # whatever a request sets off is told to its sender
         error = caught
-        if isinstance(caught, asyncio.TimeoutError):
-            error = Refusal(f"the body did not arrive within {request_timeout_s:g} s", http_status=408)
-        return _refused(error)
+        return _refused(caught)
     finally:
         service.count("reload", error)
 
 
-async def _body(request: Request, guard: Guard, client: tuple[str, int] | None, limit: int) -> bytes:
+def _client(request: Request) -> Address | None:
+    return (request.client.host, request.client.port) if request.client else None
+
+
+async def _admitted(service: Service, guard: Guard, request: Request) -> bytes:
+    """The body of a request, which is not read without its token. Raises: Refusal."""
+    service.check_token(token_in(request.headers, "bearer"))
+    try:
+        return await asyncio.wait_for(_body(request, guard), guard.request_timeout_s)
+    except asyncio.TimeoutError:
+        text = f"the body did not arrive within {guard.request_timeout_s:g} s"
+        raise Refusal(text, http_status=408) from None
+
+
+async def _body(request: Request, guard: Guard) -> bytes:
     """The body, as long as it is within the limit: more is not read."""
+    client, limit = _client(request), guard.max_request_bytes
     chunks: list[bytes] = []
     size, announced = 0, request.headers.get("content-length", "")
     expected = int(announced) if announced.isdecimal() else 0
@@ -157,7 +160,7 @@ async def _body(request: Request, guard: Guard, client: tuple[str, int] | None, 
         chunks.clear()  # an error knows its frame, and stays until Python looks for such circles
 
 
-def _unwrapped(raw: bytes) -> Mapping[str, Any]:
+def _unwrapped(raw: bytes) -> Message:
     body = _object(raw)
     if "encoded" not in body:
         return body
@@ -166,19 +169,14 @@ def _unwrapped(raw: bytes) -> Mapping[str, Any]:
     return _object(body["encoded"])
 
 
-def _object(raw: bytes | str) -> Mapping[str, Any]:
+def _object(raw: bytes | str) -> Message:
     try:
         body = decode_json(raw)
     except ServiceError as error:
         raise Refusal(str(error), http_status=422) from error
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         raise Refusal("the payload is not a JSON object", http_status=422)
     return body
-
-
-def _token(request: Request) -> str | None:
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    return bearer.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-token")
 
 
 def _refused(error: Exception) -> Response:
@@ -189,26 +187,29 @@ def _refused(error: Exception) -> Response:
         status, detail = 400, str(error)
     # Where the body has not been read to its end, the rest of it must not be read either.
     headers = {"Connection": "close"} if status in (408, 413) else None
-    return Response(encode_json({"detail": detail}), status, headers, media_type="application/json")
+    return _json({"detail": detail}, status, headers)
+
+
+def _json(value: Message, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode_json(value), status, headers, media_type="application/json")
 
 
 class HttpServer:
     """Answers HTTP clients on a thread of its own, from `start` to `close`.
 
     Args:
-        host, port, max_request_bytes: As for `ZmqServer`; request_timeout_s: as for `application`.
+        host, port, max_request_bytes, request_timeout_s: As for `ZmqServer`.
     Raises: ServiceError when the address cannot be used.
     """
 
     def __init__(self, service: Service, host: str, port: int, *, max_request_bytes: int, request_timeout_s: float):
         self._socket, address = listening_socket(host, port)
         self.endpoint = f"http://{address}"
-        limits = {"max_request_bytes": max_request_bytes, "request_timeout_s": request_timeout_s}
-        guard = Guard(**limits)  # type: ignore[arg-type]
-        app = application(service, guard, **limits)  # type: ignore[arg-type]
+        guard = Guard(max_request_bytes=max_request_bytes, request_timeout_s=request_timeout_s)
+        app = application(service, guard)
         # Its logging is left alone: a host process has its own.
         config = uvicorn.Config(app, log_config=None, log_level="error", access_log=False, lifespan="off", ws="none")
-        config.http = guard.protocol  # type: ignore[assignment]
+        config.http = partial(GuardedProtocol, guard)  # type: ignore[assignment]
         config.timeout_graceful_shutdown = _LAST_WORDS_S  # type: ignore[assignment]  # waits for fractions, too
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="http", daemon=True)

@@ -18,6 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -25,12 +26,12 @@ import numpy as np
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
-from .awaited import answered
-from .connections import Connections
+from .awaited import answered, token_in
+from .connections import Connections, Guarded
 from .limits import AXES
 from .openpi_wire import decode_openpi, encode_openpi
 from .options import KEYS, options_of
-from .refusal import Refusal
+from .refusal import Refusal, told
 from .request_log import LOGGER
 from .service import Peer, Service, listening_socket
 from .waiting import QUEUE, TOTAL
@@ -92,17 +93,18 @@ class OpenpiServer:
             self._loop.close()
 
     async def _serve(self) -> None:
-        settings: dict[str, Any] = {
-            "process_request": self._admit,
-            "create_connection": lambda *args, **kwargs: _Connection(self._connections, self._timeout_s, args, kwargs),
-            "open_timeout": _HANDSHAKE_S,
-            "close_timeout": _LAST_WORDS_S,
-            "max_size": self._limit,
-            "max_queue": 1,
-            "compression": None,  # frames of a camera take longer to compress than to send
-            "logger": _silent(),
-        }
-        async with serve(self._client, sock=self._socket, **settings) as server:
+        async with serve(
+            self._client,
+            sock=self._socket,
+            process_request=self._admit,
+            create_connection=partial(_Connection, self._connections, self._timeout_s),  # type: ignore[arg-type]
+            open_timeout=_HANDSHAKE_S,
+            close_timeout=_LAST_WORDS_S,
+            max_size=self._limit,
+            max_queue=1,
+            compression=None,  # frames of a camera take longer to compress than to send
+            logger=_silent(),
+        ) as server:
             self._started.set()
             await self._ending.wait()
             await self._last_words(server)
@@ -118,7 +120,7 @@ class OpenpiServer:
         if request.path == "/healthz":
             return connection.respond(HTTPStatus.OK, "OK\n")
         try:
-            self._service.check_token(_token(request))
+            self._service.check_token(token_in(request.headers, "api-key", "bearer"))
         except Refusal as error:
             self._service.count("get_action", error, client=_name(connection))
             return connection.respond(HTTPStatus(error.http_status), f"{error}\n")
@@ -146,14 +148,14 @@ class OpenpiServer:
             observation, message = self._request(raw)
         except Exception as error:  # whatever a message sets off, the next one finds the server alive
             self._service.count("get_action", error, client=peer.name)
-            return _words(error)
+            return told(error)
         reply = await answered(self._service, observation, message, peer)
         if isinstance(reply, Exception):
-            return _words(reply)
+            return told(reply)
         try:
             return encode_openpi(self._action(reply, self._keys(message), kept=message["asked"]))
         except (ServiceError, ValueError) as error:
-            return _words(error)
+            return told(error)
 
     def _request(self, raw: str | bytes) -> tuple[Message, Message]:
         """The observation of a message, and its options; `asked`: whether its times are to come with the answer."""
@@ -170,7 +172,7 @@ class OpenpiServer:
         self._add_time(observation, keys)
         return observation, {**options, "timings": True, "asked": options.get("timings") is True}
 
-    def _keys(self, options: Mapping[str, Any]) -> Mapping[str, ModalityConfig]:
+    def _keys(self, options: Message) -> Mapping[str, ModalityConfig]:
         """What the robot that asks reads and is given. Raises: Refusal."""
         return self._service.robots.of(options_of(options).embodiment_tag).modality_config
 
@@ -206,17 +208,15 @@ class OpenpiServer:
         return reply
 
 
-class _Connection(ServerConnection):
+class _Connection(ServerConnection, Guarded):
     """A connection as `connections.Guarded`; `greeted`: it speaks the protocol, and has shown its token."""
 
-    def __init__(self, all: Connections[_Connection], timeout_s: float, args: Any, kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, all: Connections[_Connection], timeout_s: float, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
         self._all, self._timeout_s = all, timeout_s
-        self.client: tuple[str, int] | None = None
+        self.client = None
         self.since = time.monotonic()
-        self.answering = self.refused = self.greeted = False
-        self.held = self.expected = 0
-        self.rests_until = 0.0
+        self.greeted = False
         self._begun: float | None = None
         self._resting = False
         self._unread = self._unframed = 0  # bytes of frames that nobody has taken, and of one that is not complete
@@ -275,18 +275,9 @@ class _Connection(ServerConnection):
             self._begun = None
 
 
-def _token(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() in ("api-key", "bearer") else request.headers.get("X-API-Token")
-
-
 def _name(connection: ServerConnection) -> str:
     address = connection.remote_address
     return f"{address[0]}:{address[1]}" if address else "-"
-
-
-def _words(error: Exception) -> str:
-    return (str(error) or type(error).__name__).encode("utf-8", "replace").decode()
 
 
 def _silent() -> logging.Logger:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ..errors import ServiceError
 
 
@@ -16,3 +19,11 @@ class Refusal(ServiceError):
     def __init__(self, what: str, *, http_status: int):
         super().__init__(what)
         self.http_status = http_status
+
+    def __reduce__(self) -> tuple[Callable[..., Refusal], tuple[str, ...]]:
+        return partial(type(self), http_status=self.http_status), self.args
+
+
+def told(error: Exception) -> str:
+    """What a client is told of an error: text that can be encoded, and never none."""
+    return (str(error) or type(error).__name__).encode("utf-8", "replace").decode()

@@ -7,14 +7,14 @@ the new ones from the next request on; whatever goes wrong before leaves the old
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -29,142 +29,80 @@ from ..model import load_config
 from ..model.checkpoint import content_hash_of
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source
-from .refusal import Refusal
+from .description import cosine_to_fp32
+from .weights_state import DONE, Checkpoint, Reload, WeightsState
 
 if TYPE_CHECKING:
     from .worker import PolicyWorker
 
-IDLE, RUNNING, DONE, REFUSED = "idle", "running", "done", "refused"
 
-
-@dataclass(frozen=True)
-class Reload:
-    """What became of the last request for other weights.
-
-    Attributes:
-        state: ``idle`` where none came yet, ``running``, ``done`` or ``refused``.
-        number: Of the request, from 1.
-        seconds: Phase -> seconds; ``total`` from the request to the first action.
-    """
-
-    state: str = IDLE
-    number: int = 0
-    checkpoint: str | None = None
-    phase: str | None = None
-    error: str | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    changed: int = 0
-    in_place: tuple[str, ...] = ()
-    reused: tuple[str, ...] = ()
-    rebuilt: tuple[str, ...] = ()
-    from_cache: tuple[str, ...] = ()
-
-    def told(self) -> dict[str, Any]:
-        """For the status page: without what is empty."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items() if v or name == "state"}
-
-
-class Reloader:
+class Reloader(WeightsState):
     """Changes the weights of a policy in service.
 
     Args:
         deployment: In service.
-        folder: Checkpoints below it may be asked for, and no others: a request comes over the network.
+        folder, checkpoint, report: As for `WeightsState`.
         load: Path -> the policy of that checkpoint, as `Swap` takes it.
         between: Does a job between two requests, as `PolicyWorker.between`.
-        settings: For `Swap`: observation, engine cache, check.
-        warm: What is to be got ready besides, within the pause: batches.
-        report: Told in a sentence what is going on, for the operator.
+        swap: Makes a `Swap`, its settings given.
+        warm: Gets the batches ready as well, within the pause.
 
     Attributes:
-        deployment: In service now. checkpoint: Its path, and the hash of its tensors once that is known.
-        last: What became of the last request.
-        published: Told what a status page has to say otherwise, before the first answer of new weights.
+        deployment: In service now.
     """
 
     def __init__(
         self,
         deployment: Deployment,
         folder: Path,
+        checkpoint: str,
         load: Callable[[Path, Steps], Gr00tPolicy],
         between: Callable[[Callable[[], Swapped]], Swapped],
         *,
-        settings: Mapping[str, Any],
+        swap: Callable[[Deployment, Gr00tPolicy, Steps], Swap] = Swap,
         warm: Callable[[], None] = lambda: None,
         report: Callable[[str], None] = lambda text: None,
     ):
         changeable(deployment)
-        self.deployment, self._folder, self._load, self._between = deployment, folder.resolve(), load, between
-        self._settings, self._warm, self._report = dict(settings), warm, report
-        self._lock = threading.Lock()
-        self.last = Reload()
-        self.checkpoint: dict[str, Any] = {}
-        self.published: Callable[[Mapping[str, Any]], None] = lambda about: None
+        super().__init__(folder, checkpoint, report)
+        self.deployment, self._load, self._between, self._swap, self._warm = deployment, load, between, swap, warm
 
-    def identify(self, path: str) -> None:
+    def identify(self) -> None:
         """Work out the hash of the checkpoint that is served from the start, on a thread of its own."""
-        self.checkpoint = {"path": path, "sha256": None}
-        threading.Thread(target=self._identify, args=(path,), name="hash", daemon=True).start()
+        threading.Thread(target=self._identify, args=(self.checkpoint.path,), name="hash", daemon=True).start()
 
     def _identify(self, path: str) -> None:
         try:
-            found = {"path": path, "sha256": content_hash_of(path)}
+            found = Checkpoint(path, content_hash_of(path))
         except Gr00tError:  # it was there a moment ago; the status says that its hash is not known
             return
         with self._lock:
-            if self.checkpoint.get("path") == path:
+            if self.checkpoint.path == path:
                 self.checkpoint = found
-
-    def start(self, checkpoint: object) -> dict[str, Any]:
-        """Begin to change to a checkpoint; `last` tells what becomes of it.
-
-        Raises: Refusal for a path that may not be asked for, and while another one is under way.
-        """
-        path = allowed(self._folder, checkpoint)
-        with self._lock:
-            if self.last.state == RUNNING:
-                raise Refusal(f"reload: {self.last.checkpoint} is being loaded", http_status=409)
-            self.last = Reload(RUNNING, self.last.number + 1, str(path))
-        threading.Thread(target=self._run, args=(path,), name="reload", daemon=True).start()
-        return self.last.told()
 
     def change(self, checkpoint: str) -> Reload:
         """As `start`, and wait for the end; nothing is done for the checkpoint that serves."""
-        path = allowed(self._folder, checkpoint)
+        path = self._allowed(checkpoint)
         with self._lock:
-            if self.checkpoint.get("path") == str(path):
+            if self.checkpoint.path == str(path):
                 return Reload(DONE, self.last.number, str(path))
-            self.last = Reload(RUNNING, self.last.number + 1, str(path))
+            self._begin(path)
         self._run(path)
         return self.last
 
-    def _run(self, path: Path) -> None:
-        start = time.perf_counter()
-        try:
-            swapped = self._swapped(path, start)
-        except Exception as error:  # whatever it was, the old weights are still there
-            why = str(error) if isinstance(error, Gr00tError) else f"{type(error).__name__}: {error}"
-            self.last = replace(self.last, state=REFUSED, phase=None, error=why)
-            self._report(f"reload of {path} refused, the old weights go on serving: {why}")
-            return
-        seconds = {**swapped.seconds, "total": time.perf_counter() - start}
-        lists = {name: getattr(swapped, name) for name in ("changed", "in_place", "reused", "rebuilt", "from_cache")}
-        self.last = replace(self.last, state=DONE, phase=None, seconds=seconds, **lists)
-        self._report(f"reload: {path} serves, {seconds['total']:.1f} s after it was asked for")
-
-    def _swapped(self, path: Path, start: float) -> Swapped:
-        steps = _Steps(self)
+    def _change(self, path: Path) -> Reload:
+        start, steps = time.perf_counter(), _Steps(self)
         steps.step("loading")
-        hashing = _Hashing(path)
+        hashing = _hashing(path)
         # Small files first: a checkpoint of another model is refused before its weights are read.
         refuse_other_model(load_config(path), self.deployment.policy.model.config)
         fresh = self._load(path, steps)
-        swap = Swap(self.deployment, fresh, steps, **self._settings)
+        swap = self._swap(self.deployment, fresh, steps)
         loaded = time.perf_counter() - start
         del fresh
         swap.prepare()
         steps.step("hashing")
-        checkpoint = {"path": str(path), "sha256": hashing.result()}
+        checkpoint = Checkpoint(str(path), hashing.result())
         steps.step("changing")
 
         def change() -> Swapped:
@@ -173,13 +111,14 @@ class Reloader:
             return swapped
 
         done = self._between(change)
-        return replace(done, seconds={"loading": loaded, **done.seconds})
+        lists = {name: getattr(done, name) for name in ("changed", "in_place", "reused", "rebuilt", "from_cache")}
+        return Reload(DONE, checkpoint=str(path), seconds={"loading": loaded, **done.seconds}, **lists)
 
-    def _publish(self, swapped: Swapped, checkpoint: Mapping[str, Any]) -> None:
+    def _publish(self, swapped: Swapped, checkpoint: Checkpoint) -> None:
         """In the pause: an answer and the status page never tell of different weights."""
         self.deployment = swapped.deployment
         with self._lock:
-            self.checkpoint = dict(checkpoint)
+            self.checkpoint = checkpoint
         self.published(described(swapped.deployment, checkpoint))
         try:
             self._warm()
@@ -187,47 +126,26 @@ class Reloader:
             self._report(f"reload: {error}")
 
 
-def described(deployment: Deployment, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def described(deployment: Deployment, checkpoint: Checkpoint) -> dict[str, object]:
     """What a status page says otherwise once a checkpoint serves."""
-    request = deployment.record.request
-    accuracy = None if request is None else request.accuracy
-    return {"model": checkpoint["path"], "action_cosine_to_fp32": accuracy and accuracy.cosine}
+    return {"model": checkpoint.path, "action_cosine_to_fp32": cosine_to_fp32(deployment)}
 
 
-def allowed(folder: Path, checkpoint: object) -> Path:
-    """The folder that a request names, below the operator's. Raises: Refusal."""
-    if not isinstance(checkpoint, str) or not checkpoint.strip() or "\0" in checkpoint or len(checkpoint) > 4096:
-        text = "reload: no checkpoint was named: {'checkpoint': '<a folder on the server>'}"
-        raise Refusal(text, http_status=400)
-    path = Path(os.path.realpath(folder / os.path.expanduser(checkpoint)))
-    if not path.is_relative_to(folder) or not path.is_dir():
-        text = f"reload: {checkpoint[:300]} is no folder below {folder} (--allow_reload)"
-        raise Refusal(text, http_status=404)
-    return path
+def _hashing(path: Path) -> Future[str | None]:
+    """The hash of a checkpoint, all of which is read while it is being loaded anyway.
 
+    Its `result` raises CheckpointError, as `content_hash_of`.
+    """
+    found: Future[str | None] = Future()
 
-class _Hashing(threading.Thread):
-    """Reads all of a checkpoint, while it is being loaded anyway."""
-
-    def __init__(self, path: Path):
-        super().__init__(name="hash", daemon=True)
-        self._path = path
-        self._found: str | None = None
-        self._error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
+    def run() -> None:
         try:
-            self._found = content_hash_of(self._path)
+            found.set_result(content_hash_of(path))
         except Exception as error:
-            self._error = error
+            found.set_exception(error)
 
-    def result(self) -> str | None:
-        """The hash. Raises: CheckpointError, as `content_hash_of`."""
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._found
+    threading.Thread(target=run, name="hash", daemon=True).start()
+    return found
 
 
 class _Steps(Steps):
@@ -271,7 +189,8 @@ def reloader_of(
         dtype = partial(set_precision, plan=plan)
         return replace(source, model_path=str(path)).policy(device, steps, dtype=dtype)
 
-    settings = {"observation": observation, "engine_cache": args.engine_cache, "check": not args.no_check}
-    made = Reloader(deployment, folder, load, worker.between, settings=settings, warm=warm, report=report)
-    made.identify(args.model_path)
+    swap = partial(Swap, observation=observation, engine_cache=args.engine_cache, check=not args.no_check)
+    path, between = args.model_path, worker.between
+    made = Reloader(deployment, folder, path, load, between, swap=swap, warm=warm, report=report)
+    made.identify()
     return made

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ from .api_token import redacted
 from .flags import plan_of
 from .limits import Limits
 from .metrics import Metrics
-from .refusal import Refusal
+from .refusal import Refusal, told
 from .reload import described
 from .reload_replicas import Board, Changed, ReplicaReloader
 from .start import MIB, answer, check_addresses, prepare, reloader_for, worker_of
-from .waiting import LOOK_UP_S, QUEUE, TOTAL, Answer, Request, Waiting, unanswered
+from .waiting import LOOK_UP_S, QUEUE, TOTAL, Answer, Request, Worker, unanswered
+from .wire import Message
 
 try:
     import ray
@@ -52,35 +54,14 @@ _STORE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request on its way to a replica; as `Request`."""
-
-    observation: Observation
-    samples: int
-    timeout_s: float
-    seed: int | None
-    noise: np.ndarray | None
-
-
-@dataclass(frozen=True)
 class About:
     """What a replica serves: for `Service` and `Limits`."""
 
-    description: Mapping[str, Any]
+    description: Message
     modality_config: Mapping[str, ModalityConfig]
     max_samples: int
     max_tokens: int | None
     noise_shape: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Told:
-    """An answer on its way back: `error` and `http_status` instead of an action where it is a refusal."""
-
-    action: Mapping[str, np.ndarray] | None
-    timings_ms: Mapping[str, float]
-    error: str | None = None
-    http_status: int = 500
 
 
 class Replica:
@@ -110,22 +91,25 @@ class Replica:
         description = prepared.description(self._args)
         return About(description, modalities, limits.max_samples, limits.max_tokens, limits.noise_shape)
 
-    async def act(self, asked: Asked) -> Told:
+    async def act(
+        self, observation: Observation, samples: int, timeout_s: float, seed: int | None, noise: np.ndarray | None
+    ) -> Answer:
+        """The parts of a `Request` that can travel."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Answer] = loop.create_future()
         # Ray lends its own memory, which nobody may write to.
-        owned = {key: _own(value) for key, value in asked.observation.items()}
+        owned = {key: _own(value) for key, value in observation.items()}
         request = Request(
             APPLICATION,
             owned,
             lambda reply: loop.call_soon_threadsafe(done.set_result, reply),  # type: ignore[arg-type]
-            asked.samples,
-            asked.timeout_s,
-            seed=asked.seed,
-            noise=_own(asked.noise),
+            samples,
+            timeout_s,
+            seed=seed,
+            noise=_own(noise),
         )
         self._worker.submit(request)
-        return _told(await done)
+        return _portable(await done)
 
     def check_health(self) -> None:
         """Raises: ServiceError where Ray is to start another in its place."""
@@ -137,22 +121,21 @@ def _own(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def _told(reply: Answer) -> Told:
-    error = reply.error
-    if error is None:
-        return Told(reply.action, reply.timings_ms)
-    status = error.http_status if isinstance(error, Refusal) else 500
-    status = 400 if isinstance(error, ObservationError | ShapeError) else status
-    return Told(None, reply.timings_ms, str(error) or type(error).__name__, status)
+def _portable(answer: Answer) -> Answer:
+    """An answer that any process can read: its error, if there is one, is a Refusal."""
+    if answer.error is None or isinstance(answer.error, Refusal):
+        return answer
+    status = 400 if isinstance(answer.error, ObservationError | ShapeError) else 500
+    return Answer(error=Refusal(told(answer.error), http_status=status))
 
 
-class ReplicaWorker(Waiting):
+class ReplicaWorker(Worker):
     """Hands waiting requests to replicas, as many at once as they take.
 
     Args:
         handle: Of Ray Serve's deployment of `Replica`.
         slots: Requests that may be with the replicas.
-        max_queue, request_timeout_s: As for `Waiting`.
+        max_queue, request_timeout_s: As for `Worker`.
     """
 
     def __init__(self, handle: Any, metrics: Metrics, *, slots: int, max_queue: int, request_timeout_s: float):
@@ -163,12 +146,10 @@ class ReplicaWorker(Waiting):
 
     @property
     def running_s(self) -> float:
-        """For how long the oldest of the current requests has been with a replica; 0 where none is."""
         began = min(list(self._began.values()), default=None)
         return 0.0 if began is None else time.monotonic() - began
 
     def run(self) -> None:
-        """Answer requests until `stop`."""
         for thread in self._threads:
             thread.start()
         try:
@@ -194,11 +175,11 @@ class ReplicaWorker(Waiting):
     def _answer(self, request: Request) -> None:
         began = time.monotonic()
         while True:
-            self._refuse_if_useless(request)
+            self._refuse_useless_taken([request])
             if request not in self._taken:
                 return
             try:
-                told = self._ask(request)
+                answer = self._ask(request)
                 break
             except TimeoutError:
                 continue  # it is too late for the client
@@ -211,19 +192,19 @@ class ReplicaWorker(Waiting):
                     return
                 time.sleep(_RETRY_S)
         total, waited = (time.monotonic() - request.arrived) * 1e3, (began - request.arrived) * 1e3
-        timings = {**told.timings_ms, QUEUE: waited + told.timings_ms.get(QUEUE, 0.0), TOTAL: total}
-        refused = None if told.error is None else Refusal(told.error, http_status=told.http_status)
-        self._finish(request, Answer(told.action, refused, timings if refused is None else {}))
-        if refused is None:
-            self._metrics.timings(timings)
+        if answer.error is not None:
+            self._finish(request, answer)
+            return
+        timings = {**answer.timings_ms, QUEUE: waited + answer.timings_ms.get(QUEUE, 0.0), TOTAL: total}
+        self._finish(request, Answer(answer.action, timings_ms=timings))
+        self._metrics.timings(timings)
 
-    def _ask(self, request: Request) -> Told:
+    def _ask(self, request: Request) -> Answer:
         """Raises: TimeoutError when the client waits no longer; RayError."""
         allowed = min(request.timeout_s or self.request_timeout_s, self.request_timeout_s)
         left = max(request.arrived + allowed - time.monotonic(), 0.001)
-        asked = Asked(dict(request.observation), request.samples, left, request.seed, request.noise)
-        told: Told = self._handle.act.remote(asked).result(timeout_s=left)
-        return told
+        asked = (dict(request.observation), request.samples, left, request.seed, request.noise)
+        return self._handle.act.remote(*asked).result(timeout_s=left)
 
 
 def serve_replicas(args: argparse.Namespace, argv: Sequence[str], console: Console) -> None:
@@ -277,16 +258,14 @@ def _join_ray(args: argparse.Namespace) -> None:
     """Raises: ServiceError where the cluster does not answer."""
     if re.fullmatch(r"[\w.-]+:\d+", args.ray_address or ""):
         _knock(*args.ray_address.split(":"))
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": APPLICATION}
+    join = partial(ray.init, log_to_driver=False, logging_level="ERROR", namespace=APPLICATION)
     try:
         if args.ray_address is not None:
-            ray.init(args.ray_address, **quiet)
+            join(args.ray_address)
         else:
             requests = args.replicas * args.max_batch * int(args.max_request_mb * MIB)
-            cores = max(os.cpu_count() or 1, args.replicas)
-            ray.init(
-                "local", include_dashboard=False, num_cpus=cores, object_store_memory=_STORE_BYTES + requests, **quiet
-            )
+            cores, store = max(os.cpu_count() or 1, args.replicas), _STORE_BYTES + requests
+            join("local", include_dashboard=False, num_cpus=cores, object_store_memory=store)
         ray_serve.start(proxy_location="Disabled")
     except (ConnectionError, RayError, ValueError) as error:
         what = f"Ray cannot be started or reached: {str(error).splitlines()[0]}"
@@ -322,10 +301,10 @@ def _deployed(args: argparse.Namespace, argv: Sequence[str], board: Any) -> Any:
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
         },
     )(Replica)
-    told = {**vars(args), "api_token": None, "api_token_file": None, "shown_argv": redacted(argv)}
-    told.update(engine_cache=_absolute(args.engine_cache), allow_reload=_absolute(args.allow_reload))
+    passed = {**vars(args), "api_token": None, "api_token_file": None, "shown_argv": redacted(argv)}
+    passed.update(engine_cache=_absolute(args.engine_cache), allow_reload=_absolute(args.allow_reload))
     try:
-        return ray_serve.run(deployment.bind(argparse.Namespace(**told), board), name=APPLICATION, route_prefix=None)
+        return ray_serve.run(deployment.bind(argparse.Namespace(**passed), board), name=APPLICATION, route_prefix=None)
     except RuntimeError as error:
         raise ServiceError(
             f"a replica cannot start: {_why()}", fix="try the same command without --replicas"

@@ -47,14 +47,12 @@ class RequestLog:
         if self._every:
             what = "ok" if error is None else f"{type(error).__name__}: {one_line(str(error))}"
             LOGGER.info("%s from %s: %d samples, %.1f ms: %s", endpoint, client, samples, took_ms, what)
-        if took_ms >= self._slow_ms:
-            self._warn(endpoint, client, samples, took_ms, timings_ms or {})
-
-    def _warn(self, endpoint: str, client: str, samples: int, took_ms: float, timings_ms: Mapping[str, float]) -> None:
+        if took_ms < self._slow_ms:
+            return
         self._slow += 1
         if time.monotonic() - self._said < _SLOW_EVERY_S:
             return
-        parts = ", ".join(f"{stage} {ms:.0f}" for stage, ms in timings_ms.items() if ms >= 1)
+        parts = ", ".join(f"{stage} {ms:.0f}" for stage, ms in (timings_ms or {}).items() if ms >= 1)
         text = "slow: %s from %s took %.0f ms with %d samples (%s); %d slow since the last warning, --slow_ms %g"
         LOGGER.warning(text, endpoint, client, took_ms, samples, parts or "no answer", self._slow, self._slow_ms)
         self._slow, self._said = 0, time.monotonic()

@@ -8,8 +8,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..common.interface import ModalityConfig
 from ..errors import ServiceError
@@ -19,7 +19,8 @@ from .options import Options, options_of
 from .refusal import Refusal
 from .request_log import RequestLog
 from .robots import Robot, Robots
-from .waiting import TOTAL, Answer, Request
+from .waiting import TOTAL, Answer, Request, Worker
+from .weights_state import WeightsState
 from .wire import Message
 
 UNAUTHORISED = "Unauthorized: Invalid API token"
@@ -52,30 +53,6 @@ def listening_socket(host: str, port: int) -> tuple[socket.socket, str]:
         raise cannot_listen(host, port, error.strerror) from error
     address, bound = made.getsockname()[:2]
     return made, f"{f'[{address}]' if ':' in address else address}:{bound}"
-
-
-class Worker(Protocol):
-    """What answers the requests of a service, as `worker.PolicyWorker` does."""
-
-    request_timeout_s: float
-
-    @property
-    def running_s(self) -> float: ...
-    def submit(self, request: Request) -> None: ...
-    def stop(self) -> None: ...
-    def refuse_waiting(self) -> None: ...
-    def refuse_running(self) -> None: ...
-    def run(self) -> None: ...
-
-
-class Reloads(Protocol):
-    """What changes the weights of a service, as `reload.Reloader` does."""
-
-    @property
-    def checkpoint(self) -> Mapping[str, Any]: ...
-    @property
-    def last(self) -> Any: ...
-    def start(self, checkpoint: object) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -123,10 +100,11 @@ class Service:
         api_token: str | None = None,
         may_kill: bool = False,
         log: RequestLog | None = None,
-        reloader: Reloads | None = None,
+        reloader: WeightsState | None = None,
     ):
         self._worker, self.metrics = worker, metrics
-        first = Robot(modality_config, limits, about=_about_robot(description))
+        about = {name: description[name] for name in ("data_config", "observation") if name in description}
+        first = Robot(modality_config, limits, about=about)
         self.robots = Robots(first, description.get("embodiment_tag"), others)
         self._description = dict(description)
         self.modality_config = dict(modality_config)
@@ -153,7 +131,7 @@ class Service:
             raise Refusal(UNAUTHORISED, http_status=401)
 
     def act(
-        self, observation: object, message: Mapping[str, Any], peer: Peer, finish: Callable[[Message | Exception], None]
+        self, observation: object, message: Message, peer: Peer, finish: Callable[[Message | Exception], None]
     ) -> None:
         """Have the policy answer an observation.
 
@@ -181,7 +159,9 @@ class Service:
             if answer.error is not None:
                 answer.error.__traceback__ = None  # which keeps the frames, and so the observations, of its way here
             finish(self._reply(answer, options))
-            self._account(request, answer, peer)
+            timings_ms, error = answer.timings_ms, answer.error
+            took_ms = timings_ms.get(TOTAL, (time.monotonic() - request.arrived) * 1e3)
+            self.count("get_action", error, client=peer.name, samples=samples, took_ms=took_ms, timings_ms=timings_ms)
 
         request = Request(
             client,
@@ -196,31 +176,31 @@ class Service:
         )
         self._worker.submit(request)
 
-    def count(self, endpoint: str, error: Exception | None = None, *, client: str = "-") -> None:
-        """Count a request among those answered."""
+    def count(self, endpoint: str, error: Exception | None = None, *, client: str = "-", **about: Any) -> None:
+        """Count a request among those answered, and log it; `about`: what else `RequestLog` takes."""
         known = endpoint if endpoint == "get_action" or endpoint in {**self.immediate, **self.told} else "unknown"
         self.metrics.request(known, "ok" if error is None else type(error).__name__)
-        self._log(known, error, client=client)
+        self._log(known, error, client=client, **about)
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Message:
         """Whether it works, in the words that existing clients compare, and what runs each submodule."""
         return {"status": "healthy", "model": "GR00T", "submodules": self._description["submodules"]}
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Message:
         """All there is to know about the server. ``status`` is ``ready``, or ``stalled`` in an overlong request."""
         running_s = self._worker.running_s
         state = "stalled" if running_s > self._worker.request_timeout_s else "ready"
-        weights = {}
+        weights: Message = {}
         if self._reloader is not None:
-            weights = {"checkpoint": self._reloader.checkpoint, "reload": self._reloader.last.told()}
+            weights = {"checkpoint": asdict(self._reloader.checkpoint), "reload": self._reloader.last.told()}
         about = {**self._description, **self.robots.described(), **weights}
         return {"status": state, "running_s": running_s, **about, **self.metrics.snapshot()}
 
-    def describe(self, changes: Mapping[str, Any]) -> None:
+    def describe(self, changes: Mapping[str, object]) -> None:
         """Change what the status page says; from any thread."""
         self._description = {**self._description, **changes}
 
-    def reload(self, data: object) -> dict[str, Any]:
+    def reload(self, data: object) -> Message:
         """Begin to change to the checkpoint that ``data["checkpoint"]`` names; `status` tells what becomes of it.
 
         Raises: Refusal where that is not allowed, and as `Reloader.start`.
@@ -228,12 +208,10 @@ class Service:
         if self._reloader is None:
             text = "reload is off: every client could ask for it (start the server with --allow_reload FOLDER)"
             raise Refusal(text, http_status=403)
-        if not self._may_kill:
-            text = "reload is refused: the server listens to other machines and asks for no token (--api_token)"
-            raise Refusal(text, http_status=401)
+        self._refuse_strangers("reload")
         return self._reloader.start(data.get("checkpoint") if isinstance(data, Mapping) else None)
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Message:
         """What a client may want to know before its first request: what is served, by what, and the keys of both."""
         named = ("data_config", "embodiment_tag", "denoising_steps", "submodules", "observation")
         about = {name: self._description[name] for name in named if name in self._description}
@@ -255,28 +233,14 @@ class Service:
             reply["served_by"] = {"submodules": about["submodules"], "commit": about.get("commit")}
         return reply
 
-    def _account(self, request: Request, answer: Answer, peer: Peer) -> None:
-        error = answer.error
-        self.metrics.request("get_action", "ok" if error is None else type(error).__name__)
-        took_ms = answer.timings_ms.get(TOTAL, (time.monotonic() - request.arrived) * 1e3)
-        self._log(
-            "get_action",
-            error,
-            client=peer.name,
-            samples=request.samples,
-            took_ms=took_ms,
-            timings_ms=answer.timings_ms,
-        )
-
     def _kill(self) -> None:
-        if not self._may_kill:
-            text = "kill is refused: the server listens to other machines and asks for no token (--api_token)"
-            raise Refusal(text, http_status=401)
+        self._refuse_strangers("kill")
         self._worker.stop()
 
-
-def _about_robot(description: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: description[name] for name in ("data_config", "observation") if name in description}
+    def _refuse_strangers(self, endpoint: str) -> None:
+        if not self._may_kill:
+            text = f"{endpoint} is refused: the server listens to other machines and asks for no token (--api_token)"
+            raise Refusal(text, http_status=401)
 
 
 class _Clients:

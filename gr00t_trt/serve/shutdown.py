@@ -13,9 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from ..common.progress import handling_signals
+from .waiting import Worker
 
 GRACE_S = 1.2
 """How long the request that runs may take to finish."""
@@ -25,15 +25,8 @@ INTERRUPTED = 130
 """Exit status of a server that ended in the middle of a request."""
 
 
-class Stoppable(Protocol):
-    """As `worker.PolicyWorker`."""
-
-    def refuse_waiting(self) -> None: ...
-    def refuse_running(self) -> None: ...
-
-
 @contextmanager
-def ended_by_signals(worker: Stoppable, close: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
+def ended_by_signals(worker: Worker, close: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
     """While the block runs, a signal has the worker refuse what waits and end; a second one ends the process.
 
     A request that still runs after `GRACE_S` is refused, and the process ends with `INTERRUPTED`. Signals come to the
@@ -58,7 +51,7 @@ def ended_by_signals(worker: Stoppable, close: Callable[[], None], say: Callable
 
 
 class _Watcher(threading.Thread):
-    def __init__(self, worker: Stoppable, close: Callable[[], None], say: Callable[[str], None]):
+    def __init__(self, worker: Worker, close: Callable[[], None], say: Callable[[str], None]):
         super().__init__(name="signals", daemon=True)
         self._worker, self._close, self._say = worker, close, say
         self.bell, self._listener = socket.socketpair()

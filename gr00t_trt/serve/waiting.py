@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,7 @@ LOOK_UP_S = 0.2
 anything, a held lock included."""
 
 _PASSES, _ENOUGH, _KNOWN_S = 16, 8, 10.0
-"""Of so many passes the quickest says what an answer takes at least: where there are enough, none older than this."""
+"""No answer is quicker than the quickest of the last so many passes, if enough of them are younger than this."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Request:
         return self.seed is not None or self.noise is not None
 
 
-class Waiting:
-    """The requests of a worker: those that wait, in turn by client, and those that it has taken.
+class Worker(ABC):
+    """Answers requests: those that wait, in turn by client, and those that it has taken.
 
     Args:
         max_queue: Samples that may wait; see `FairQueue` for who has to go beyond it.
@@ -88,6 +89,15 @@ class Waiting:
         self._passes: deque[tuple[float, float]] = deque(maxlen=_PASSES)  # when each ended, and its seconds
         metrics.gauge("queue_length", "Samples that wait.", lambda: len(self._queue))
         metrics.gauge("in_flight", "Requests being answered.", lambda: len(self._taken))
+
+    @property
+    @abstractmethod
+    def running_s(self) -> float:
+        """For how long the oldest of the current requests has been computed; 0 where none is."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Answer requests until `stop`."""
 
     def submit(self, request: Request) -> None:
         """Have a request answered; from any thread. Its `finish` may be called before this returns."""
@@ -123,14 +133,10 @@ class Waiting:
         for dead in self._queue.sweep(lambda waiting: self._useless(waiting) is not None):
             dead.finish(unanswered(self._useless(dead) or "nobody waits for it"))
 
-    def _refuse_taken(self) -> None:
-        for each in list(self._taken):
-            self._refuse_if_useless(each)
-
-    def _refuse_if_useless(self, request: Request) -> None:
-        why = self._useless(request)
-        if why is not None:
-            self._finish(request, unanswered(why))
+    def _refuse_useless_taken(self, taken: Sequence[Request]) -> None:
+        for request in taken:
+            if (why := self._useless(request)) is not None:
+                self._finish(request, unanswered(why))
 
     def _useless(self, request: Request) -> str | None:
         """Why nobody wants the answer any more; None while somebody does."""
@@ -147,12 +153,8 @@ class Waiting:
             return f"it waited {waited:.1f} s, longer than the {self.request_timeout_s:g} s allowed"
         return None
 
-    def _took(self, seconds: float) -> None:
-        """A pass has ended that took so long."""
-        self._passes.append((time.monotonic(), seconds))
-
     def _least_s(self) -> float:
-        """What an answer takes at least; 0 where too few passes are known. What cannot be in time is not begun."""
+        """A lower bound of an answer's latency, so that none is begun that must be late; 0 where none is known."""
         since = time.monotonic() - _KNOWN_S
         recent = [seconds for ended, seconds in list(self._passes) if ended > since]
         return min(recent) if len(recent) >= _ENOUGH else 0.0

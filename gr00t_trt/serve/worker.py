@@ -22,12 +22,12 @@ from .limits import Limits
 from .metrics import Metrics
 from .mixed import mixed_actions
 from .robots import Robot
-from .waiting import LOOK_UP_S, QUEUE, SHUTTING_DOWN, TOTAL, Answer, Request, Waiting
+from .waiting import LOOK_UP_S, QUEUE, SHUTTING_DOWN, TOTAL, Answer, Request, Worker
 
 T = TypeVar("T")
 
 
-class PolicyWorker(Waiting):
+class PolicyWorker(Worker):
     """Runs a policy for many clients.
 
     Args:
@@ -36,7 +36,7 @@ class PolicyWorker(Waiting):
         tables: Tables of stages that `StageTimer` takes, so that every answer can say where its time went.
         device: Where the policy computes.
         limits: Prompts beyond them are refused; None for no limits.
-        max_queue, request_timeout_s: As for `Waiting`.
+        max_queue, request_timeout_s: As for `Worker`.
         batcher: Joins waiting requests; None answers each alone.
         several: Whether requests may name other kinds of robots, whose policies share the model.
         max_batch: Most requests that share a pass. What waits when the device becomes free is taken together.
@@ -76,7 +76,6 @@ class PolicyWorker(Waiting):
 
     @property
     def running_s(self) -> float:
-        """For how long the current request has been computed; 0 where none is."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
@@ -91,7 +90,9 @@ class PolicyWorker(Waiting):
             stack.enter_context(side_stream(self._device))
             while not self._stopping:
                 with self._timer:
-                    self._serve_until_asked()
+                    while not self._stopping and not self._jobs:
+                        if (request := self._queue.take(LOOK_UP_S)) is not None:
+                            self._serve(request)
                 self._do_jobs()
 
     def between(self, job: Callable[[], T]) -> T:
@@ -104,12 +105,6 @@ class PolicyWorker(Waiting):
         if self._stopping:
             self._refuse_jobs()
         return done.result()
-
-    def _serve_until_asked(self) -> None:
-        while not self._stopping and not self._jobs:
-            request = self._queue.take(LOOK_UP_S)
-            if request is not None:
-                self._serve(request)
 
     def _do_jobs(self) -> None:
         """Here and not inside the timer: what it has put into the policy's tables is not there meanwhile."""
@@ -129,14 +124,14 @@ class PolicyWorker(Waiting):
 
     def _serve(self, request: Request) -> None:
         self._taken = [request]
-        self._refuse_taken()
+        self._refuse_useless_taken([request])
         form = self._form(request) if self._taken else None
         if form is not None:
             self._refuse_useless()  # first: what is taken is to be a whole bucket still
             self._taken += self._queue.take_like(
                 lambda other: self._form(other) == form, self._more, self._batch_wait_s
             )
-            self._refuse_taken()
+            self._refuse_useless_taken(list(self._taken))
         if self._taken:
             self._answer(list(self._taken))
 
@@ -173,7 +168,7 @@ class PolicyWorker(Waiting):
             self._began = None
         done = time.monotonic()
         if len(requests) == 1:  # a batch takes longer, and is more than what any of them needs
-            self._took(done - began)
+            self._passes.append((done, done - began))
         timings = [
             {QUEUE: (began - request.arrived) * 1e3, **stages, TOTAL: (done - request.arrived) * 1e3}
             for request in requests

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ServiceError
 from .pace import rests_until
+from .refusal import told
 from .service import Peer
 from .wire import Message, encode
 from .zmtp import Receiver, frames_of
@@ -46,7 +47,7 @@ class Connection:
         self._sending = threading.Lock()
 
     def refuse(self, size: int) -> None:
-        """A message of so many bytes has come to nothing, as far as is known."""
+        """Count a message of so many bytes as refused, until it is accepted."""
         self.refused, self.rests_until = True, rests_until(size)
 
     def expect(self, requests: int) -> None:
@@ -92,14 +93,12 @@ class Connection:
 
 
 def _encoded(reply: Message | Exception) -> bytes:
-    if isinstance(reply, Exception):
-        return error_message(reply)
     try:
-        return encode(reply)
+        return error_message(reply) if isinstance(reply, Exception) else encode(reply)
     except ServiceError as error:
         return error_message(error)
 
 
 def error_message(error: Exception) -> bytes:
     """What a client is told of an error."""
-    return encode({"error": (str(error) or type(error).__name__).encode("utf-8", "replace").decode()})
+    return encode({"error": told(error)})

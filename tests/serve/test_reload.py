@@ -34,8 +34,9 @@ from gr00t_trt.serve.http_client import HttpInferenceClient
 from gr00t_trt.serve.limits import Limits
 from gr00t_trt.serve.metrics import Metrics
 from gr00t_trt.serve.refusal import Refusal
-from gr00t_trt.serve.reload import DONE, REFUSED, RUNNING, Reload, Reloader, reloader_of
+from gr00t_trt.serve.reload import Reloader, reloader_of
 from gr00t_trt.serve.service import Service
+from gr00t_trt.serve.weights_state import DONE, REFUSED, RUNNING, Checkpoint, Reload
 from gr00t_trt.serve.worker import PolicyWorker
 from gr00t_trt.serve.zmq_server import ZmqServer
 
@@ -185,7 +186,7 @@ class Told:
     """In the place of a `Reloader`; ends when it is told to."""
 
     def __init__(self) -> None:
-        self.checkpoint = {"path": "old", "sha256": None}
+        self.checkpoint = Checkpoint("old")
         self.last = Reload()
         self.asked: list[object] = []
 
@@ -249,7 +250,7 @@ def reloader(tmp_path: Path) -> Reloader:
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret")
     deployment: Any = SimpleNamespace(resolved=object())
     never: Any = lambda *_: pytest.fail("nothing is to be loaded")  # noqa: E731
-    return Reloader(deployment, tmp_path / "runs", never, never, settings={})
+    return Reloader(deployment, tmp_path / "runs", "old", never, never)
 
 
 @pytest.mark.parametrize(
