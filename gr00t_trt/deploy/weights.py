@@ -148,18 +148,16 @@ class Swap:
         """
         start = time.perf_counter()
         policy = self._deployment.policy
-        model, before = policy.model, _Before(policy, self._new)
+        model = policy.model
         try:
-            _write(model, self._new)
-            model.stages.update({name: part.built.call for name, part in self._rebuilt.items()})
-            vars(policy).update(_statistics_of(self._fresh))
-            model.accept_weights()
-            agreements = self._verified()
-        except BaseException:
-            before.restore()
+            with _restored_on_error(policy, self._new):
+                _write(model, self._new)
+                model.stages.update({name: part.built.call for name, part in self._rebuilt.items()})
+                vars(policy).update(_statistics_of(self._fresh))
+                model.accept_weights()
+                agreements = self._verified()
+        finally:
             self._capture()
-            raise
-        self._capture()
         drain(model.device)
         self._seconds["pause"] = time.perf_counter() - start
         return self._swapped(agreements)
@@ -312,22 +310,17 @@ def _write(model: Model, values: Mapping[str, Tensor]) -> None:
         parameters[name].copy_(value)
 
 
-class _Before:
-    """A deployment as it was, to go back to.
-
-    Args:
-        names: Of the parameters that are about to change.
-    """
-
-    def __init__(self, policy: ModelPolicy, names: Iterable[str]):
-        self._policy, parameters = policy, _parameters(policy.model)
-        self._values = {name: parameters[name].detach().clone() for name in names}
-        self._stages, self._statistics = dict(policy.model.stages), _statistics_of(policy)
-
-    def restore(self) -> None:
-        """Put everything back."""
-        model = self._policy.model
-        _write(model, self._values)
-        model.stages.update(self._stages)
-        vars(self._policy).update(self._statistics)
+@contextmanager
+def _restored_on_error(policy: ModelPolicy, names: Iterable[str]) -> Iterator[None]:
+    """After an error inside, the policy is as it was; `names`: of the parameters that may be changed."""
+    model, parameters = policy.model, _parameters(policy.model)
+    values = {name: parameters[name].detach().clone() for name in names}
+    stages, statistics = dict(model.stages), _statistics_of(policy)
+    try:
+        yield
+    except BaseException:
+        _write(model, values)
+        model.stages.update(stages)
+        vars(policy).update(statistics)
         model.accept_weights()
+        raise
