@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ServiceError
@@ -32,7 +32,7 @@ class Connection:
         blocked: Since when what is to be sent does not fit into the network; None where there is nothing to send.
     """
 
-    def __init__(self, accepted: socket.socket, address: Any, receiver: Receiver, late: Any):
+    def __init__(self, accepted: socket.socket, address: Any, receiver: Receiver, late: Callable[[Connection], None]):
         self.socket, self.receiver, self._late = accepted, receiver, late
         self.address: str = address[0]
         self.peer = Peer(f"{address[0]}:{address[1]}", lambda: self.gone)
