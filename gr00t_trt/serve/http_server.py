@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -132,11 +133,9 @@ def _client(request: Request) -> Address | None:
 async def _admitted(service: Service, guard: Guard, request: Request) -> bytes:
     """The body of a request, which is not read without its token. Raises: Refusal."""
     service.check_token(token_in(request.headers, "bearer"))
-    try:
+    with suppress(asyncio.TimeoutError):
         return await asyncio.wait_for(_body(request, guard), guard.request_timeout_s)
-    except asyncio.TimeoutError:
-        text = f"the body did not arrive within {guard.request_timeout_s:g} s"
-        raise Refusal(text, http_status=408) from None
+    raise Refusal(f"the body did not arrive within {guard.request_timeout_s:g} s", http_status=408)
 
 
 async def _body(request: Request, guard: Guard) -> bytes:
