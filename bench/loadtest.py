@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from gr00t_trt.deploy.bundle.starts import peak_bytes
 from gr00t_trt.errors import ServiceError
 from gr00t_trt.record.samples import Samples
 from gr00t_trt.serve.ask import example
@@ -29,7 +30,7 @@ MARK = "action.mark"
 
 
 class Server:
-    """A server's process; `ready_s` is the time from its start to its last `ready`."""
+    """A server's process; `ready_s` is the time from its start to its last `ready`, `peak_bytes` its memory by then."""
 
     def __init__(self, flags: Sequence[str], port: int, http_port: int):
         own = [sys.executable, str(Path(__file__).resolve()), "--server", *flags]
@@ -46,6 +47,7 @@ class Server:
         ports = [self._ready_line() for _ in range(2)]
         self.port, self.http_port = (int(line.rpartition(":")[2]) for line in ports)
         self.ready_s = time.monotonic() - began
+        self.peak_bytes = peak_bytes(self.process.pid)
         self.usage = psutil.Process(self.process.pid)
 
     def _listen(self) -> None:

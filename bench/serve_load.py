@@ -117,7 +117,9 @@ def _main(argv: Sequence[str], console: Console) -> int:
             status = client.status()
         record["backends"] = status["submodules"]
         record["device"] = status["device"]
-        record["startup"] = {"first_s": server.ready_s, "first_engines": status["engines"]}
+        record["startup"] = {
+            "first_s": server.ready_s, "first_engines": status["engines"], "peak_bytes": server.peak_bytes,
+        }  # fmt: skip
         subject = Subject(server.port, status["observation"])
         parts: dict[str, tuple[str, Callable[[], Any]]] = {
             "overhead": (f"{args.samples} requests of one client", lambda: overhead(subject, args.samples)),

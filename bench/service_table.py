@@ -8,7 +8,7 @@ from typing import Any
 
 from gr00t_trt.report.markdown import grid
 
-MEGABYTE = 1e6
+MEGABYTE, GIGABYTE = 1e6, 1e9
 
 
 def section(name: str, record: Mapping[str, Any], links: str) -> str:
@@ -17,8 +17,8 @@ def section(name: str, record: Mapping[str, Any], links: str) -> str:
     where = f"{environment['gpu']}, " if str(record.get("device") or "").startswith("cuda") else ""
     return "\n".join(
         [
-            f"**The service under load and fire**, {_model(record)}, {where}{environment['cpu_cores']} CPU cores "
-            f"shared with its clients ([record]({links}{name}.json))",
+            f"**The service under load and fire**, {_model(record)}, {_backend(record)}{where}"
+            f"{environment['cpu_cores']} CPU cores shared with its clients ([record]({links}{name}.json))",
             "",
             *grid(("what", "measured"), rows(record).items(), texts=2),
             *_attacks(record.get("attacks", {})),
@@ -75,6 +75,8 @@ def rows(record: Mapping[str, Any]) -> dict[str, str]:
     again = ""
     if start.get("again_s") is not None:
         again = f", {start['again_s']:.1f} s again{_engines(start.get('again_engines'))}"
+    if start.get("peak_bytes") is not None:
+        again += f"; at most {start['peak_bytes'] / GIGABYTE:.2f} GB of memory until it was ready"
     return {
         "start-up": f"{start['first_s']:.1f} s to ready{_engines(start.get('first_engines'))}{again}",
         "overhead of a request": f"p50 {cost['overhead_ms']['p50']:.2f} ms, p99 {cost['overhead_ms']['p99']:.2f} ms, "
@@ -94,6 +96,12 @@ def rows(record: Mapping[str, Any]) -> dict[str, str]:
 def _model(record: Mapping[str, Any]) -> str:
     flags = record.get("server_flags", ())
     return Path(flags[flags.index("--model_path") + 1]).name if "--model_path" in flags else "the released model"
+
+
+def _backend(record: Mapping[str, Any]) -> str:
+    """What runs all submodules, with a comma; nothing where they differ."""
+    used = {*record.get("backends", {}).values()}
+    return f"{used.pop()}, " if len(used) == 1 else ""
 
 
 def _restart(seen: Mapping[str, Any] | None) -> str:

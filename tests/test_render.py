@@ -222,7 +222,7 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
     record = {
         "environment": {"cpu_cores": 2},
         "startup": {
-            "first_s": 12.3, "first_engines": {"built": 5, "from_cache": 0},
+            "first_s": 12.3, "first_engines": {"built": 5, "from_cache": 0}, "peak_bytes": 5_432_100_000,
             "again_s": 4.5, "again_engines": {"built": 1, "from_cache": 4},
         },
         "overhead": {
@@ -255,7 +255,10 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
     assert "| overhead of a request | p50 0.61 ms, p99 1.90 ms, beside 33.3 ms of the policy |" in full
     assert "| the server's own | 0.43 ms without the client's own work |" in full
     assert "| where it goes | the client's encoding 0.10 ms, the server's queue 0.05 ms" in full
-    assert "| start-up | 12.3 s to ready (engines: 5 built), 4.5 s again (engines: 1 built, 4 from the cache) |" in full
+    assert (
+        "| start-up | 12.3 s to ready (engines: 5 built), 4.5 s again (engines: 1 built, 4 from the cache); "
+        "at most 5.43 GB of memory until it was ready |" in full
+    )
     assert "| hostile messages | 10000, of which 0 unanswered or answered wrongly;" in full
     assert "| unfinished heads | 31 | 1.2 | 8 | 2 |" in full
     assert "| 8 | 20 | 9000 | 0 | 2 | 30 | 130 | 7 | 350, after 5 minutes 355, at the end 370 |" in full
@@ -264,6 +267,7 @@ def test_a_service_under_load_is_rendered(checkout: Path) -> None:
         record["overhead"]["split_ms"],
         record["startup"]["first_engines"],
         record["startup"]["again_engines"],
+        record["startup"]["peak_bytes"],
     )  # an older record
     record["restart"], record["startup"]["again_s"] = None, None  # and one of a run that was ended
     (checkout / "bench" / "service" / "loopback.json").write_text(json.dumps(record))

@@ -116,14 +116,13 @@ async def _act(service: Service, guard: Guard, request: Request) -> Response:
 
 
 async def _reload(service: Service, guard: Guard, request: Request) -> Response:
-    error: Exception | None = None
     try:
-        return _json(service.reload(_object(await _admitted(service, guard, request))), 202)
-    except Exception as caught:  # whatever a request sets off is told to its sender
-        error = caught
-        return _refused(caught)
-    finally:
+        reply = _json(service.reload(_object(await _admitted(service, guard, request))), 202)
+    except Exception as error:  # whatever a request sets off is told to its sender
         service.count("reload", error)
+        return _refused(error)
+    service.count("reload")
+    return reply
 
 
 def _client(request: Request) -> Address | None:

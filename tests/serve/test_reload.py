@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ import gr00t_trt
 from gr00t_trt.common.interface import Observation
 from gr00t_trt.common.progress import Steps
 from gr00t_trt.deploy.deploy import Deployment, deploy
-from gr00t_trt.errors import PlanError, ServiceError, UsageError
+from gr00t_trt.errors import Gr00tError, PlanError, ServiceError, UsageError
 from gr00t_trt.model.checkpoint import content_hash_of
 from gr00t_trt.plans.load import plan_from_mapping
 from gr00t_trt.plans.resolve import Machine, resolve
@@ -251,6 +252,20 @@ def reloader(tmp_path: Path) -> Reloader:
     deployment: Any = SimpleNamespace(resolved=object())
     never: Any = lambda *_: pytest.fail("nothing is to be loaded")  # noqa: E731
     return Reloader(deployment, tmp_path / "runs", "old", never, never)
+
+
+@pytest.mark.parametrize("served", ["runs/a", "./runs/../runs/a", "linked/a", "other"])
+def test_the_checkpoint_in_service_is_known_by_any_of_its_names(
+    reloader: Reloader, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "linked").symlink_to(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    reloader.checkpoint = Checkpoint(served)
+    if served == "other":
+        reloader._change = Mock(side_effect=Gr00tError("another one"))
+        assert reloader.change("a").error == "another one"
+    else:
+        assert reloader.change("a").state == DONE
 
 
 @pytest.mark.parametrize(

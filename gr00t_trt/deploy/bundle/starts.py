@@ -67,7 +67,7 @@ def one_start(argv: Sequence[str]) -> StartFact:
     ):
         assert process.stdout is not None
         said = process.stdout.readline()
-        taken, used, peak = time.monotonic() - begun, _cpu_s(process.pid), _peak_bytes(process.pid)
+        taken, used, peak = time.monotonic() - begun, _cpu_s(process.pid), peak_bytes(process.pid)
         process.send_signal(signal.SIGTERM)
         process.wait(LONGEST_S)
         told.seek(0)
@@ -89,7 +89,8 @@ def _cpu_s(pid: int) -> float | None:
     return sum(map(int, own_and_of_children)) / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_bytes(pid: int) -> int | None:
+def peak_bytes(pid: int) -> int | None:
+    """The most memory that a running process had in use so far; None where the system does not tell."""
     found = re.search(r"^VmHWM:\s+(\d+) kB", _read(Path(f"/proc/{pid}/status")) or "", re.M)
     return int(found[1]) * 1024 if found else None
 
