@@ -10,12 +10,13 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 
-from ..errors import Gr00tError, UsageError, nearest
+from ..errors import Gr00tError, RecordError, UsageError, nearest
 from .progress import interruptible
 
 
@@ -128,6 +129,28 @@ def message(error: Gr00tError) -> str:
 SUGGESTION = "  did you mean "
 SHORT = 60
 """Length up to which the list of what is known stays in a message that has a suggestion."""
+
+
+PIPE_WIDTH = 140
+"""Columns of a table where no terminal says how many there are."""
+
+
+@contextmanager
+def on_stdout() -> Iterator[Console]:
+    """A console for results: what it is given goes to stdout when the block ends, in one piece.
+
+    Raises: RecordError where stdout cannot be written; BrokenPipeError where nobody reads it.
+    """
+    out = Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    with out.capture() as captured:
+        yield out
+    try:
+        print(captured.get().rstrip("\n"), flush=True)
+    except OSError as error:
+        discard(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise RecordError(f"stdout cannot be written: {error.strerror or error}") from error
 
 
 def discard(stream: TextIO) -> None:

@@ -26,17 +26,12 @@ def parse_json(text: str) -> Any:
     except RecursionError as error:
         raise ValueError(too_deep) from error
     level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [each for each in level if isinstance(each, (dict, list))]
         if not level:
             return value
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
     raise ValueError(too_deep)
-
-
-def _children(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def prepare_file(path: str | Path, what: str, flag: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import AccuracyError
 
@@ -28,7 +29,7 @@ class ModalityConfig:
     modality_keys: list[str]
 
 
-def refuse_non_finite(action: Mapping[str, Any], source: str) -> None:
+def refuse_non_finite(action: Mapping[str, ArrayLike], source: str) -> None:
     """Raises: AccuracyError for a NaN or an infinity among the actions, naming its place: no robot may see it."""
     for key, value in action.items():
         finite = np.isfinite(value)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -52,13 +52,15 @@ class Speed:
     @property
     def int8(self) -> bool:
         """Whether products in 8 bits are clearly faster than the fastest in fp32, and have the right sums."""
-        fp32 = min(self.ms["float32"], self.onednn_ms or float("inf"))
-        return self.int8_ms is not None and self.int8_ms < CLEARLY_FASTER * fp32
+        return self._beats_fp32(self.int8_ms)
 
     def fast_in(self, dtype: str) -> bool:
         """Whether a format is fp32, or clearly faster."""
+        return dtype == "float32" or self._beats_fp32(self.ms.get(dtype))
+
+    def _beats_fp32(self, ms: float | None) -> bool:
         fp32 = min(self.ms["float32"], self.onednn_ms or float("inf"))
-        return dtype == "float32" or self.ms.get(dtype, float("inf")) < CLEARLY_FASTER * fp32
+        return ms is not None and ms < CLEARLY_FASTER * fp32
 
     def said(self) -> str:
         """The times, for a note."""
@@ -95,13 +97,12 @@ def _measured(rows: int, outputs: int, inputs: int) -> Speed:
         str(dtype).removeprefix("torch."): (x.to(dtype), weight.to(dtype))
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
     }
-    calls: dict[str, Callable[[], object]] = {name: _product(*pair) for name, pair in pairs.items()}
+    calls: dict[str, Callable[[], object]] = {name: partial(linear, *pair) for name, pair in pairs.items()}
     if _is_fp32(_by_onednn, x, weight) and _is_fp32(_by_onednn, _spread(4 * rows, inputs), weight[:256]):
-        calls["onednn"] = lambda: _by_onednn(x, weight)
+        calls["onednn"] = partial(_by_onednn, x, weight)
     if is_exact():
         codes, one = weight.mul(127).to(torch.int8), torch.ones(())
-        by = packed(codes, torch.ones(outputs), one / 127, None, None)
-        calls["int8"] = lambda: multiply(x, by)
+        calls["int8"] = partial(multiply, x, packed(codes, torch.ones(outputs), one / 127, None, None))
     shortest = dict.fromkeys(calls, float("inf"))
     for turn in range(ROUNDS + 1):
         for name, call in calls.items():
@@ -165,10 +166,6 @@ def _is_fp32(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Ten
     exact = x.double() @ weight[:some].double().T
     error = (product(x, weight)[:, :some].double() - exact).abs().max()
     return bool(error <= FP32_ERROR * exact.abs().max())
-
-
-def _product(x: Tensor, weight: Tensor) -> Callable[[], object]:
-    return lambda: linear(x, weight)
 
 
 def _spread(rows: int, columns: int) -> Tensor:

@@ -6,14 +6,13 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...data import LeRobotDataset
 from ...errors import UsageError
-from ...model.protocol import Model
+from ...model.protocol import Inputs, Model
 from ...model.targets import Call
 from ...plans.schema import ARCHITECTURE
 from ...policy.policy import Gr00tPolicy
@@ -68,7 +67,7 @@ class Requests:
         # Stage by stage, so that every layer is called: in a whole step the last one is folded into the next stage's.
         self.model.loop = ARCHITECTURE.loops[0]
 
-    def __getitem__(self, number: int) -> tuple[Mapping[str, Any], Tensor]:
+    def __getitem__(self, number: int) -> tuple[Inputs, Tensor]:
         """Model inputs, and noise fp32 [1, T, 32]. Raises: Gr00tError for a frame that cannot be read."""
         episode, row = self.frames[number]
         step = self.dataset.step(episode, row)
@@ -142,7 +141,7 @@ def _outputs_of_blocks(stage: nn.Module, calls: Sequence[Call]) -> list[Given]:
 
 
 def _recalling(block: nn.Module, outputs: Sequence[Tensor]) -> nn.Module:
-    """In the place of a block whose inputs are as they were: it says again, call by call, what it gave."""
+    """Stands in for a block whose inputs have not changed: it gives its recorded outputs, call by call."""
     twin, answers = copy.copy(block), itertools.cycle(outputs)
     twin.forward = lambda *_: next(answers).clone()
     return twin

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ... import __version__
-from ...common.command import Parser, check_least, discard, parse_flags, run_program, setting
+from ...common.command import Parser, check_least, on_stdout, parse_flags, run_program, setting
 from ...common.files import prepare_file
 from ...common.install import install_extra
 from ...common.progress import Steps, progress
-from ...errors import RecordError, UsageError, unknown
+from ...errors import UsageError, unknown
 from ...plans.precisions import PRECISIONS, find_precision
 from ...policy.flags import check_seed, source_flags
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from .observe import Requests
 
 DEFAULT_FRAMES, DEFAULT_RANK_FRAMES = 16, 4
-PIPE_WIDTH = 140
-"""Columns of a table where no terminal says how many there are."""
 
 EPILOG = """\
 int8, fp8 and nvfp4 hold the input of a linear layer on a scale that is fixed beforehand. This program runs whole
@@ -184,29 +181,16 @@ def _print(requests: Requests, calibration: Calibration, forms: Sequence[str], p
     from ...quantize.layers import linear_layers
     from .tables import ranking_table, seen_table
 
-    out = Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     layers = calibration.layers
     sizes = {name: layer.weight.numel() for name, layer in linear_layers(requests.model).items()}
     noise = {name: seen.noise for name, seen in layers.items() if seen.noise}
     bits = {form: FORMATS[form].bits for form in forms}
-    with out.capture() as captured:
+    with on_stdout() as out:
         out.print(seen_table(layers, len(calibration.provenance.frames)))
         for form, width in bits.items():
             out.print()
             out.print(ranking_table({name: own[form] for name, own in noise.items()}, sizes, form, width))
-    _to_stdout(captured.get())
     if plot is not None:
         from .plot import draw
 
         draw(Path(plot), noise, sizes, bits)
-
-
-def _to_stdout(text: str) -> None:
-    """Raises: RecordError where stdout cannot be written; BrokenPipeError where nobody reads it."""
-    try:
-        print(text.rstrip("\n"), flush=True)
-    except OSError as error:
-        discard(sys.stdout)
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise RecordError(f"stdout cannot be written: {error.strerror or error}") from error

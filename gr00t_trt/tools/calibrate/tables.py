@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from ...quantize.calibration import Observed
 from ...quantize.ranking import decibels
 
 SHOWN_AFTER = (1, 4, 8)
 """Frames after which the share of the final range is shown, where there are more."""
 
 
-def seen_table(layers: Mapping[str, Any], frames: int) -> Table:
+def seen_table(layers: Mapping[str, Observed], frames: int) -> Table:
     """A row per stage: how many layers, the range of their inputs, and how much of it fewer frames would have seen.
 
     Args:

@@ -6,7 +6,6 @@ Exit status: 0 done, 2 bad input, 130 interrupted, 141 nobody reads the output.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,18 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...common.command import Parser, discard, parse_flags, run_program
+from ...common.command import Parser, on_stdout, parse_flags, run_program
 from ...common.files import prepare_file
 from ...common.interface import ModalityConfig
 from ...common.progress import Steps, progress
-from ...errors import RecordError, UsageError
+from ...errors import UsageError
 
 if TYPE_CHECKING:
     from ...data import DatasetMetadata, LeRobotDataset, Statistics
 
 DEFAULT_TAG = "new_embodiment"
-PIPE_WIDTH = 140
-"""Columns of the table where no terminal says how many there are."""
 
 EPILOG = """\
 A checkpoint's experiment_cfg/metadata.json tells a policy, for each embodiment tag, how its states and actions are
@@ -114,21 +111,13 @@ def _read(args: argparse.Namespace, steps: Steps) -> tuple[LeRobotDataset, Datas
 
 
 def _print(metadata: DatasetMetadata, notes: Sequence[str]) -> None:
-    out = Console(emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    with out.capture() as captured:
+    with on_stdout() as out:
         out.print(_table(metadata))
         for name, view in metadata.video.items():
             width, height = view.resolution
             out.print(f"video.{name}: {width} x {height} at {view.fps:g} frames per second", highlight=False)
         for note in notes:
             out.print(note, markup=False, highlight=False, soft_wrap=True)
-    try:
-        print(captured.get().rstrip("\n"), flush=True)
-    except OSError as error:
-        discard(sys.stdout)
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise RecordError(f"stdout cannot be written: {error.strerror or error}") from error
 
 
 def _table(metadata: DatasetMetadata) -> Table:
