@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class PartStatistics:
         for key, part in parts.items():
             self._check(key, part, self._file if part.column in found else root / "data")
 
-    def _read(self) -> Mapping[str, Any]:
+    def _read(self) -> Mapping[str, object]:
         try:
             return read_object(self._file) if self._file.exists() else {}
         except DatasetError:

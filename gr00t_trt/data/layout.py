@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any
@@ -13,10 +14,9 @@ import numpy as np
 
 from ..errors import DatasetError, Gr00tError, unknown
 from .meta_files import LONGEST_SHOWN, read_lines, read_object, shown, whole_number
-from .metadata import ROTATIONS, PartInfo, VideoInfo
+from .metadata import ROTATIONS, Entry, PartInfo, VideoInfo, read_each
 
 DEFAULT_COLUMNS = {"state": "observation.state", "action": "action"}
-SECTIONS = ("state", "action", "video", "annotation")
 MAX_PIXELS_PER_SIDE = 16384
 MOST_ROWS = 10**9
 LONGEST_PATH = 1000
@@ -96,21 +96,6 @@ class DatasetInfo:
     chunks_size: int
     features: Mapping[str, Any]
     fps: Any = None
-
-    def parquet_file(self, episode: int, *, alone: bool = True) -> Path:
-        """Version 2's file of an episode. Raises: DatasetError.
-
-        Args:
-            alone: Whether the dataset has no other episode, so that the template needs no ``episode_index``.
-        """
-        values = {"episode_chunk": episode // self.chunks_size, "episode_index": episode}
-        return self.file("data_path", values, () if alone else ("episode_index",))
-
-    def video_file(self, episode: int, feature: str, *, alone: bool = True) -> Path:
-        """Version 2's video of an episode and video feature; as `parquet_file`."""
-        chunk = episode // self.chunks_size
-        values: dict[str, int | str] = {"episode_chunk": chunk, "episode_index": episode, "video_key": feature}
-        return self.file("video_path", values, (*self.view_names(), *(() if alone else ("episode_index",))))
 
     def view_names(self) -> tuple[str, ...]:
         """What a template of videos must hold so that every view has its own."""
@@ -210,7 +195,7 @@ def read_info(root: Path) -> DatasetInfo:
     for name in ("data_path", "features"):
         if name not in info:
             raise DatasetError(f"{path}: key {name!r} is missing", known=sorted(info), fix="add it to meta/info.json")
-    version = _version(path, info)
+    version = _version(path, str(info.get("codebase_version", "v2.0")))
     size = info.get("chunks_size", 1000)
     if version == 2 and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise DatasetError(f"{path}: chunks_size is {shown(size)}", known="a positive integer, usually 1000")
@@ -223,8 +208,7 @@ def read_info(root: Path) -> DatasetInfo:
     return DatasetInfo(path, version, info["data_path"], video_path, size, info["features"], info.get("fps"))
 
 
-def _version(path: Path, info: Mapping[str, Any]) -> int:
-    said = str(info.get("codebase_version", "v2.0"))
+def _version(path: Path, said: str) -> int:
     match = re.match(r"v?([23])(?!\d)", said)
     if match is None:
         raise DatasetError(
@@ -238,42 +222,36 @@ def _version(path: Path, info: Mapping[str, Any]) -> int:
 def read_modality(root: Path) -> ModalityLayout:
     """Read meta/modality.json; entries that are malformed stand in `broken`. Raises: DatasetError."""
     path = root / "meta" / "modality.json"
-    content = read_object(path)
-    content.setdefault("annotation", {})
-    broken: dict[str, Gr00tError] = {}
-    sections: dict[str, dict[str, Any]] = {}
-    for section in SECTIONS:
+    content, broken = {"annotation": {}, **read_object(path)}, dict[str, Gr00tError]()
+
+    def read(section: str, one: Callable[[object, str], Entry]) -> dict[str, Entry]:
         entries = content.get(section)
-        if not isinstance(entries, dict):
-            what = f"{path}: section {section!r} is missing or not an object"
-            fix = "modality.json is GR00T's addition to LeRobot: it names the parts and views"
-            broken[section] = DatasetError(what, known=sorted(content), fix=fix)
-            entries = {}
-        sections[section] = _entries(path, section, entries, broken)
-    return ModalityLayout(path, **sections, broken=broken)
+        if isinstance(entries, dict):
+            return read_each(entries, section, f"{path}: ", one, broken)
+        what = f"{path}: section {section!r} is missing or not an object"
+        fix = "modality.json is GR00T's addition to LeRobot: it names the parts and views"
+        broken[section] = DatasetError(what, known=sorted(content), fix=fix)
+        return {}
+
+    return ModalityLayout(
+        path,
+        read("state", partial(_part, DEFAULT_COLUMNS["state"])),
+        read("action", partial(_part, DEFAULT_COLUMNS["action"])),
+        # Without original_key, a view is the feature of its own name, and an annotation the column of its full key.
+        {name: feature or name for name, feature in read("video", _original_key).items()},
+        {name: column or f"annotation.{name}" for name, column in read("annotation", _original_key).items()},
+        broken,
+    )
 
 
-def _entries(path: Path, section: str, entries: dict[str, Any], broken: dict[str, Gr00tError]) -> dict[str, Any]:
-    read: Callable[[str, str, Any], Any] = _feature_key if section in ("video", "annotation") else _part
-    out = {}
-    for name, entry in entries.items():
-        try:
-            out[name] = read(f"{path}: {section}.{name}", section, entry)
-        except Gr00tError as error:
-            broken[f"{section}.{name}"] = error
-    # Without original_key, a view is the feature of its own name, and an annotation the column of its full key.
-    defaults = {name: f"annotation.{name}" if section == "annotation" else name for name in out}
-    return {name: value or defaults[name] for name, value in out.items()}
-
-
-def _feature_key(where: str, section: str, entry: Any) -> str:
+def _original_key(entry: Any, where: str) -> str | None:
     key = entry.get("original_key") if isinstance(entry, dict) else None
     if not isinstance(key, (str, type(None))):
         raise DatasetError(f"{where}: original_key is {shown(key)}", known="the name of a column or feature")
-    return key or ""
+    return key
 
 
-def _part(where: str, section: str, entry: Any) -> PartLayout:
+def _part(default_column: str, entry: Any, where: str) -> PartLayout:
     try:
         start, end = whole_number(entry["start"]), whole_number(entry["end"])
         continuous = bool(np.issubdtype(np.dtype(entry.get("dtype", "float64")), np.floating))
@@ -289,23 +267,18 @@ def _part(where: str, section: str, entry: Any) -> PartLayout:
         raise DatasetError(f"{where}: start {start}, end {end} is no slice", known="0 <= start < end")
     if rotation is not None and rotation not in ROTATIONS:
         raise unknown(DatasetError, f"{where}.rotation_type", str(rotation)[:LONGEST_SHOWN], ROTATIONS)
-    column = _feature_key(where, section, entry) or DEFAULT_COLUMNS[section]
+    column = _original_key(entry, where) or default_column
     return PartLayout(start, end, column, PartInfo(end - start, absolute, rotation, continuous))
 
 
 def read_episodes(root: Path) -> list[Episode]:
     """Read meta/episodes.jsonl, in file order. Raises: DatasetError, also for no episode or no frame at all."""
     path = root / "meta" / "episodes.jsonl"
-    lines = [(f"line {number}", line) for number, line in read_lines(path)]
-    return check_episodes(path, [(place, _episode(path, place, line)) for place, line in lines])
 
-
-def _episode(path: Path, place: str, line: Any) -> Episode:
-    try:
+    def read(line: Any) -> Episode:
         return Episode(whole_number(line["episode_index"]), whole_number(line["length"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        known = '{"episode_index": 0, "length": 416, "tasks": [...]}'
-        raise DatasetError(f"{path}, {place}: {error!r}", known=known) from error
+
+    return check_episodes(path, _each_line(path, read, '{"episode_index": 0, "length": 416, "tasks": [...]}'))
 
 
 def check_episodes(path: Path, listed: list[tuple[str, Episode]]) -> list[Episode]:
@@ -331,13 +304,22 @@ def check_episodes(path: Path, listed: list[tuple[str, Episode]]) -> list[Episod
 def read_tasks(root: Path) -> dict[int, str]:
     """Read meta/tasks.jsonl: task index -> instruction. Raises: DatasetError."""
     path = root / "meta" / "tasks.jsonl"
-    tasks = {}
+
+    def read(line: Any) -> tuple[int, str]:
+        index, task = whole_number(line["task_index"]), line["task"]
+        if not isinstance(task, str):
+            raise TypeError(f"task is {task!r}")
+        return index, task
+
+    return dict(task for _, task in _each_line(path, read, '{"task_index": 0, "task": "..."}'))
+
+
+def _each_line(path: Path, read: Callable[[Any], Entry], known: str) -> list[tuple[str, Entry]]:
+    """What `read` makes of every line, with the place of the line. Raises: DatasetError for what it cannot read."""
+    out = []
     for number, line in read_lines(path):
         try:
-            index, task = whole_number(line["task_index"]), line["task"]
-            if not isinstance(task, str):
-                raise TypeError(f"task is {task!r}")
+            out.append((f"line {number}", read(line)))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DatasetError(f"{path}, line {number}: {error!r}", known='{"task_index": 0, "task": "..."}') from error
-        tasks[index] = task
-    return tasks
+            raise DatasetError(f"{path}, line {number}: {error!r}", known=known) from error
+    return out

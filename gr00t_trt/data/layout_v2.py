@@ -20,7 +20,8 @@ class StorageV2:
     def __init__(self, root: Path, info: DatasetInfo):
         self._root, self._info = root, info
         self.episodes: Sequence[Episode] = read_episodes(root)
-        self._alone = len(self.episodes) == 1
+        # A single episode needs no number in its files' names.
+        self._needed = () if len(self.episodes) == 1 else ("episode_index",)
         self._last: EpisodeRows | None = None
 
     def tasks(self) -> dict[int, str]:
@@ -32,16 +33,20 @@ class StorageV2:
         return self._last
 
     def file(self, episode: Episode) -> Path:
-        return self._info.parquet_file(episode.index, alone=self._alone)
+        return self._info.file("data_path", self._place(episode), self._needed)
 
     def clip(self, episode: Episode, feature: str) -> Clip:
-        return Clip(self._info.video_file(episode.index, feature, alone=self._alone))
+        values = {**self._place(episode), "video_key": feature}
+        return Clip(self._info.file("video_path", values, (*self._info.view_names(), *self._needed)))
 
     def files(self) -> list[Path]:
         return list(self._by_file)
 
     def table(self, path: Path) -> Table:
         return self._open(self._by_file[path])
+
+    def _place(self, episode: Episode) -> dict[str, int | str]:
+        return {"episode_chunk": episode.index // self._info.chunks_size, "episode_index": episode.index}
 
     @cached_property
     def _by_file(self) -> dict[Path, Episode]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ LARGEST = 1e9
 """Largest magnitude that a statistic or a state may have, in its unit: beyond it nothing physical is measured."""
 WIDEST, LARGEST_SIDE = 10_000, 16_384
 """Most values of one part, and most pixels along one side of a frame."""
+
+Entry = TypeVar("Entry")
 
 
 def embodiment_index(tag: str) -> int:
@@ -88,7 +91,7 @@ class DatasetMetadata:
     action: Mapping[str, PartInfo]
     state_statistics: Mapping[str, Statistics]
     action_statistics: Mapping[str, Statistics]
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
     """Further keys found inside ``statistics``, kept when written back (public files carry counts there)."""
     broken: Mapping[str, Gr00tError] = field(default_factory=dict)
     """Full key -> what is wrong with an entry that could not be read; raised when the key is asked for."""
@@ -124,7 +127,7 @@ class DatasetMetadata:
             if (problem := impossible(statistics)) is not None:
                 raise CheckpointError(f"{where}: {problem}", fix=f"{_WRITTEN_WITH_IT}; {_MADE}")
 
-    def _look_up(self, key: str, sections: Mapping[str, Mapping[str, Any]]) -> Any:
+    def _look_up(self, key: str, sections: Mapping[str, Mapping[str, Entry]]) -> Entry:
         if key in self.broken:
             raise self.broken[key]
         section, _, name = key.partition(".")
@@ -157,26 +160,25 @@ class DatasetMetadata:
 
         Raises: CheckpointError for an entry of another form, or one that says it is another tag's.
         """
-        statistics, modalities = _child(entry, "statistics", source, tag), _child(entry, "modalities", source, tag)
+        where, broken = f"{source}: {tag}", dict[str, Gr00tError]()
+        sections = {name: _child(entry, name, where) for name in ("statistics", "modalities")}
         own = entry.get("embodiment_tag", tag)
         if own != tag:
             what = f"{source}: the entry {tag!r} says that its embodiment_tag is {own!r}"
             raise CheckpointError(
                 what, known="the tag chooses the weights as well as the statistics", fix=_WRITTEN_WITH_IT
             )
-        broken: dict[str, Gr00tError] = {}
-        parts: dict[str, dict[str, Any]] = {}
-        values: dict[str, dict[str, Any]] = {}
-        for modality in ("state", "action"):
-            infos = _child(modalities, modality, source, f"{tag}.modalities")
-            entries = _child(statistics, modality, source, f"{tag}.statistics")
-            parts[modality] = _each(infos, modality, f"{source}: {tag}.modalities", _part_from_dict, broken)
-            values[modality] = _each(entries, modality, f"{source}: {tag}.statistics", _checkpoint_statistics, broken)
-        views = _child(modalities, "video", source, f"{tag}.modalities")
-        video = _each(views, "video", f"{source}: {tag}.modalities", _view_from_dict, broken)
-        extra = {k: v for k, v in statistics.items() if k not in ("state", "action")}
-        found = (parts["state"], parts["action"], values["state"], values["action"])
-        return cls(tag, video, *found, extra, broken, source)
+
+        def read(within: str, modality: str, one: Callable[[Any, str], Entry]) -> dict[str, Entry]:
+            own = _child(sections[within], modality, f"{where}.{within}")
+            return read_each(own, modality, f"{where}.{within}.", one, broken)
+
+        values = partial(statistics_from, error=CheckpointError)
+        state, state_statistics = read("modalities", "state", _part_from_dict), read("statistics", "state", values)
+        action, action_statistics = read("modalities", "action", _part_from_dict), read("statistics", "action", values)
+        video = read("modalities", "video", _view_from_dict)
+        extra = {k: v for k, v in sections["statistics"].items() if k not in ("state", "action")}
+        return cls(tag, video, state, action, state_statistics, action_statistics, extra, broken, source)
 
     @classmethod
     def load(cls, path: str | Path, tag: str) -> DatasetMetadata:
@@ -292,36 +294,36 @@ def _read(path: Path) -> dict[str, Any]:
     return entries
 
 
-def _child(entry: Any, name: str, source: str, where: str) -> Mapping[str, Any]:
+def _child(entry: Any, name: str, where: str) -> Mapping[str, object]:
     child = entry.get(name) if isinstance(entry, Mapping) else None
     if not isinstance(child, Mapping):
         raise CheckpointError(
-            f"{source}: {where}.{name} is missing or not an object",
+            f"{where}.{name} is missing or not an object",
             known=sorted(entry) if isinstance(entry, Mapping) else None,
             fix=_WRITTEN_WITH_IT,
         )
     return child
 
 
-def _each(
-    entries: Mapping[str, Any],
+def read_each(
+    entries: Mapping[str, object],
     section: str,
     where: str,
-    read: Callable[[Any, str], Any],
+    read: Callable[[Any, str], Entry],
     broken: dict[str, Gr00tError],
-) -> dict[str, Any]:
-    """Every entry of a section that can be read; the others' errors go to `broken` under their full keys."""
+) -> dict[str, Entry]:
+    """Every entry of a section that can be read; the others' errors go to `broken` under their full keys.
+
+    Args:
+        where: What errors put in front of the full key.
+    """
     out = {}
     for name, entry in entries.items():
         try:
-            out[name] = read(entry, f"{where}.{section}.{name}")
+            out[name] = read(entry, f"{where}{section}.{name}")
         except Gr00tError as error:
             broken.setdefault(f"{section}.{name}", error)
     return out
-
-
-def _checkpoint_statistics(entry: Any, where: str) -> Statistics:
-    return statistics_from(entry, where, CheckpointError)
 
 
 def _view_from_dict(info: Any, where: str) -> VideoInfo:
@@ -338,7 +340,7 @@ def _view_from_dict(info: Any, where: str) -> VideoInfo:
         ) from error
 
 
-def _part_to_dict(part: PartInfo) -> dict[str, Any]:
+def _part_to_dict(part: PartInfo) -> dict[str, object]:
     return {
         "absolute": part.absolute,
         "rotation_type": part.rotation_type,

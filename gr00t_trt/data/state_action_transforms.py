@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ..errors import ObservationError, PlanError, unknown
 from .device import on_host
 from .metadata import ROTATIONS, DatasetMetadata, Statistics
 from .rotations import BOUNDS, WIDTHS, convert
-from .transforms import Data, Draw, ModalityTransform
+from .transforms import Data, Draw, ModalityTransform, get
 
 MODES = ("min_max", "q99", "mean_std", "binary", "scale")
 
@@ -98,7 +99,7 @@ class StateActionToTensor(ModalityTransform):
     def __init__(
         self,
         apply_to: Iterable[str],
-        input_dtypes: Mapping[str, Any] | None = None,
+        input_dtypes: Mapping[str, DTypeLike] | None = None,
         output_dtypes: Mapping[str, torch.dtype] | None = None,
     ):
         super().__init__(apply_to)
@@ -237,15 +238,8 @@ class StateActionSinCosTransform(ModalityTransform):
     """
 
     def apply(self, data: Data) -> Data:
-        out = dict(data)
-        for key in self.apply_to:
-            if key not in data:
-                raise ObservationError(
-                    f"key {key!r} is missing", known=sorted(map(str, data)), fix=f"add {key} to the observation"
-                )
-            value = torch.as_tensor(data[key])
-            out[key] = torch.cat([value.sin(), value.cos()], dim=-1)
-        return out
+        angles = {key: torch.as_tensor(get(data, key)) for key in self.apply_to}
+        return {**data, **{key: torch.cat([x.sin(), x.cos()], dim=-1) for key, x in angles.items()}}
 
 
 class StateActionPerturbation(ModalityTransform):

@@ -9,10 +9,9 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,12 @@ import torch
 from ..common.private_folder import distrust, make_private
 from ..errors import DatasetError, PlanError
 from . import embodiments
-from .layout import DEFAULT_COLUMNS
-from .metadata import STATISTICS
+from .layout import DEFAULT_COLUMNS, read_info, read_modality
+from .layout_v2 import StorageV2
 from .parquet import column_statistics, write_table
 from .rotations import convert
 from .video import write_video
+from .writer import CHUNK, DATA_PATH, VIDEO_PATH, described, slices, write_meta
 
 FPS = 20
 TASKS = (
@@ -135,7 +135,7 @@ def write_synthetic_dataset(
     annotations = keys.get("language") or ["human.task_description"]
     files = []
     for episode in range(episodes):
-        name = f"chunk-000/episode_{episode:06d}"
+        place = {"episode_chunk": episode // CHUNK, "episode_index": episode}
         columns: dict[str, np.ndarray] = {}
         for section, column in DEFAULT_COLUMNS.items():
             shift = 1 if section == "action" else 0
@@ -143,30 +143,31 @@ def write_synthetic_dataset(
             parts = [_trajectory(part, section, curves[part], episode, rows) for part in keys[section]]
             columns[column] = np.concatenate(parts, axis=1)
         columns |= _bookkeeping(episode, length, annotations)
-        files.append(folder / "data" / f"{name}.parquet")
+        files.append(folder / DATA_PATH.format(**place))
         write_table(files[-1], columns)
         for number, view in enumerate(keys["video"]):
-            path = folder / "videos" / "chunk-000" / f"observation.images.{view}" / f"episode_{episode:06d}.mp4"
+            path = folder / VIDEO_PATH.format(video_key=f"observation.images.{view}", **place)
             write_video(path, _scene(random.spawn(1)[0], number, length, resolution), FPS)
     robot = getattr(config, "name", "") or "synthetic"
     _write_meta(folder, robot, {**keys, "language": annotations}, files, length, resolution)
     return folder
 
 
-def _layout(name: str) -> dict[str, Any]:
-    """Width and modality.json fields of a part."""
+def _layout(name: str) -> tuple[int, dict[str, str | bool]]:
+    """Width of a part, and what modality.json says of it beside its place."""
     if name in _QUATERNIONS:
-        return {"width": 4, "rotation_type": "quaternion"}
+        return 4, {"rotation_type": "quaternion"}
     if name.endswith(("eef_rot", "end_effector_rotation")):
-        return {"width": 3, "rotation_type": "axis_angle"}
+        return 3, {"rotation_type": "axis_angle"}
+    absolute = "delta" not in name
     if name.startswith("eef_rotation"):
-        return {"width": 3, "rotation_type": "euler_angles_rpy", "absolute": "delta" not in name}
-    return {"width": _WIDTHS.get(name, 3), "absolute": "delta" not in name}
+        return 3, {"rotation_type": "euler_angles_rpy", "absolute": absolute}
+    return _WIDTHS.get(name, 3), {"absolute": absolute}
 
 
 def _trajectory(name: str, section: str, curve: np.ndarray, episode: int, rows: np.ndarray) -> np.ndarray:
     """float64 [len(rows), D] in plausible physical units."""
-    width = _layout(name)["width"]
+    width, _ = _layout(name)
     amplitude, speed, phase = curve[0], curve[1], 2 * np.pi * curve[2] + 0.7 * episode
     time = rows[:, None] / FPS
     wave = amplitude * np.sin(2 * np.pi * speed * time + phase)
@@ -216,20 +217,13 @@ def _scene(random: np.random.Generator, view: int, length: int, resolution: tupl
 def _write_meta(
     folder: Path, robot: str, keys: dict[str, list[str]], files: list[Path], length: int, size: tuple[int, int]
 ) -> None:
-    episodes = len(files)
-    meta = folder / "meta"
-    meta.mkdir(parents=True, exist_ok=True)
-    modality: dict[str, Any] = {"state": {}, "action": {}}
-    for section, entries in modality.items():
-        start = 0
-        for name in keys[section]:
-            entry = _layout(name)
-            end = start + entry.pop("width")
-            entries[name] = {"start": start, "end": end, **entry}
-            start = end
+    layouts = {section: {name: _layout(name) for name in keys[section]} for section in DEFAULT_COLUMNS}
+    modality: dict[str, Mapping[str, object]] = {}
+    for section, own in layouts.items():
+        places = slices({name: width for name, (width, _) in own.items()})
+        modality[section] = {name: {**places[name], **said} for name, (_, said) in own.items()}
     modality["video"] = {view: {"original_key": f"observation.images.{view}"} for view in keys["video"]}
     modality["annotation"] = {name: {} for name in keys["language"]}
-    statistics = {k: v.to_dict() for k, v in column_statistics(files).items()}
     width, height = size
     video = {
         "dtype": "video",
@@ -237,48 +231,32 @@ def _write_meta(
         "names": ["height", "width", "channel"],
         "video_info": {"video.fps": float(FPS), "video.codec": "h264", "video.pix_fmt": "yuv420p", "has_audio": False},
     }
-    features: dict[str, Any] = {f"observation.images.{view}": video for view in keys["video"]}
-    features |= {
-        column: {"dtype": "float64", "shape": [len(statistics[column][STATISTICS[0]])]}
-        for column in DEFAULT_COLUMNS.values()
+    features: dict[str, object] = {f"observation.images.{view}": video for view in keys["video"]}
+    for section, column in DEFAULT_COLUMNS.items():
+        features[column] = {"dtype": "float64", "shape": [sum(width for width, _ in layouts[section].values())]}
+    lengths = [length] * len(files)
+    objects = {
+        "info": described("v2.0", robot, float(FPS), lengths, len(TASKS), len(keys["video"]), features),
+        "modality": modality,
+        "stats": {name: found.to_dict() for name, found in column_statistics(files).items()},
     }
-    info = {
-        "codebase_version": "v2.0",
-        "robot_type": robot,
-        "total_episodes": episodes,
-        "total_frames": episodes * length,
-        "total_tasks": len(TASKS),
-        "total_videos": episodes * len(keys["video"]),
-        "total_chunks": 1,
-        "chunks_size": 1000,
-        "fps": float(FPS),
-        "splits": {"train": f"0:{episodes}"},
-        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-        "features": features,
+    lists = {
+        "tasks": [{"task_index": i, "task": task} for i, task in enumerate(TASKS)],
+        "episodes": [
+            {"episode_index": i, "tasks": [TASKS[i % (len(TASKS) - 1)]], "length": n} for i, n in enumerate(lengths)
+        ],
     }
-    for name, content in (("info", info), ("modality", modality), ("stats", statistics)):
-        (meta / f"{name}.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    lines = [{"episode_index": i, "tasks": [TASKS[i % (len(TASKS) - 1)]], "length": length} for i in range(episodes)]
-    _write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(TASKS)])
-    _write_lines(meta / "episodes.jsonl", lines)
-
-
-def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_meta(folder, objects, lists)
 
 
 def _is_complete(folder: Path) -> bool:
     """True unless a cleaner of temporary files has removed something."""
-    from .layout import read_episodes, read_info, read_modality
-
+    needed = [folder / "meta" / "tasks.jsonl", folder / "meta" / "stats.json"]
     try:
-        info, layout, episodes = read_info(folder), read_modality(folder), read_episodes(folder)
+        storage, views = StorageV2(folder, read_info(folder)), read_modality(folder).video.values()
+        needed += [*storage.files(), *(storage.clip(each, view).path for each in storage.episodes for view in views)]
     except Exception:
         return False
-    needed = [folder / "meta" / "tasks.jsonl", folder / "meta" / "stats.json"]
-    needed += [info.parquet_file(e.index) for e in episodes]
-    needed += [info.video_file(e.index, feature) for e in episodes for feature in layout.video.values()]
     return all(path.is_file() for path in needed)
 
 

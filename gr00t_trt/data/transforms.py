@@ -8,7 +8,7 @@ Source: Isaac-GR00T, gr00t/data/transform/base.py and gr00t/model/transforms.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,6 +22,7 @@ DEFAULT_TEXT = "Perform the default behavior."
 """The instruction of an observation without an annotation."""
 
 Data = dict[str, Any]
+"""What passes along a chain: an observation, perhaps with actions, as `Observation` describes it; then model inputs."""
 Draw = Callable[[str], torch.Generator]
 """Purpose, such as ``crop`` -> a generator that is a function of the sample and the purpose."""
 
@@ -85,23 +86,28 @@ class ComposedModalityTransform(ModalityTransform):
         for transform in self.transforms:
             transform.set_metadata(metadata)
 
+    def model_inputs(self) -> Iterator[GR00TTransform]:
+        """Every `GR00TTransform` of the chain, also of chains within it."""
+        for transform in self.transforms:
+            if isinstance(transform, ComposedModalityTransform):
+                yield from transform.model_inputs()
+            elif isinstance(transform, GR00TTransform):
+                yield transform
+
     def set_prompter(self, prompter: Prompter) -> None:
         """Give the prompter to every `GR00TTransform` of the chain."""
-        for transform in self.transforms:
-            if isinstance(transform, GR00TTransform | ComposedModalityTransform):
-                transform.set_prompter(prompter)
+        for transform in self.model_inputs():
+            transform.prompter = prompter
 
     def set_action_dim(self, action_dim: int) -> None:
         """Tell every `GR00TTransform` of the chain how wide the model's actions are."""
-        for transform in self.transforms:
-            if isinstance(transform, GR00TTransform | ComposedModalityTransform):
-                transform.set_action_dim(action_dim)
+        for transform in self.model_inputs():
+            transform.max_action_dim = action_dim
 
     @property
     def default_instruction(self) -> str:
         """What the model reads where there was no instruction."""
-        found = (t.default_instruction for t in self.transforms if isinstance(t, GR00TTransform))
-        return next(found, DEFAULT_TEXT)
+        return next((transform.default_instruction for transform in self.model_inputs()), DEFAULT_TEXT)
 
     @property
     def device_generic(self) -> bool:
@@ -206,12 +212,6 @@ class GR00TTransform(ModalityTransform):
         own = self._own_embodiment
         self._embodiment = embodiment_index(metadata.embodiment_tag) if own is None else own
 
-    def set_prompter(self, prompter: Prompter) -> None:
-        self.prompter = prompter
-
-    def set_action_dim(self, action_dim: int) -> None:
-        self.max_action_dim = action_dim
-
     def apply(self, data: Data) -> Data:
         embodiment = require(self._embodiment, self)
         images = get(data, "video")
@@ -255,34 +255,26 @@ class GR00TTransform(ModalityTransform):
         width = action.shape[-1]
         if width > self.max_action_dim:
             raise ObservationError(f"action is {width} wide", known=f"at most {self.max_action_dim}, the model's width")
-        out = torch.zeros(batch, self.action_horizon, self.max_action_dim)
-        out[..., :width] = action
-        mask = torch.zeros(out.shape, dtype=torch.bool)
-        mask[..., :width] = True
-        return out, mask
+        return _padded(action, self.max_action_dim, torch.float32)
 
     def _state(self, state: Any, batched: bool, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (batch, self.state_horizon, self.max_state_dim)
-        state = None if state is None else torch.as_tensor(state)
-        out = torch.zeros(shape, dtype=torch.float64, device=None if state is None else state.device)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        if state is not None:
-            state = state if batched else state[None]
-            if state.ndim != 3 or tuple(state.shape[:2]) != shape[:2]:
-                raise ObservationError(
-                    f"state has shape {tuple(state.shape)}",
-                    known=f"[{batch}, {self.state_horizon}, D]: batch and number of observation rows",
-                )
-            width = state.shape[-1]
-            if width > self.max_state_dim:
-                raise ObservationError(
-                    f"state is {width} wide: the last {width - self.max_state_dim} values would never reach the model",
-                    known=f"at most {self.max_state_dim}",
-                    fix="leave parts out of state_keys in the data config",
-                )
-            out[..., :width] = state
-            mask[..., :width] = True
-        return out, mask
+        if state is None:
+            return _padded(torch.zeros(batch, self.state_horizon, 0), self.max_state_dim, torch.float64)
+        state = torch.as_tensor(state)
+        state = state if batched else state[None]
+        if state.ndim != 3 or tuple(state.shape[:2]) != (batch, self.state_horizon):
+            raise ObservationError(
+                f"state has shape {tuple(state.shape)}",
+                known=f"[{batch}, {self.state_horizon}, D]: batch and number of observation rows",
+            )
+        width = state.shape[-1]
+        if width > self.max_state_dim:
+            raise ObservationError(
+                f"state is {width} wide: the last {width - self.max_state_dim} values would never reach the model",
+                known=f"at most {self.max_state_dim}",
+                fix="leave parts out of state_keys in the data config",
+            )
+        return _padded(state, self.max_state_dim, torch.float64)
 
     def _texts(self, data: Data, batched: bool, batch: int) -> list[str]:
         keys = [key for key in data if "annotation" in key]
@@ -309,6 +301,16 @@ def refuse_in_training(transform: ModalityTransform, what: str = "") -> NoReturn
     )
 
 
+def _padded(values: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, T, D] with columns of zeros up to `width`, on its device; and bool likewise, on the host, true for values."""
+    own = values.shape[-1]
+    out = torch.zeros(*values.shape[:-1], width, dtype=dtype, device=values.device)
+    out[..., :own] = values
+    mask = torch.zeros(out.shape, dtype=torch.bool)
+    mask[..., :own] = True
+    return out, mask
+
+
 def _ours(transform: Any) -> bool:
     return type(transform).__module__.startswith(f"{__package__}.")
 
@@ -316,7 +318,9 @@ def _ours(transform: Any) -> bool:
 def get(data: Data, key: str) -> Any:
     """A value that must be there. Raises: ObservationError."""
     if key not in data:
-        raise ObservationError(f"key {key!r} is missing", known=sorted(map(str, data)), fix=f"add {key} to the data")
+        raise ObservationError(
+            f"key {key!r} is missing", known=sorted(map(str, data)), fix=f"add {key} to the observation"
+        )
     return data[key]
 
 

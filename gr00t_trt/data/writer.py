@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class DatasetWriter:
         """How many episodes are kept."""
         return len(self._kept)
 
-    def close(self, about: Mapping[str, Any] | None = None) -> Path:
+    def close(self, about: Mapping[str, object] | None = None) -> Path:
         """Write what is missing, and put the dataset into its place.
 
         Args:
@@ -152,47 +153,28 @@ class DatasetWriter:
             "next.done": rows == len(episode) - 1,
         }
 
-    def _write_meta(self, episodes: Sequence[EpisodeWriter], files: Sequence[Path], about: Mapping[str, Any]) -> None:
-        meta = self._building / "meta"
-        meta.mkdir()
-        statistics = {name: found.to_dict() for name, found in column_statistics(files).items()}
-        contents = (
-            ("info", {**self._info(episodes), **about}),
-            ("modality", self._modality(episodes[0])),
-            ("stats", statistics),
-        )
-        for name, content in contents:
-            (meta / f"{name}.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-        tasks = [{"task_index": index, "task": task} for task, index in _tasks(episodes).items()]
-        listed = [
-            {"episode_index": i, "tasks": [one.instruction], "length": len(one), **one.facts}
-            for i, one in enumerate(episodes)
-        ]
-        stats = [{"episode_index": i, "stats": one.statistics()} for i, one in enumerate(episodes)]
-        for name, lines in (("tasks", tasks), ("episodes", listed), ("episodes_stats", stats)):
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (meta / f"{name}.jsonl").write_text(text, encoding="utf-8")
-
-    def _info(self, episodes: Sequence[EpisodeWriter]) -> dict[str, Any]:
-        count = len(episodes)
-        return {
-            "codebase_version": "v2.1",
-            "robot_type": self.robot,
-            "total_episodes": count,
-            "total_frames": sum(map(len, episodes)),
-            "total_tasks": len(_tasks(episodes)),
-            "total_videos": count * len(self.keys["video"]),
-            "total_chunks": -(-count // CHUNK),
-            "chunks_size": CHUNK,
-            "fps": self.fps,
-            "splits": {"train": f"0:{count}"},
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH,
-            "features": self._features(episodes[0]),
+    def _write_meta(
+        self, episodes: Sequence[EpisodeWriter], files: Sequence[Path], about: Mapping[str, object]
+    ) -> None:
+        lengths, views, tasks = list(map(len, episodes)), self.keys["video"], _tasks(episodes)
+        features = self._features(episodes[0])
+        objects = {
+            "info": {**described("v2.1", self.robot, self.fps, lengths, len(tasks), len(views), features), **about},
+            "modality": self._modality(episodes[0]),
+            "stats": {name: found.to_dict() for name, found in column_statistics(files).items()},
         }
+        lists = {
+            "tasks": [{"task_index": index, "task": task} for task, index in tasks.items()],
+            "episodes": [
+                {"episode_index": i, "tasks": [one.instruction], "length": len(one), **one.facts}
+                for i, one in enumerate(episodes)
+            ],
+            "episodes_stats": [{"episode_index": i, "stats": one.statistics()} for i, one in enumerate(episodes)],
+        }
+        write_meta(self._building, objects, lists)
 
-    def _features(self, example: EpisodeWriter) -> dict[str, Any]:
-        features: dict[str, Any] = {}
+    def _features(self, example: EpisodeWriter) -> dict[str, object]:
+        features: dict[str, object] = {}
         for section, column in DEFAULT_COLUMNS.items():
             widths = example.widths[section]
             names = [name for key in self.keys[section] for name in self._named(key.partition(".")[2], widths[key])]
@@ -222,18 +204,59 @@ class DatasetWriter:
         own = self._names.get(part, ())
         return own if len(own) == width else [f"{part}.{i}" for i in range(width)]
 
-    def _modality(self, example: EpisodeWriter) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        for section in DEFAULT_COLUMNS:
-            start, content[section] = 0, {}
-            for key in self.keys[section]:
-                end = start + example.widths[section][key]
-                content[section][key.partition(".")[2]] = {"start": start, "end": end}
-                start = end
-        content["video"] = {key.partition(".")[2]: {"original_key": _feature(key)} for key in self.keys["video"]}
+    def _modality(self, example: EpisodeWriter) -> dict[str, Mapping[str, object]]:
+        parts = {
+            section: slices({key.partition(".")[2]: width for key, width in example.widths[section].items()})
+            for section in DEFAULT_COLUMNS
+        }
+        views = {key.partition(".")[2]: {"original_key": _feature(key)} for key in self.keys["video"]}
         language = [key.partition(".")[2] for key in self.keys.get("language", [])]
-        content["annotation"] = {name: {"original_key": TASK_COLUMN} for name in language}
-        return content
+        return {**parts, "video": views, "annotation": {name: {"original_key": TASK_COLUMN} for name in language}}
+
+
+def described(
+    version: str, robot: str, fps: float, lengths: Sequence[int], tasks: int, views: int, features: Mapping[str, object]
+) -> dict[str, object]:
+    """The content of info.json, of a dataset whose files lie at `DATA_PATH` and `VIDEO_PATH`.
+
+    Args:
+        lengths: Rows of each episode. tasks, views: How many there are.
+    """
+    count = len(lengths)
+    return {
+        "codebase_version": version,
+        "robot_type": robot,
+        "total_episodes": count,
+        "total_frames": sum(lengths),
+        "total_tasks": tasks,
+        "total_videos": count * views,
+        "total_chunks": -(-count // CHUNK),
+        "chunks_size": CHUNK,
+        "fps": fps,
+        "splits": {"train": f"0:{count}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": features,
+    }
+
+
+def slices(widths: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Part -> its place in the vector that they make up together, as modality.json says it."""
+    ends = zip(widths.items(), accumulate(widths.values()), strict=True)
+    return {name: {"start": end - width, "end": end} for (name, width), end in ends}
+
+
+def write_meta(
+    folder: Path, objects: Mapping[str, object], lists: Mapping[str, Sequence[Mapping[str, object]]]
+) -> None:
+    """Write a dataset's ``meta``: objects as NAME.json, lists as NAME.jsonl with an entry a line."""
+    meta = folder / "meta"
+    meta.mkdir(parents=True, exist_ok=True)
+    for name, content in objects.items():
+        (meta / f"{name}.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    for name, entries in lists.items():
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        (meta / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def refuse_taken(path: Path, flag: str = "") -> None:
@@ -268,7 +291,8 @@ class EpisodeWriter:
         self.columns: dict[str, np.ndarray] = {}
         self.widths: dict[str, dict[str, int]] = {section: {} for section in DEFAULT_COLUMNS}
         self.sizes: dict[str, tuple[int, int]] = {}
-        self.instruction, self.facts = "", dict[str, Any]()
+        self.instruction = ""
+        self.facts: Mapping[str, object] = {}
         self._length = 0
 
     def __len__(self) -> int:
@@ -334,7 +358,7 @@ class EpisodeWriter:
             video.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, dict[str, list[Any]]]:
         """What LeRobot's episodes_stats.jsonl says of an episode: of every column, and of every view's pixels."""
         out = {}
         for name, values in self.columns.items():
@@ -361,7 +385,7 @@ class _Pixels:
         self.total, self.squares = self.total + colours.sum(0), self.squares + (colours**2).sum(0)
         self.low, self.high = np.minimum(self.low, colours.min(0)), np.maximum(self.high, colours.max(0))
 
-    def statistics(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, list[Any]]:
         mean = self.total / self.pixels
         spread = np.sqrt(np.maximum(self.squares / self.pixels - mean**2, 0.0))
         whole = {"min": self.low, "max": self.high, "mean": mean, "std": spread}

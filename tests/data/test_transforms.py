@@ -259,7 +259,7 @@ def test_a_training_has_the_actions():
     assert out["action_mask"].tolist() == [[[True, True, True, False]] * 2]
     with pytest.raises(ObservationError, match=r"action has shape \(3, 3\)|action has shape \(1, 3, 3\)"):
         transform.apply_training({**data, "action": np.zeros((3, 3))}, draw)
-    transform.set_action_dim(2)
+    transform.max_action_dim = 2
     with pytest.raises(ObservationError, match="action is 3 wide"):
         transform.apply_training(data, draw)
     with pytest.raises(ObservationError, match="'action' is missing"):
