@@ -113,12 +113,15 @@ class LeRobotDataset:
         Raises: DatasetError naming the file for anything missing, corrupt, too short or out of order, a value that is
             not finite, and a row whose timestamp lies outside the video.
         """
-        out: dict[str, Any] = {}
-        for config in self.modality_config.values():
-            rows = base_index + np.asarray(config.delta_indices, dtype=np.int64)
-            for key in config.modality_keys:
-                out[key] = self.values(episode, key, rows)
-        return out
+        return {key: self.values(episode, key, rows) for key, rows in self.rows(base_index).items()}
+
+    def rows(self, base_index: int) -> dict[str, np.ndarray]:
+        """Configured key -> `base_index` plus its modality's offsets, int64 [T]; also rows outside the episode."""
+        return {
+            key: base_index + np.asarray(config.delta_indices, dtype=np.int64)
+            for config in self.modality_config.values()
+            for key in config.modality_keys
+        }
 
     def values(self, episode: int, key: str, rows: np.ndarray) -> Any:
         """One key at some rows of an episode, int64 [T], as in `step`."""
@@ -143,7 +146,7 @@ class LeRobotDataset:
         clips = [self._storage.clip(found, name).path for name in features if not self.info.is_image(name)]
         return [self._storage.file(found), *clips]
 
-    def raw(self, episode: int, base_index: int) -> dict[str, Any]:
+    def raw(self, episode: int, base_index: int) -> Observation:
         """Every key of the layout at one row, whatever the modality config; values as in `step` with T = 1."""
         rows = np.array([base_index], dtype=np.int64)
         keys = [key for section in _SECTIONS.values() for key in self.layout.keys(section)]

@@ -19,13 +19,9 @@ from ..model.folders import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFI
 from ..model.weight_writer import from_tensor, write_file, write_json, write_weights
 from .base import Base, check_trained, open_base, write_side_files
 from .lora import Lora
+from .parts import peft_key
 
 _LOW_RANK = (".lora_A.", ".lora_B.")
-
-
-def peft_key(name: str) -> str:
-    """The name under which PEFT's files hold a trained tensor, however the model in training calls it."""
-    return PREFIX + name.removeprefix(PREFIX).replace(".default.", ".").replace(".modules_to_save.", ".")
 
 
 def write_adapter(

@@ -23,7 +23,7 @@ from ..model.config_section import read_object
 from ..model.config_writer import config_file, eagle_file
 from ..model.folders import CONFIG, EAGLE_CONFIG, Kind, identify
 from ..model.lerobot import read_lerobot_config
-from ..model.n1_5.config import EagleConfig, Gr00tConfig
+from ..model.n1_5.config import EagleConfig
 from ..model.weight_files import Stored, content_hash, headers, opened
 from ..model.weight_writer import Entry, computed, from_stored, from_tensor, write_json, write_weights
 from ..model.weights import Change, original_names
@@ -114,16 +114,12 @@ def _opened(name: str, folder: Path) -> Base:
         return Base(name, folder, below.config, below.eagle, below.stored, changes, (folder, *below.places))
     stored = original_names(headers(folder))
     if kind is Kind.LEROBOT:
-        config, eagle = _described(read_lerobot_config(folder)[0])
+        found, _ = read_lerobot_config(folder)
+        config, eagle = config_file(found), None if found.eagle == EagleConfig() else eagle_file(found.eagle)
     else:
         own = folder / EAGLE_CONFIG
         config, eagle = read_object(folder / CONFIG), read_object(own) if own.is_file() else None
     return Base(name, folder, config, eagle, stored, {}, (folder,))
-
-
-def _described(config: Gr00tConfig) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-    released = config.eagle == EagleConfig()
-    return config_file(config), None if released else eagle_file(config.eagle)
 
 
 def _generated(name: str, folder: Path) -> Path:
@@ -155,7 +151,7 @@ def write_side_files(
         adapter: Without the tokenizer, which is looked for in the base as well.
     Raises: OSError.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, object] = {}
     found = next((path for path in map(metadata_path, base.places) if path.is_file()), None)
     if found is not None:
         entries.update(read_object(found))
@@ -165,8 +161,7 @@ def write_side_files(
         path.parent.mkdir(exist_ok=True)
         write_json(path, entries)
     for file in () if adapter else _tokenizer_files(base):
-        target = folder / file.name
-        shutil.copyfile(file, target)
+        shutil.copyfile(file, folder / file.name)
 
 
 def _tokenizer_files(base: Base) -> Iterator[Path]:

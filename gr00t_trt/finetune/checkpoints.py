@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,10 @@ from ..model.config_section import read_object
 from ..model.folders import ADAPTER_WEIGHTS, CONFIG, EAGLE_CONFIG
 from ..model.weight_files import Stored, header, headers, opened
 from ..model.weight_writer import from_tensor, write_file, write_json, write_weights
-from .adapters import peft_key, write_adapter
+from .adapters import write_adapter
 from .base import Base, check_trained, config_for, open_base, write_side_files
 from .lora import Lora
+from .parts import peft_key
 
 LATEST, BEST = "latest", "best"
 STATE, OPTIMIZER = "training/state.json", "training/optimizer.safetensors"
@@ -40,12 +41,35 @@ _STEP = re.compile(r"step-(\d{1,12})")
 _OTHER_RUN = "resume with the flags of the run that wrote it, or train into a new folder"
 
 
+class About(TypedDict):
+    """What a checkpoint says of its run."""
+
+    flags: Mapping[str, object]
+    samples_a_step: int
+    data: Mapping[str, object]
+    versions: Mapping[str, str]
+    loss: float | None
+    held_out_loss: float | None
+    lowest_held_out_loss: float | None
+
+
+class _State(TypedDict):
+    """state.json. `optimizer`: parameter -> what is no tensor. `frozen`: files that hold it, and the fingerprint."""
+
+    schema: int
+    step: int
+    trained: list[str]
+    optimizer: Mapping[str, Mapping[str, object]]
+    frozen: list[Any]
+    about: About
+
+
 class Restored(NamedTuple):
     """What a run goes on from. `step`: steps done. `trained`: as it was saved, on the host. `about`: likewise."""
 
     step: int
     trained: dict[str, Tensor]
-    about: dict[str, Any]
+    about: About
 
 
 def save(
@@ -54,7 +78,7 @@ def save(
     trained: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     names: Mapping[str, nn.Parameter],
-    about: Mapping[str, Any],
+    about: About,
     base: str | Path,
     metadata: Mapping[str, DatasetMetadata],
     *,
@@ -72,7 +96,7 @@ def save(
         trained: Name -> tensor, as `parts.trained_tensors` gives them; for an adapter `lora_A`, `lora_B` and whatever
             was trained whole.
         names: Name -> parameter of the optimizer, as `parts.trained_parameters` gives them.
-        about: Flags, seed, versions, losses: whatever is to come back from `restore`; JSON values.
+        about: Comes back from `restore`; JSON values.
         base: What training started from, as `load_model` takes it.
         metadata: Tag -> statistics that were trained with; the base's other tags are kept.
         keep: Newest checkpoints that stay, beside the best one.
@@ -93,7 +117,12 @@ def save(
         else:
             frozen_in = []
             write_adapter(temporary, trained, lora, source, metadata)
-        _write_state(temporary, step, trained, optimizer, names, about, [frozen_in, source.fingerprint()])
+        (temporary / STATE).parent.mkdir()
+        tensors, plain = _optimizer_state(optimizer, names)
+        write_file(temporary / OPTIMIZER, {key: from_tensor(value) for key, value in tensors.items()})
+        frozen = [frozen_in, source.fingerprint()]
+        state = _State(schema=SCHEMA, step=step, trained=[*trained], optimizer=plain, frozen=frozen, about=about)
+        write_json(temporary / STATE, state)
         _put_in_place(temporary, final)
         _name(folder / LATEST, final)
         _prune(folder, keep)
@@ -176,28 +205,12 @@ def _twins(previous: Path, base: Base) -> Mapping[str, Path]:
     return {name: previous / name for name in names} if fingerprint == base.fingerprint() else {}
 
 
-def _write_state(
-    folder: Path,
-    step: int,
-    trained: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[str, nn.Parameter],
-    about: Mapping[str, Any],
-    frozen: list[Any],
-) -> None:
-    (folder / STATE).parent.mkdir()
-    tensors, plain = _optimizer_state(optimizer, names)
-    write_file(folder / OPTIMIZER, {key: from_tensor(value) for key, value in tensors.items()})
-    state = {"schema": SCHEMA, "step": step, "trained": list(trained), "optimizer": plain, "frozen": frozen}
-    write_json(folder / STATE, {**state, "about": dict(about)})
-
-
 def _optimizer_state(
     optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, dict[str, object]]]:
     """Tensors by ``<what>:<parameter>``, and all else by parameter."""
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
+    plain = {}
     for name, parameter in _in_order(optimizer, names):
         state = optimizer.state.get(parameter, {})
         tensors |= {f"{key}:{name}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -215,7 +228,10 @@ def _in_order(
 
 
 def _restore_optimizer(
-    file: Path, optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], plain: Mapping[str, Any]
+    file: Path,
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[str, nn.Parameter],
+    plain: Mapping[str, Mapping[str, object]],
 ) -> None:
     order = [*_in_order(optimizer, names)]
     strangers = sorted({name for name, _ in order} ^ set(plain))
@@ -223,7 +239,7 @@ def _restore_optimizer(
         what = f"{file}: {strangers[0]} is trained in only one of the two runs"
         raise CheckpointError(what, known=f"{len(plain)} parameters", fix=_OTHER_RUN)
     stored = header(file)
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     for number, (name, parameter) in enumerate(order):
         own = {key.partition(":")[0]: found for key, found in stored.items() if key.partition(":")[2] == name}
         for key, found in own.items():
@@ -243,14 +259,14 @@ def _read(stored: Stored) -> Tensor:
     return copied
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> _State:
     if not (path / STATE).is_file():
         raise CheckpointError(
             f"{path}: holds no training state to go on from",
             known=f"a checkpoint of gr00t-trt finetune, with {STATE}",
             fix="give it as --base_model_path to start a new run from its weights",
         )
-    state = read_object(path / STATE)
+    state = cast(_State, read_object(path / STATE))
     if state.get("schema") != SCHEMA:
         what = f"{path / STATE}: schema {state.get('schema')!r} is another version's"
         raise CheckpointError(what, known=str(SCHEMA), fix="resume with the version that wrote it")

@@ -15,7 +15,7 @@ from ..errors import UsageError, unknown
 from ..policy.flags import FRAME_RULES, Default, check_seed, source_flags
 
 OUTPUT_DIR = "/tmp/gr00t"
-PUBLISHED: Mapping[str, Any] = {
+PUBLISHED: Mapping[str, float] = {
     "batch_size": 32,
     "max_steps": 10000,
     "save_steps": 1000,
@@ -24,7 +24,7 @@ PUBLISHED: Mapping[str, Any] = {
     "dataloader_num_workers": 12,
 }
 """Defaults that a generated model has others for."""
-GENERATED: Mapping[str, Any] = {
+GENERATED: Mapping[str, float] = {
     "batch_size": 8,
     "max_steps": 60,
     "save_steps": 1000,

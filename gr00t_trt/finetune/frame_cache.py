@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 from filelock import FileLock
@@ -234,21 +235,36 @@ class FrameCache:
                 excess -= size
 
 
-def name_of(key: Mapping[str, Any]) -> str:
+def name_of(key: Mapping[str, object]) -> str:
     """The name of an episode, from everything that its content depends on."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:40]
 
 
-def _header(episode: Episode) -> dict[str, Any]:
-    """Where each column begins, counted from the end of the header, and how many bytes the file has at least."""
-    columns, end = {}, 0
+class _Place(TypedDict):
+    """Where a column lies, counted in bytes from the end of the header."""
+
+    dtype: str
+    shape: list[int]
+    offset: int
+
+
+class _Header(TypedDict):
+    """What a file begins with. `bytes`: how many follow it."""
+
+    columns: dict[str, _Place]
+    texts: Mapping[str, list[str]]
+    bytes: int
+
+
+def _header(episode: Episode) -> _Header:
+    columns, end = dict[str, _Place](), 0
     for name, column in episode.columns.items():
         columns[name] = {"dtype": column.dtype, "shape": list(column.shape), "offset": end}
         end += -(-column.bytes // _ALIGNMENT) * _ALIGNMENT
     return {"columns": columns, "texts": dict(episode.texts), "bytes": end}
 
 
-def _write_episode(file: BinaryIO, header: Mapping[str, Any], episode: Episode) -> None:
+def _write_episode(file: BinaryIO, header: _Header, episode: Episode) -> None:
     text = json.dumps(header).encode()
     file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
     start = _start(len(text))
@@ -278,15 +294,14 @@ class _File:
                 length = int.from_bytes(opening[len(_MAGIC) :], "little")
                 if opening[: len(_MAGIC)] != _MAGIC or length > _LONGEST_HEADER:
                     raise _Unusable
-                header = json.loads(file.read(length))
+                header: _Header = json.loads(file.read(length))
                 size = os.fstat(file.fileno()).st_size
         except (OSError, ValueError) as error:
             raise _Unusable from error
         self._start = _start(length)
         if size != self._start + header["bytes"]:
             raise _Unusable
-        self.texts: Mapping[str, list[str]] = header["texts"]
-        self._columns = header["columns"]
+        self.texts, self._columns = header["texts"], header["columns"]
 
     def rows(self, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raises: _Unusable where the file is gone, or shorter than it was."""
@@ -297,7 +312,7 @@ class _File:
         except OSError as error:
             raise _Unusable from error
 
-    def _column(self, file: Any, name: str, rows: np.ndarray) -> np.ndarray:
+    def _column(self, file: FileIO, name: str, rows: np.ndarray) -> np.ndarray:
         column = self._columns[name]
         dtype, shape = np.dtype(column["dtype"]), column["shape"]
         size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize

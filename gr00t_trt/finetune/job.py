@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from rich.console import Console
 
 from .. import __version__
 from ..common.progress import handling_signals, progress
-from ..data import data_config
 from ..errors import Gr00tError, PlanError, UsageError
 from ..policy.choice import chosen
 from . import checkpoints
 from .adapters import merge
+from .checkpoints import About
 from .flags import OUTPUT_DIR
 from .loader import Batch, batches, held_out_batches
 from .loop import How, Trainer
@@ -107,7 +107,7 @@ class Run:
         found: Any = self._batches()
         with (
             closing(found),
-            closing(self.metrics or _Nothing()),
+            closing(self.metrics) if self.metrics else nullcontext(),
             handling_signals(self._interrupt),
             watching(self.console, self.done, self.args.max_steps) as watch,
         ):
@@ -147,7 +147,7 @@ class Run:
         samples = sum(len(batch.names) for batch in micros)
         counts = self.ranks.sum(float(self._stop), float(error is not None), entries, samples)
         if counts[1]:
-            self.ranks.together(lambda: _raise(error))
+            self.ranks.refuse(error)
         return micros, _Share(counts[0] > 0, round(counts[2]), round(counts[3]))
 
     def finish(self, stopped: bool) -> int:
@@ -231,12 +231,12 @@ class Run:
             self._say(f"step {self.done}: held-out loss {self.held_out:.4f}{', the lowest so far' if best else ''}")
         return saved
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> About:
         """What a checkpoint says of the run, and `_resume` compares."""
         return {
             "flags": {**_compared(self.args), "precision": "bf16" if self.start.bf16(self.ranks.device) else "fp32"},
             "samples_a_step": self._samples_a_step(),
-            "data": dict(self.data.description),
+            "data": self.data.description,
             "versions": {"gr00t_trt": __version__, "torch": torch.__version__},
             "loss": self.loss,
             "held_out_loss": self.held_out,
@@ -294,7 +294,7 @@ class Run:
             self._say(f"GPU memory at most {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
         self._say(f"next: {shlex.join(next_command(self.args, self.start.sources[0], result))}")
 
-    def _draw(self, rows: list[dict[str, Any]]) -> None:
+    def _draw(self, rows: list[dict[str, float]]) -> None:
         from .plot import draw_losses
 
         try:
@@ -317,34 +317,23 @@ class _Share:
     samples: int
 
 
-def _raise(error: Gr00tError | None) -> None:
-    if error is not None:
-        raise error
-
-
-class _Nothing:
-    def close(self) -> None:
-        """Processes but the first one have no metrics."""
-
-
 def next_command(args: argparse.Namespace, source: Source, checkpoint: Path) -> list[str]:
     """How to see what the checkpoint does with the recorded demonstrations."""
     command = ["gr00t-trt", "evaluate", "--model_path", str(checkpoint), "--dataset_path", args.dataset_path[0]]
     if chosen(args.data_config[0]):
         command += ["--data_config", args.data_config[0]]
-    config = data_config(source.config) if isinstance(source.config, str) else source.config
-    if getattr(config, "embodiment_tag", None) != source.tag:
+    if getattr(source.data_config, "embodiment_tag", None) != source.tag:
         command += ["--embodiment_tag", source.tag]
     return [*command, "--plot"]
 
 
-def _compared(args: argparse.Namespace) -> dict[str, Any]:
+def _compared(args: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in sorted(vars(args).items()) if name not in NOT_COMPARED}
 
 
-def _check_same(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same(path: Path, stored: About, now: About) -> None:
     """Raises: UsageError for a run that was started with other flags or data, naming what differs."""
-    before, after = dict(stored["flags"]), dict(now["flags"])
+    before, after = stored["flags"], now["flags"]
     differing = [name for name in after if before.get(name) != after[name]]
     if differing:
         name = differing[0]

@@ -140,7 +140,11 @@ def _made(
             yield replace(batch, wait_s=time.perf_counter() - began)
     except RuntimeError as error:
         if workers and "DataLoader worker" in str(error):
-            raise _died(workers) from error
+            raise DatasetError(
+                f"--dataloader_num_workers {workers}: a process that makes batches has been ended from outside",
+                known="most often the system does that when memory runs out",
+                fix="fewer workers, or a smaller --dataloader_prefetch_factor",
+            ) from error
         raise
     finally:
         # The workers end with their iterator, which an error that is kept would keep.
@@ -248,11 +252,3 @@ def _ahead(workers: int, prefetch: int, size: int) -> int:
     if ahead < prefetch:
         warn_once(f"{SHARED_MEMORY} has room for {ahead} batches of each of {workers} workers, not for {prefetch}.")
     return ahead
-
-
-def _died(workers: int) -> DatasetError:
-    return DatasetError(
-        f"--dataloader_num_workers {workers}: a process that makes batches has been ended from outside",
-        known="most often the system does that when memory runs out",
-        fix="fewer workers, or a smaller --dataloader_prefetch_factor",
-    )

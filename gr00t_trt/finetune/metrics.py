@@ -62,7 +62,7 @@ class Metrics:
             self._board.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows that a run has written; none without a file. A line that a killed process cut short is left out."""
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
@@ -74,7 +74,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _row(line: str) -> dict[str, float] | None:
     try:
         row = json.loads(line)
     except ValueError:
@@ -82,10 +82,10 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def series(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+def series(rows: Sequence[dict[str, float]], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one number."""
     found = [(row["step"], row[name]) for row in rows if name in row]
-    return [step for step, _ in found], [value for _, value in found]
+    return [int(step) for step, _ in found], [value for _, value in found]
 
 
 def _unwritable(path: Path, error: OSError) -> RecordError:

@@ -7,12 +7,14 @@ settings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..data import DatasetMetadata, PartInfo, Statistics, VideoInfo
 from ..errors import DatasetError, UsageError
+
+Info = TypeVar("Info", PartInfo, VideoInfo)
 
 
 def shares(weights: Sequence[float], steps: Sequence[int], *, balanced: bool) -> np.ndarray:
@@ -55,14 +57,14 @@ def merge(found: Sequence[DatasetMetadata], weights: Sequence[float], needed: Se
         for key in needed:
             _check_alike(key, found[0], other)
     share = np.asarray(weights, np.float64) / np.sum(weights)
-    parts = {section: _common(section, found) for section in ("video", "state", "action")}
+    state, action = _common([one.state for one in found]), _common([one.action for one in found])
     return DatasetMetadata(
         found[0].embodiment_tag,
-        parts["video"],
-        parts["state"],
-        parts["action"],
-        {name: _merged([one.state_statistics[name] for one in found], share) for name in parts["state"]},
-        {name: _merged([one.action_statistics[name] for one in found], share) for name in parts["action"]},
+        _common([one.video for one in found]),
+        state,
+        action,
+        {name: _merged([one.state_statistics[name] for one in found], share) for name in state},
+        {name: _merged([one.action_statistics[name] for one in found], share) for name in action},
         source=", ".join(one.source for one in found),
     )
 
@@ -82,9 +84,8 @@ def _words(what: Any) -> str:
     return f"{what[0]} x {what[1]} pixels"
 
 
-def _common(section: str, found: Sequence[DatasetMetadata]) -> dict[str, Any]:
+def _common(entries: Sequence[Mapping[str, Info]]) -> dict[str, Info]:
     """Parts or views that all have and that are alike; frames per second do not matter."""
-    entries: list[Mapping[str, PartInfo | VideoInfo]] = [getattr(one, section) for one in found]
 
     def alike(name: str) -> bool:
         values = [each.get(name) for each in entries]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..model.adapter import PREFIX
 from .slots import slots_below
 
 _EAGLE = "backbone.eagle_model"
@@ -29,8 +30,6 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 self-attention over vision-language features, and the future tokens."""
 
 LORA = (".lora_A.default.", ".lora_B.default.")
-_PEFT = "base_model.model."
-"""What PEFT puts in front of the names in an adapter."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +95,10 @@ def set_training(model: nn.Module, parts: Parts) -> None:
     """Training mode for all, evaluation mode for what is frozen: there dropout does nothing."""
     model.train()
     for name in parts.frozen:
-        if name != CONNECTOR:  # the original leaves it in training mode, where it does the same
-            module = _module(model, name)
-            if module is not None:
-                module.eval()
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    parent, _, leaf = name.rpartition(".")
-    found: nn.Module | None = getattr(model.get_submodule(parent), leaf)
-    return found
+        parent, _, leaf = name.rpartition(".")
+        module = getattr(model.get_submodule(parent), leaf)  # a model without this part has None there
+        if module is not None and name != CONNECTOR:  # the original leaves it in training mode: it does the same there
+            module.eval()
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -114,13 +107,12 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Names are the original's, those of an adapter with PEFT's prefix; a layer per robot holds the used slots alone.
     """
     found = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return {_original(name): p for name, p in found}
+    return {peft_key(name) if any(part in name for part in LORA) else name: p for name, p in found}
 
 
-def _original(name: str) -> str:
-    if any(part in name for part in LORA):
-        return _PEFT + name.replace(".default.", ".")
-    return name
+def peft_key(name: str) -> str:
+    """The name under which PEFT's files hold a trained tensor, however the model in training calls it."""
+    return PREFIX + name.removeprefix(PREFIX).replace(".default.", ".").replace(".modules_to_save.", ".")
 
 
 @torch.no_grad()

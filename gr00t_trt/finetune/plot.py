@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..common.install import install_extra
 from ..errors import PlanError, RecordError
 from .metrics import series
 
 INK, SOFT, FAINT = "#1b1f24", "#57606a", "#d0d7de"
-EACH: dict[str, Any] = {"color": "#9ec9e6", "linewidth": 0.8}
-MEAN: dict[str, Any] = {"color": "#0072b2", "linewidth": 2.0}
-HELD_OUT: dict[str, Any] = {"color": "#d55e00", "linewidth": 1.6, "marker": "o", "markersize": 5}
 PARTS, LEAST = 40, 5
 """The mean is over one in so many steps, and over so many at least."""
 
 
-def draw_losses(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+def draw_losses(path: Path, rows: Sequence[dict[str, float]], title: str) -> None:
     """Write the loss of every step, their running mean and the held-out loss, 1280 pixels wide.
 
     Args:
@@ -32,11 +28,12 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
     figure = Figure(figsize=(6.4, 4.0), facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     steps, losses = series(rows, "loss")
-    axes.plot(steps, losses, label="loss of each step", **EACH)
-    axes.plot(steps, running_mean(losses, max(LEAST, len(losses) // PARTS)), label="running mean", **MEAN)
+    mean = running_mean(losses, max(LEAST, len(losses) // PARTS))
+    axes.plot(steps, losses, label="loss of each step", color="#9ec9e6", linewidth=0.8)
+    axes.plot(steps, mean, label="running mean", color="#0072b2", linewidth=2.0)
     held_steps, held = series(rows, "held_out_loss")
     if held:
-        axes.plot(held_steps, held, label="held-out loss", **HELD_OUT)
+        axes.plot(held_steps, held, label="held-out loss", color="#d55e00", linewidth=1.6, marker="o", markersize=5)
     axes.set_title(title, fontsize=12, loc="left", color=INK, parse_math=False)
     axes.set_xlabel("step", fontsize=10, color=SOFT)
     axes.set_ylim(bottom=0)

@@ -5,7 +5,6 @@ The last line on stdout is the path of the checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
@@ -15,10 +14,7 @@ from ..common.command import run_program
 from . import flags
 from .launch import inside, launch
 
-
-def parser() -> argparse.ArgumentParser:
-    """All flags."""
-    return flags.parser()
+parser = flags.parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

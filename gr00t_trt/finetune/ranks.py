@@ -87,10 +87,14 @@ class Ranks:
             result = work()
         except Gr00tError as e:
             error = e
+        self.refuse(error)
+        return result  # type: ignore[return-value]
+
+    def refuse(self, error: Gr00tError | None) -> None:
+        """Raises: in all processes the error that the first of them has; nothing where none has one."""
         failed = next((e for e in self.gather(error) if e is not None), None)
         if failed is not None:
             raise failed
-        return result  # type: ignore[return-value]
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """As `together`, the first process before the others: what it leaves on the disk they find there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,12 +17,12 @@ from ..common.video_file import pyav
 from ..data import ComposedModalityTransform, GR00TTransform, LeRobotDataset
 from ..data.layout import Episode
 from ..data.storage import present
+from ..data.transforms import Data, Draw
 from ..errors import DatasetError, PlanError
 from . import frame_cache
 from .frame_cache import Column, FrameCache, name_of
 
 EPISODES = ("all", "present")
-Draw = Callable[[str], torch.Generator]
 _BLOCK_ROWS = 32
 _META = ("info.json", "modality.json", "tasks.jsonl", "tasks.parquet")
 
@@ -73,13 +73,12 @@ class Recording:
     @property
     def model_inputs(self) -> GR00TTransform:
         """The end of the transforms. Raises: PlanError for a data config without one."""
-        found = _flat(self.transform.transforms)
-        own = next((each for each in found if isinstance(each, GR00TTransform)), None)
+        own = next(self.transform.model_inputs(), None)
         if own is None:
             raise PlanError("the data config's transform() has no GR00TTransform", known="one at its end")
         return own
 
-    def sample(self, episode: int, row: int, draw: Draw | None) -> dict[str, Any]:
+    def sample(self, episode: int, row: int, draw: Draw | None) -> Data:
         """Model inputs of one row with ``images`` and ``texts`` instead of a prompt; a batch of one.
 
         Args:
@@ -119,36 +118,31 @@ class Recording:
     def _keys(self) -> list[str]:
         return [key for config in self.dataset.modality_config.values() for key in config.modality_keys]
 
-    def _observe(self, episode: int, row: int) -> dict[str, Any]:
+    def _observe(self, episode: int, row: int) -> Data:
         """The row as `LeRobotDataset.step` gives it, rows beyond the episode's end as there."""
-        offsets = {
-            key: row + np.asarray(config.delta_indices, np.int64)
-            for config in self.dataset.modality_config.values()
-            for key in config.modality_keys
-        }
-        found = self._read(episode, offsets)
+        asked = self.dataset.rows(row)
+        found = self._read(episode, asked)
         return {
-            key: found[key] if key in found else self.dataset.values(episode, key, rows)
-            for key, rows in offsets.items()
+            key: found[key] if key in found else self.dataset.values(episode, key, rows) for key, rows in asked.items()
         }
 
-    def _read(self, episode: int, offsets: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _read(self, episode: int, asked: dict[str, np.ndarray]) -> Data:
         """What the cache has of some rows."""
         entry = self._kept.get(episode)
         if entry is None or self._cache is None:
             return {}
         last = self._lengths[episode] - 1
-        inside = {key: np.clip(offsets[key], 0, last) for key in entry.keys}
+        inside = {key: np.clip(asked[key], 0, last) for key in entry.keys}
         read = self._cache.read(entry.name, inside, partial(self._content, episode, entry.keys))
         if read is None:
             return {}
         values, texts = read
-        out: dict[str, Any] = {}
+        out: Data = {}
         for key, value in values.items():
             if key in texts:
                 out[key] = [texts[key][number] for number in value.tolist()]
             else:
-                out[key] = self.dataset.blank_outside(key, value, inside[key] != offsets[key])
+                out[key] = self.dataset.blank_outside(key, value, inside[key] != asked[key])
         return out
 
     def _content(self, episode: int, keys: Sequence[str]) -> frame_cache.Episode:
@@ -184,7 +178,7 @@ class Recording:
         pixels = sum(3 * height * width for height, width in map(self._size, views))
         return episode.length * (pixels + 64 * (len(keys) - len(views))) + 4096 * (len(keys) + 1)
 
-    def _key(self, episode: Episode, keys: Sequence[str]) -> dict[str, Any]:
+    def _key(self, episode: Episode, keys: Sequence[str]) -> dict[str, object]:
         """What the content of an episode's file depends on."""
         files = [*self.dataset.files(episode.index), *(self.path / "meta" / name for name in _META)]
         return {
@@ -251,11 +245,3 @@ def _state(path: Path) -> list[Any]:
 
 def _once(values: np.ndarray) -> list[np.ndarray]:
     return [values]
-
-
-def _flat(transforms: Iterable[Any]) -> Iterator[Any]:
-    for transform in transforms:
-        if isinstance(transform, ComposedModalityTransform):
-            yield from _flat(transform.transforms)
-        else:
-            yield transform

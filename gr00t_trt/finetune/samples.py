@@ -14,6 +14,7 @@ import torch
 
 from ..common.interface import ModalityConfig
 from ..data import DatasetMetadata, GR00TTransform, LeRobotDataset, Prompter, data_config, synthetic_dataset
+from ..data.transforms import Draw
 from ..errors import PlanError, UsageError, unknown
 from ..model import Gr00tConfig
 from ..policy.fit import fitted
@@ -42,6 +43,11 @@ class Source:
     config: Any
     tag: str
     weight: float = 1.0
+
+    @property
+    def data_config(self) -> Any:
+        """The data config itself. Raises: PlanError for an unknown name."""
+        return data_config(self.config) if isinstance(self.config, str) else self.config
 
 
 def read_sources(
@@ -131,7 +137,7 @@ class TrainingData:
     pass_length: int
     held_out: Sequence[Frame]
     notes: Sequence[str]
-    description: Mapping[str, Any]
+    description: Mapping[str, object]
     recordings: Sequence[Recording]
     order: Order
     prompter: Prompter
@@ -159,9 +165,7 @@ class TrainingData:
         """
         samples = []
         for frame, position in zip(frames, positions, strict=True):
-            draw = None
-            if self.augment and seed is not None:
-                draw = _Draw(seed, position)
+            draw = _draws(seed, position) if self.augment and seed is not None else None
             samples.append(self.recordings[frame.dataset].sample(frame.episode, frame.row, draw))
         images = [sample.pop("images")[0] for sample in samples]
         texts = [text for sample in samples for text in sample.pop("texts")]
@@ -172,15 +176,9 @@ class TrainingData:
         return {**prompt, **{name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}}
 
 
-@dataclass(frozen=True)
-class _Draw:
+def _draws(seed: int, position: int) -> Draw:
     """Generators of one sample's augmentation."""
-
-    seed: int
-    position: int
-
-    def __call__(self, purpose: str) -> torch.Generator:
-        return generator(self.seed, purpose, self.position)
+    return lambda purpose: generator(seed, purpose, position)
 
 
 def open_training_data(options: DataOptions, advance: Advance = lambda done, total: None) -> TrainingData:
@@ -201,16 +199,16 @@ def open_training_data(options: DataOptions, advance: Advance = lambda done, tot
         for source in options.sources
     ]
     mixture = _mixture(options, recordings)
-    configs = _configs(options.sources)
+    _check_tags(options.sources)
     metadata = _metadata(options, recordings, mixture.shares, advance)
     for source, recording in zip(options.sources, recordings, strict=True):
-        _, transform = fitted(configs[source.tag], metadata[source.tag], options.geometry)
+        _, transform = fitted(source.data_config, metadata[source.tag], options.geometry)
         transform.set_action_dim(options.geometry.action_head.action_dim)
         recording.transform = transform
     _check_alike(recordings)
     kept = _keep(cache, recordings)
     for recording in recordings:
-        recording.try_first(_Draw(0, 0) if options.augment else None)
+        recording.try_first(_draws(0, 0) if options.augment else None)
     order = ORDERS[options.sampling](mixture)
     tags = {source.tag: recording for source, recording in zip(options.sources, recordings, strict=True)}
     return TrainingData(
@@ -238,8 +236,7 @@ def _dataset(source: Source, frame_lookup: str) -> LeRobotDataset:
     config, path = source.config, source.path
     if path == "synthetic":
         path = synthetic_dataset(data_config=config if isinstance(config, str) else getattr(config, "name", ""))
-    config = data_config(config) if isinstance(config, str) else config
-    return LeRobotDataset(path, config.modality_config(), frame_lookup=frame_lookup)
+    return LeRobotDataset(path, source.data_config.modality_config(), frame_lookup=frame_lookup)
 
 
 def _mixture(options: DataOptions, recordings: Sequence[Recording]) -> Mixture:
@@ -253,21 +250,18 @@ def _mixture(options: DataOptions, recordings: Sequence[Recording]) -> Mixture:
     )
 
 
-def _configs(sources: Sequence[Source]) -> dict[str, Any]:
-    """Embodiment tag -> data config. Raises: PlanError for two under one tag."""
-    out: dict[str, Any] = {}
-    names: dict[str, Any] = {}
+def _check_tags(sources: Sequence[Source]) -> None:
+    """Raises: PlanError for two data configs under one embodiment tag."""
+    first: dict[str, Source] = {}
     for source in sources:
-        if source.tag in out and not _same_config(names[source.tag], source.config):
-            both = " and ".join(str(getattr(each, "name", each)) for each in (names[source.tag], source.config))
+        other = first.setdefault(source.tag, source)
+        if not _same_config(other.config, source.config):
+            both = " and ".join(str(getattr(each.config, "name", each.config)) for each in (other, source))
             raise PlanError(
                 f"--embodiment_tag {source.tag}: two data configs, {both}",
                 known="statistics and projector of a tag belong to one robot",
                 fix="give each data config its own tag",
             )
-        names[source.tag] = source.config
-        out[source.tag] = data_config(source.config) if isinstance(source.config, str) else source.config
-    return out
 
 
 def _same_config(one: Any, other: Any) -> bool:
@@ -349,7 +343,7 @@ def _constant(metadata: Mapping[str, DatasetMetadata], tags: Mapping[str, Record
 
 def _description(
     options: DataOptions, recordings: Sequence[Recording], metadata: Mapping[str, DatasetMetadata]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "datasets": [
             {

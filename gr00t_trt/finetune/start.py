@@ -48,12 +48,9 @@ class Start:
     @cached_property
     def sources(self) -> list[Source]:
         """The datasets with their data configs and tags. Raises: Gr00tError, as `choose_data`."""
-        return [self._source(source) for source in self._named]
-
-    @cached_property
-    def _named(self) -> list[Source]:
         args = self.args
-        return read_sources(args.dataset_path, args.data_config, args.embodiment_tag, args.dataset_weights)
+        named = read_sources(args.dataset_path, args.data_config, args.embodiment_tag, args.dataset_weights)
+        return [self._source(source) for source in named]
 
     def _source(self, named: Source) -> Source:
         # LeRobot's checkpoint knows its own data config, unless it is trained for another robot.
@@ -131,10 +128,7 @@ class Start:
 
 
 def _action_width(source: Source) -> int:
-    from ..data import data_config
-
-    config = data_config(source.config) if isinstance(source.config, str) else source.config
-    steps = getattr(config.transform(), "transforms", ())
+    steps = getattr(source.data_config.transform(), "transforms", ())
     return max((step.max_action_dim for step in steps if isinstance(step, GR00TTransform)), default=USUAL_WIDTH)
 
 
