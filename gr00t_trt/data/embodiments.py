@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,7 +261,11 @@ def _external(name: str) -> Any:
     module_name, _, class_name = name.rpartition(":")
     where = f"--data_config {name}"
     try:
-        module = _module_of_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
+        if module_name.endswith(".py"):
+            module = _module_of_file(Path(module_name))
+        else:
+            with _searched_first(Path.cwd()):
+                module = importlib.import_module(module_name)
     except FileNotFoundError as error:
         raise PlanError(f"{where}: no such file: {module_name}", fix="the form is path/to/file.py:ClassName") from error
     except (Exception, SystemExit) as error:  # the module is the user's: anything can happen while it runs
@@ -319,11 +323,6 @@ def _written_for_isaac(where: str, why: str) -> PlanError:
     )
 
 
-def _module(name: str) -> ModuleType:
-    with _working_directory_first():
-        return importlib.import_module(name)
-
-
 def _module_of_file(path: Path) -> ModuleType:
     """A module from its file, which may import its neighbours."""
     path = path.expanduser().resolve(strict=True)
@@ -331,19 +330,16 @@ def _module_of_file(path: Path) -> ModuleType:
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
+    with _searched_first(path.parent):
         spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
     return module
 
 
 @contextmanager
-def _working_directory_first() -> Any:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
+def _searched_first(folder: Path) -> Iterator[None]:
+    """Inside, modules are looked for in a folder before the rest of Python's path."""
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(str(folder))

@@ -22,7 +22,7 @@ from .dataset_statistics import Advance, PartStatistics, build_metadata
 from .features import layout_from_features
 from .frame_lookup import FRAME_LOOKUPS, by_number, by_time, refuse_other_rate
 from .images import stored_images
-from .layout import DatasetInfo, Episode, ModalityLayout, PartLayout, read_info, read_modality
+from .layout import DatasetInfo, Episode, PartLayout, read_info, read_modality
 from .layout_v2 import StorageV2
 from .layout_v3 import StorageV3
 from .metadata import DatasetMetadata, PartInfo, Statistics
@@ -72,7 +72,8 @@ class LeRobotDataset:
         self.modality_config = dict(modality_config)
         self.notes: list[str] = []
         self.info: DatasetInfo = read_info(self.path)
-        self.layout = read_layout(self.path, self.info)
+        named = (self.path / "meta" / "modality.json").exists()
+        self.layout = read_modality(self.path) if named else layout_from_features(self.info)
         self._check_keys()
         self._storage: Storage = (StorageV2 if self.info.version == 2 else StorageV3)(self.path, self.info)
         self.episodes: Sequence[Episode] = self._storage.episodes
@@ -242,7 +243,11 @@ class LeRobotDataset:
             path, frames = source.table.path, stored_images(source, feature, rows, self.path, width * height)
         else:
             video = self._video(episode, feature)
-            path, frames = video.path, video.frames(self._frame_numbers(episode, video, rows))
+            if self.frame_lookup == "index":
+                numbers = by_number(rows, video)
+            else:
+                numbers = by_time(self.frame_lookup, rows, self._storage.rows(episode).timestamps(), video)
+            path, frames = video.path, video.frames(numbers)
         if frames.shape[1:3] != (height, width):
             raise DatasetError(
                 f"{path}: frames are {frames.shape[2]} x {frames.shape[1]}",
@@ -250,11 +255,6 @@ class LeRobotDataset:
                 fix="correct the shape in meta/info.json",
             )
         return frames
-
-    def _frame_numbers(self, episode: Episode, video: EpisodeVideo, rows: np.ndarray) -> np.ndarray:
-        if self.frame_lookup == "index":
-            return by_number(rows, video)
-        return by_time(self.frame_lookup, rows, self._storage.rows(episode).timestamps(), video)
 
     def _video(self, episode: Episode, feature: str) -> EpisodeVideo:
         """An episode's frames of a video feature; files stay open until another episode needs others."""
@@ -290,13 +290,6 @@ class LeRobotDataset:
                 )
             texts.append(self.tasks[value])
         return texts
-
-
-def read_layout(root: Path, info: DatasetInfo) -> ModalityLayout:
-    """Parts and views of modality.json, or of info.json's features where there is none. Raises: DatasetError."""
-    if (root / "meta" / "modality.json").exists():
-        return read_modality(root)
-    return layout_from_features(info)
 
 
 def _summary(numbers: Sequence[int]) -> str:

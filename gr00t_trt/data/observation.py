@@ -47,11 +47,13 @@ def validate_observation(
         raise ObservationError(f"observation is {type(observation).__name__}", known="a dict of full keys")
     out: dict[str, Any] = {}
     batch: dict[str, int | None] = {}
-    for modality, check in (("video", _video), ("state", _state)):
+    for modality, rank, check in (("video", 4, _video), ("state", 2, _state)):
         config = modality_config.get(modality)
         for key in config.modality_keys if config else ():
-            value = _array(key, _get(observation, key))
-            lead = value.shape[0] if value.ndim == _RANKS[modality] + 1 else None
+            if key not in observation:
+                raise _missing(f"key {key!r} is missing", key, observation)
+            value = _array(key, observation[key])
+            lead = value.shape[0] if value.ndim == rank + 1 else None
             value = check(key, value, len(config.delta_indices), metadata)  # type: ignore[union-attr]
             out[key] = value if lead is not None else value[None]
             batch[key] = lead
@@ -97,15 +99,6 @@ def example_observation(
             elif modality == "language":
                 out[key] = [instruction] * (batch or 1)
     return out
-
-
-_RANKS = {"video": 4, "state": 2}
-
-
-def _get(observation: Observation, key: str) -> Any:
-    if key not in observation:
-        raise _missing(f"key {key!r} is missing", key, observation)
-    return observation[key]
 
 
 def _missing(what: str, key: str, observation: Observation, hint: str = "") -> ObservationError:

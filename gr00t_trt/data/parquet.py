@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,18 @@ class Table:
 
         return pyarrow.parquet.ParquetFile(self.path, metadata=getattr(self, "_metadata", None))
 
-    def _errors(self) -> _Errors:
-        return _Errors(self.path)
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns what pyarrow raises about the file into a DatasetError."""
+        import pyarrow
+
+        try:
+            yield
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError, KeyError, StopIteration) as error:
+            # Further lines may hold the file's own bytes.
+            reason = (str(error).strip().splitlines() or ["it ends early"])[0]
+            what = f"{self.path}: not a readable parquet file: {reason}"
+            raise DatasetError(what, fix=refetch(self.path)) from error
 
     def _check(self, name: str) -> None:
         """Raises: DatasetError for a column that is missing, there twice, or too large to be decoded."""
@@ -179,25 +190,6 @@ class Table:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0]) // width
             what = f"{self.path}: column {name!r} holds null values, the first in row {row}"
             raise DatasetError(what, fix="every frame needs a value")
-
-
-class _Errors:
-    """Turns what pyarrow raises about a file into a DatasetError."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        import pyarrow
-
-        if isinstance(error, (OSError, pyarrow.ArrowException, UnicodeDecodeError, KeyError, StopIteration)):
-            # Further lines may hold the file's own bytes.
-            reason = (str(error).strip().splitlines() or ["it ends early"])[0]
-            what = f"{self._path}: not a readable parquet file: {reason}"
-            raise DatasetError(what, fix=refetch(self._path)) from error
 
 
 def _is_list(kind: Any) -> bool:
@@ -260,9 +252,9 @@ def refuse_non_finite(values: np.ndarray, where: str, elements: np.ndarray, rows
 
 def _statistics(rows: np.ndarray) -> Statistics:
     with np.errstate(invalid="ignore", over="ignore"):
-        q01, q99 = np.quantile(rows, [0.01, 0.99], axis=0)
-        values: dict[str, Any] = {"max": rows.max(0), "min": rows.min(0), "mean": rows.mean(0), "std": rows.std(0)}
-    return Statistics(**{k: v.astype(np.float64) for k, v in {**values, "q01": q01, "q99": q99}.items()})
+        quantiles = np.quantile(rows, [0.01, 0.99], axis=0)
+        found = (rows.max(0), rows.min(0), rows.mean(0), rows.std(0), *quantiles)
+    return Statistics(*(values.astype(np.float64) for values in found))
 
 
 def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:

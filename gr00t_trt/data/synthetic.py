@@ -80,7 +80,9 @@ def synthetic_dataset(
     folder = Path(cache) / f"synthetic-{label}-{episodes}x{length}-{width}x{height}-seed{seed}-v{VERSION}"
     make_private(Path(cache))
     for each in (Path(cache), folder):
-        _refuse_foreign(each)
+        if (why := distrust(each)) is not None:
+            fix = f"remove it, or make it yours: chmod go-w {each}"
+            raise DatasetError(f"synthetic dataset: {each}: {why}", known="a folder of this user alone", fix=fix)
     if _is_complete(folder):
         return folder
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=cache))
@@ -258,13 +260,6 @@ def _is_complete(folder: Path) -> bool:
     except Exception:
         return False
     return all(path.is_file() for path in needed)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    why = distrust(folder)
-    if why is not None:
-        fix = f"remove it, or make it yours: chmod go-w {folder}"
-        raise DatasetError(f"synthetic dataset: {folder}: {why}", known="a folder of this user alone", fix=fix)
 
 
 def _move_into_place(building: Path, folder: Path) -> None:

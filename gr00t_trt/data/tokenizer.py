@@ -256,8 +256,6 @@ def synthetic_tokenizer(special_tokens: Mapping[str, int] = SPECIAL_TOKENS, voca
         vocab_size: The model's vocabulary; at most about 1000 ids are used.
     Raises: TokenizerError when the vocabulary cannot hold the 256 bytes beside the special tokens.
     """
-    import json
-
     from tokenizers import AddedToken, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Bpe
     from tokenizers.trainers import BpeTrainer
@@ -274,7 +272,7 @@ def synthetic_tokenizer(special_tokens: Mapping[str, int] = SPECIAL_TOKENS, voca
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = BpeTrainer(vocab_size=len(free), min_frequency=1, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator(_corpus(), trainer)
-    model = json.loads(trained.to_str())["model"]
+    model = parse_json(trained.to_str())["model"]
     ranked = sorted(model["vocab"], key=lambda token: (token not in alphabet, model["vocab"][token]))
     vocabulary = {token: free[rank] for rank, token in enumerate(ranked)} | dict(special_tokens)
     # The file format has changed from "a b" to ["a", "b"].

@@ -25,10 +25,6 @@ class _Packet(NamedTuple):
     discarded: bool
     duration: int
 
-    @classmethod
-    def of(cls, packet: Any) -> _Packet:
-        return cls(packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0)
-
 
 class VideoReader:
     """Random access to the frames of one file, numbered in display order.
@@ -56,7 +52,11 @@ class VideoReader:
         try:
             self._container = av.open(str(path))
             self._stream = self._container.streams.video[0]
-            packets = [_Packet.of(p) for p in self._container.demux(self._stream) if p.pts is not None and p.size]
+            packets = [
+                _Packet(p.pts, p.is_keyframe, p.is_discard, p.duration or 0)
+                for p in self._container.demux(self._stream)
+                if p.pts is not None and p.size
+            ]
         except (av.FFmpegError, IndexError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DatasetError(f"{path}: not a readable video: {reason}", fix=refetch(path)) from error

@@ -5,7 +5,6 @@ Source of the format: PEFT, src/peft/tuners/lora/config.py and src/peft/utils/sa
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..errors import CheckpointError, RecordError
 from ..model.adapter import PREFIX, read_adapter
 from ..model.folders import ADAPTER_BASE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, EAGLE_CONFIG, Kind, identify
 from ..model.weight_writer import from_tensor, write_file, write_json, write_weights
-from .base import Base, check_trained, open_base, write_side_files
+from .base import Base, check_trained, open_base, whole_folder, write_side_files
 from .lora import Lora
 from .parts import peft_key
 
@@ -107,18 +106,13 @@ def merge(adapter: str | Path, out: str | Path) -> Path:
         raise RecordError(f"{out}: exists", fix="name a folder that does not exist yet")
     base = open_base(adapter, out.parent)
     read_adapter(adapter).check_base(base.stored)
-    temporary = out.with_name(f"{out.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_weights(temporary, {name: base.entry(name) for name in base.stored})
-        write_json(temporary / CONFIG, dict(base.config))
-        if base.eagle is not None:
-            write_json(temporary / EAGLE_CONFIG, dict(base.eagle))
-        write_side_files(temporary, base, {})
-        temporary.rename(out)
+        with whole_folder(out) as temporary:
+            write_weights(temporary, {name: base.entry(name) for name in base.stored})
+            write_json(temporary / CONFIG, dict(base.config))
+            if base.eagle is not None:
+                write_json(temporary / EAGLE_CONFIG, dict(base.eagle))
+            write_side_files(temporary, base, {})
     except OSError as error:
         raise RecordError(f"{out}: cannot be written: {error.strerror or error}", fix="free some space") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -126,19 +127,26 @@ def _generated(name: str, folder: Path) -> Path:
     """The folder of a generated model, written whole or not at all."""
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as temporary:
         model = load_model(name)
         write_weights(temporary, {key: from_tensor(value) for key, value in model.state_dict().items()})
         write_json(temporary / CONFIG, config_file(model.config))
         write_json(temporary / EAGLE_CONFIG, eagle_file(model.config.eagle))
         synthetic_tokenizer(model.config.special_tokens, model.config.vocab_size).write(temporary)
+    return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends; where the block fails, nothing is left."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def write_side_files(

@@ -109,7 +109,8 @@ def save(
     folder = Path(folder)
     temporary, final = folder / f"step-{step}.tmp", folder / f"step-{step}"
     try:
-        _clear(folder)
+        for left in folder.glob("step-*.tmp"):  # of saves that were ended
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
         source = open_base(base, folder)
         if lora is None:
@@ -321,12 +322,6 @@ def _complete(folder: Path) -> Sequence[Path]:
     """The run's checkpoints, the newest first."""
     found = {path: _STEP.fullmatch(path.name) for path in folder.glob("step-*") if (path / STATE).is_file()}
     return sorted((path for path, match in found.items() if match), key=lambda path: -int(path.name[5:]))
-
-
-def _clear(folder: Path) -> None:
-    """Remove what ended saves have left."""
-    for path in folder.glob("step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _prune(folder: Path, keep: int) -> None:

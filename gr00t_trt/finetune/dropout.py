@@ -16,8 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ..model.n1_5.dit import Attention, FeedForward
 
-PROBABILITY = 0.2
-
 
 def add_dropout(head: nn.Module, probability: float) -> list[RemovableHandle]:
     """Drop values in every block below `head` whose mode is training.

@@ -7,7 +7,7 @@ import multiprocessing
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ def batches(
                 positions = list(range(first + rank, first + together, world_size))
                 yield _Request(step, micro, positions, [data.frame(seed, p) for p in positions], seed)
 
-    return _made(data, requests, batch_size, workers, prefetch)
+    return _made(data, requests(), batch_size, workers, prefetch)
 
 
 def held_out_batches(
@@ -122,11 +122,11 @@ def held_out_batches(
             positions = own[first : first + batch_size]
             yield _Request(number, 0, positions, [data.held_out[p] for p in positions], None)
 
-    return _made(data, requests, batch_size, workers, 2)
+    return _made(data, requests(), batch_size, workers, 2)
 
 
 def _made(
-    data: TrainingData, requests: Callable[[], Iterator[_Request]], batch_size: int, workers: int, prefetch: int
+    data: TrainingData, requests: Iterator[_Request], batch_size: int, workers: int, prefetch: int
 ) -> Iterator[Batch]:
     found = _begun(data, _loader(data, requests, batch_size, workers, prefetch))
     try:
@@ -166,33 +166,25 @@ def _begun(data: TrainingData, loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def _loader(
-    data: TrainingData, requests: Callable[[], Iterator[_Request]], batch_size: int, workers: int, prefetch: int
+    data: TrainingData, requests: Iterator[_Request], batch_size: int, workers: int, prefetch: int
 ) -> Iterable[Any]:
     if not workers:
-        return map(partial(_make, data), requests())
+        return map(partial(_make, data), requests)
     if "fork" not in multiprocessing.get_all_start_methods():
         raise PlanError(f"--dataloader_num_workers {workers}: this system cannot fork processes", known="0")
     ahead = _ahead(workers, prefetch, _bytes(data, batch_size))
     return DataLoader(
         _Maker(data),
         batch_size=None,
-        sampler=_Sampler(requests),
+        sampler=requests,
         num_workers=workers,
         prefetch_factor=ahead,
-        collate_fn=_unchanged,
+        collate_fn=lambda batch: batch,
         worker_init_fn=_begin,
         multiprocessing_context="fork",
         # It would take a number from the process's own generator.
         generator=torch.Generator(),
     )
-
-
-class _Sampler:
-    def __init__(self, requests: Callable[[], Iterator[_Request]]):
-        self._requests = requests
-
-    def __iter__(self) -> Iterator[_Request]:
-        return self._requests()
 
 
 class _Maker(Dataset[Any]):
@@ -212,10 +204,6 @@ def _make(data: TrainingData, request: _Request) -> Batch | Gr00tError:
         return error
     names = [data.name(frame) for frame in request.frames]
     return Batch(inputs, request.step, request.micro, request.positions, names)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _begin(worker: int) -> None:

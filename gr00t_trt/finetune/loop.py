@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -89,7 +90,7 @@ class Trainer:
         norm = clip(self.trained)
         added, norm_before = torch.stack((torch.cat(errors).sum().double(), norm.double())).tolist()
         loss = self.ranks.sum(added)[0] / entries
-        if not all(map(_finite, (loss, norm_before))):
+        if not (math.isfinite(loss) and math.isfinite(norm_before)):
             raise self._refused(number, f"loss {loss:g}, gradient norm {norm_before:g}", micros, errors)
         self.optimizer.step()
         waited, now = sum(batch.wait_s for batch in micros), time.monotonic()
@@ -118,8 +119,9 @@ class Trainer:
 
     def _run(self, objective: Any, batch: Batch, seed: int) -> Tensor:
         arguments = self._arguments(batch, seed)
-        with self._autocast():
-            errors: Tensor = objective(*arguments, **self._padding(batch))
+        padding = () if self.how.whole_padding else left_padding(batch.inputs["eagle_attention_mask"])
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.how.bf16):
+            errors: Tensor = objective(*arguments, padding)
         return errors
 
     def _arguments(self, batch: Batch, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -129,15 +131,6 @@ class Trainer:
         noise = torch.stack([draws.noise(seed, position, shape) for position in batch.positions])
         time_ = torch.tensor([draws.flow_time(seed, position) for position in batch.positions])
         return inputs, noise.to(device, non_blocking=True), time_.to(device, non_blocking=True)
-
-    def _padding(self, batch: Batch) -> dict[str, Sequence[int]]:
-        whole = self.how.whole_padding
-        return {} if whole else {"padding": left_padding(batch.inputs["eagle_attention_mask"])}
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.how.bf16:
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, torch.bfloat16)
 
     def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged once a step, in the backward pass of its last batch."""
@@ -175,10 +168,6 @@ def _suspects(micros: Sequence[Batch], errors: Sequence[Tensor]) -> tuple[list[s
 def _listed(names: Sequence[str]) -> str:
     more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"samples {', '.join(names[:NAMED])}{more}"
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -110,11 +110,14 @@ def _main(argv: Sequence[str], console: Console) -> int:
     args = parse(argv)
     # Past the flags, so that --help and a typing mistake cost no PyTorch import.
     from ...quantize.calibration import write_calibration
+    from .observe import rank
 
     with progress(console) as steps:
         requests, calibration = calibrate(args, steps)
         if args.rank:
-            calibration = _ranked(requests, calibration, args, steps)
+            steps.step(f"ranking the layers in {', '.join(args.rank)}")
+            noise = rank(requests, calibration.layers, args.rank, steps.advance, args.rank_frames)
+            calibration = calibration.ranked(noise)
     said = doubts(calibration)
     if args.out is not None:
         write_calibration(calibration, args.out)
@@ -156,13 +159,6 @@ def calibrate(args: argparse.Namespace, steps: Steps) -> tuple[Requests, Calibra
         __version__,
     )
     return requests, Calibration(provenance, layers)
-
-
-def _ranked(requests: Requests, calibration: Calibration, args: argparse.Namespace, steps: Steps) -> Calibration:
-    from .observe import rank
-
-    steps.step(f"ranking the layers in {', '.join(args.rank)}")
-    return calibration.ranked(rank(requests, calibration.layers, args.rank, steps.advance, args.rank_frames))
 
 
 def doubts(calibration: Calibration) -> list[str]:

@@ -128,14 +128,11 @@ def _table(metadata: DatasetMetadata) -> Table:
         table.add_column(head, overflow="fold")
     for section in ("state", "action"):
         for name, values in getattr(metadata, f"{section}_statistics").items():
-            numbers = (_numbers(value) for value in (values.min, values.max, values.mean, values.std))
+            vectors = (values.min, values.max, values.mean, values.std)
+            numbers = (" ".join(f"{value:.3g}" for value in vector) for vector in vectors)
             cells = [f"{section}.{name}", str(values.min.size), *numbers, _constant(values)]
             table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(f"{value:.3g}" for value in values)
 
 
 def _constant(values: Statistics) -> str:
