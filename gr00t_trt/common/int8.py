@@ -63,9 +63,9 @@ def _middle() -> Tensor:
 @cache
 @torch.no_grad()
 def is_exact() -> bool:
-    """Whether this PyTorch has such products and this CPU sums them up without cutting sums off, by value.
+    """Whether this PyTorch has 8-bit products and this CPU computes them exactly, found out by value.
 
-    Without the right instructions, sums of two products are held in 16 bits, which large codes overflow.
+    Without the right instructions (VNNI), sums of two products saturate at 16 bits, which large codes reach.
     """
     codes = (torch.arange(64 * 512).mul_(37) % 255 - 127).to(torch.int8).view(64, 512)
     codes[:8], codes[8:16] = 127, -127

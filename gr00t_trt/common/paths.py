@@ -16,11 +16,11 @@ FETCH_DEMO = (
 )
 
 
-def check_dataset(path: str, flag: str = "--dataset_path") -> None:
+def check_dataset(path: str) -> None:
     """Raises: UsageError for one that is neither a folder nor ``synthetic``, with how to get the demonstration data."""
-    if path == "synthetic" or is_folder(path, flag):
+    if path == "synthetic" or is_folder(path, "--dataset_path"):
         return
-    what = f"{flag} {path}: no such folder"
+    what = f"--dataset_path {path}: no such folder"
     if DEMO in Path(path).parts:
         raise UsageError(what, fix=FETCH_DEMO)
     if "/" not in path and nearest(path, ["synthetic"]):

@@ -128,7 +128,7 @@ def prefer_onednn() -> bool:
 
 @contextmanager
 def own_products() -> Iterator[None]:
-    """Inside, products are PyTorch's own choice again, in the most exact arithmetic that it has."""
+    """Inside, PyTorch's fp32 matmul precision is ``highest`` again, and so its choice of library."""
     before = _setting()
     if before in (None, "highest"):
         yield

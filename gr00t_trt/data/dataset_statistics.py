@@ -69,7 +69,7 @@ class PartStatistics:
         return statistics_from(self._entries.get(column), f"{self._file}: {column}", DatasetError)
 
     def _lacking(self, column: str) -> str:
-        """Why the file's entry of a column is not used though nothing in it is wrong; empty where it is."""
+        """Why a column's statistics have to be computed from the rows; empty where those of the file are used."""
         if self._from_rows:
             return "episodes that it covers are missing"
         entry = self._entries.get(column)

@@ -10,7 +10,7 @@ from .metadata import PartInfo
 
 TASK_COLUMN = "task_index"
 TASK_NAMES = ("human.task_description", "task")
-"""Under these annotations the task of every row can be asked for."""
+"""Annotations under which the task of every row is read."""
 
 
 def layout_from_features(info: DatasetInfo) -> ModalityLayout:

@@ -56,8 +56,7 @@ class LeRobotDataset:
         unknown `frame_lookup`. Episode files are opened when first read.
 
     Attributes:
-        notes: What was found out on the way and changes no result silently, in whole sentences: which file
-            statistics come from.
+        notes: Sentences for the user about what was found while reading, such as which file statistics come from.
     """
 
     def __init__(self, path: str | Path, modality_config: Mapping[str, ModalityConfig], *, frame_lookup: str = "index"):
@@ -116,6 +115,11 @@ class LeRobotDataset:
         """
         return {key: self.values(episode, key, rows) for key, rows in self.rows(base_index).items()}
 
+    def keys(self, *modalities: str) -> list[str]:
+        """The configured keys of some modalities, such as ``state``; none of one that is not configured."""
+        configs = [self.modality_config[name] for name in modalities if name in self.modality_config]
+        return [key for config in configs for key in config.modality_keys]
+
     def rows(self, base_index: int) -> dict[str, np.ndarray]:
         """Configured key -> `base_index` plus its modality's offsets, int64 [T]; also rows outside the episode."""
         return {
@@ -143,7 +147,7 @@ class LeRobotDataset:
     def files(self, episode: int) -> list[Path]:
         """The files that the configured keys of an episode are read from, present or not. Raises: DatasetError."""
         found = self._episode(episode)
-        features = [self.layout.video[key.partition(".")[2]] for key in self._keys("video")]
+        features = [self.layout.video[key.partition(".")[2]] for key in self.keys("video")]
         clips = [self._storage.clip(found, name).path for name in features if not self.info.is_image(name)]
         return [self._storage.file(found), *clips]
 
@@ -170,12 +174,12 @@ class LeRobotDataset:
             from_rows: Compute those of the configured keys, whatever stats.json says.
         Raises: DatasetError when no statistics can be had, and for ones that no recording can have.
         """
-        wanted = {key: self._part(key) for key in self._keys("state", "action") if key != TASK_PROGRESS}
+        wanted = {key: self._part(key) for key in self.keys("state", "action") if key != TASK_PROGRESS}
         statistics = PartStatistics(self.path, self._storage, wanted, advance, from_rows=from_rows)
         self.notes += [note for note in statistics.notes if note not in self.notes]
-        views = [key.partition(".")[2] for key in self._keys("video")]
+        views = [key.partition(".")[2] for key in self.keys("video")]
         metadata = build_metadata(tag, self.info, self.layout, statistics, views)
-        if TASK_PROGRESS in self._keys("action"):
+        if TASK_PROGRESS in self.keys("action"):
             name = TASK_PROGRESS.partition(".")[2]
             metadata = replace(
                 metadata,
@@ -190,10 +194,6 @@ class LeRobotDataset:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
-
-    def _keys(self, *modalities: str) -> list[str]:
-        configs = [self.modality_config[name] for name in modalities if name in self.modality_config]
-        return [key for config in configs for key in config.modality_keys]
 
     def _check_keys(self) -> None:
         for modality, config in self.modality_config.items():

@@ -248,7 +248,7 @@ def _numbers(value: Any) -> np.ndarray:
 
 
 def impossible(statistics: Statistics) -> str | None:
-    """What no recording can have about these statistics, in words; None where nothing is wrong."""
+    """Why these cannot be the statistics of any recording, in words; None where they can."""
     values = {name: getattr(statistics, name) for name in STATISTICS}
     for name, value in values.items():
         bad = ~(np.abs(value) <= LARGEST)

@@ -5,7 +5,7 @@ Source: Isaac-GR00T, gr00t/model/backbone/eagle2_hg_model (processing and image 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,11 +40,6 @@ def prompt_segments(text: str, tiles: Sequence[int], tokens_per_image: int) -> l
         out += [f"{lead}<image {number}>", ("<img>", 1), ("<IMG_CONTEXT>", count * tokens_per_image), ("</img>", 1)]
         lead = ""
     return [*out, lead + text, ("<|im_end|>", 1), "\n", ("<|im_start|>", 1), "assistant\n"]
-
-
-def render(segments: Iterable[Segment]) -> str:
-    """The prompt as one string, with special tokens spelled out."""
-    return "".join(s if isinstance(s, str) else s[0] * s[1] for s in segments)
 
 
 def bracketed(text: str) -> str:

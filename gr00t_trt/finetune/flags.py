@@ -186,17 +186,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check_numbers(args: argparse.Namespace) -> None:
     check_least(args, batch_size=1, max_steps=1, save_steps=1, gradient_accumulation_steps=1, num_gpus=1, keep=1)
     check_least(args, dataloader_num_workers=0, dataloader_prefetch_factor=1, eval_samples=1, lora_rank=0)
-    for name, value in (("dropout", args.dropout), ("lora_dropout", args.lora_dropout)):
-        if not 0 <= value < 1:
-            raise UsageError(f"--{name}: {value:g} is out of range", known="0 to below 1")
-    if not 0 <= args.warmup_ratio <= 1:
-        raise UsageError(f"--warmup_ratio: {args.warmup_ratio:g} is out of range", known="0 to 1")
-    if not 0 < args.learning_rate < float("inf"):
-        raise UsageError(f"--learning_rate: {args.learning_rate:g} is out of range", known="above 0; 1e-4 as published")
-    if not 0 <= args.weight_decay < float("inf"):
-        raise UsageError(f"--weight_decay: {args.weight_decay:g} is out of range", known="0 or more")
-    if args.lora_rank and args.lora_alpha <= 0:
-        raise UsageError(f"--lora_alpha: {args.lora_alpha:g} is out of range", known="above 0")
+    for name, within, known in (
+        ("dropout", 0 <= args.dropout < 1, "0 to below 1"),
+        ("lora_dropout", 0 <= args.lora_dropout < 1, "0 to below 1"),
+        ("warmup_ratio", 0 <= args.warmup_ratio <= 1, "0 to 1"),
+        ("learning_rate", 0 < args.learning_rate < float("inf"), "above 0; 1e-4 as published"),
+        ("weight_decay", 0 <= args.weight_decay < float("inf"), "0 or more"),
+        ("lora_alpha", not args.lora_rank or args.lora_alpha > 0, "above 0"),
+    ):
+        if not within:
+            raise UsageError(f"--{name}: {getattr(args, name):g} is out of range", known=known)
 
 
 def _check_parts(args: argparse.Namespace) -> None:

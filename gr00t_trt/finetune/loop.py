@@ -28,7 +28,7 @@ HELD_OUT_SEED = -1
 
 @dataclass(frozen=True)
 class How:
-    """The numbers of a training.
+    """Hyperparameters of a training.
 
     Attributes:
         steps: In all; they decide the learning rates.

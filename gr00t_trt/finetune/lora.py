@@ -19,8 +19,8 @@ class Lora:
     """An adapter.
 
     Attributes:
-        rank: Of the change of every matrix. alpha: The change is scaled by alpha / rank.
-        dropout: Probability in front of the first matrix.
+        rank: Of the low-rank update of every matrix. alpha: The update is scaled by alpha / rank.
+        dropout: Probability, in front of `lora_A`.
         whole_model: Vision tower and language model too, not only the action head.
     """
 
@@ -58,7 +58,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> None:
 
     Args:
         model: With `backbone` and `action_head`.
-        seed: Of the first matrices; the second ones are zero.
+        seed: Of `lora_A`; `lora_B` is zero.
     Raises: PlanError without peft.
     """
     config = peft_config(model, lora)

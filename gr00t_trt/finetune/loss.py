@@ -1,4 +1,4 @@
-"""The objective: how far the velocity that the network predicts is from the one that leads to the recorded actions.
+"""The flow-matching loss: the squared error of the predicted velocity from noise to the recorded actions.
 
 Source: Isaac-GR00T, gr00t/model/action_head/flow_matching_action_head.py, forward.
 """
@@ -19,7 +19,7 @@ NEEDED = (PIXELS, IDS, MASK, STATE, EMBODIMENT, ACTION, ACTION_MASK)
 
 
 class FlowMatching(nn.Module):
-    """A model as what is trained: a batch to the squared error of each sample.
+    """A model with its training objective: a batch to the squared error of each sample.
 
     Args:
         model: Its layers per embodiment cut down to the used slots.

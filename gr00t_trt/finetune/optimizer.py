@@ -1,4 +1,4 @@
-"""AdamW with the original's groups, and its learning rates."""
+"""AdamW with the original's parameter groups, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_optimizer(
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup_ratio: float) -> float:
-    """Of a step, counted from 0: linear from 0 to `peak`, then half a cosine to 0. The first step has 0."""
+    """Linear warm-up from 0 to `peak`, then cosine decay to 0; steps count from 0, and the first one has 0."""
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
         return peak * step / max(warmup, 1)
@@ -66,5 +66,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip(trained: Mapping[str, nn.Parameter]) -> torch.Tensor:
-    """Scale all gradients together down to a norm of `LARGEST_NORM`; the norm before, on the device."""
+    """Clip the total norm of the gradients to `LARGEST_NORM`; returns the norm before clipping, on the device."""
     return nn.utils.clip_grad_norm_(list(trained.values()), LARGEST_NORM)

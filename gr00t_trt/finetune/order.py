@@ -43,7 +43,7 @@ class Mixture:
 
 
 class Order(Protocol):
-    """One rule.
+    """A sampling rule.
 
     Attributes:
         pass_length: Samples after which every frame has been drawn, where the rule sees to that.

@@ -65,10 +65,10 @@ def _is_below(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def dtypes_of(parts: Parts, computing: torch.dtype) -> Callable[[nn.Module], None]:
-    """What sets the dtypes of a model before it has weights: fp32 for everything trained.
+    """A function that sets the dtypes of a model before it has weights: fp32 for everything trained.
 
-    What is frozen takes part in `computing` anyway, so that much memory is saved: of the backbone everything, as the
-    original holds it, of the action head the linear layers, whose fp32 autocast would round to the same.
+    What is frozen is computed in `computing` anyway, and stored in it to save memory: the whole backbone, as in the
+    original, and the linear layers of the action head, whose fp32 weights autocast would round to the same values.
 
     Args:
         computing: Of autocast; float32 for none.

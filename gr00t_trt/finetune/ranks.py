@@ -1,4 +1,4 @@
-"""The processes of one training: which one this is, and what they have to agree on.
+"""Data-parallel training: which rank this process is, and what all ranks have to agree on.
 
 The environment is torchrun's, so that a job over several machines may be started with torchrun itself.
 """
@@ -45,7 +45,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, *numbers: float) -> list[float]:
-        """Each number added up over all processes, in double precision."""
+        """Each number summed over all processes (all-reduce), in double precision."""
         if self.count == 1:
             return list(numbers)
         # NaN stays NaN; a float64 tensor on the device, since NCCL knows no other place.
@@ -55,7 +55,7 @@ class Ranks:
         return added
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process gives, in their order."""
+        """The values of all processes in rank order (all-gather)."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count

@@ -104,19 +104,17 @@ class Recording:
     def entries(self) -> list[Entry]:
         """What the cache may keep: of every episode the rows, which are small, and the rows with frames."""
         views = self.dataset.modality_config["video"].modality_keys
-        rows = [key for key in self._keys() if key not in views]
+        every = list(self.dataset.rows(0))
+        rows = [key for key in every if key not in views]
         return [
             Entry(name_of(self._key(e, keys)), e.index, tuple(keys), self._bytes(e, keys), keys is not rows)
-            for keys in (rows, self._keys())
+            for keys in (rows, every)
             for e in [*self.trained, *self.held]
         ]
 
     def keep(self, names: set[str]) -> None:
         """Take what the cache keeps from it; of two entries of an episode, the one with frames."""
         self._kept = {entry.episode: entry for entry in self.entries if entry.name in names}
-
-    def _keys(self) -> list[str]:
-        return [key for config in self.dataset.modality_config.values() for key in config.modality_keys]
 
     def _observe(self, episode: int, row: int) -> Data:
         """The row as `LeRobotDataset.step` gives it, rows beyond the episode's end as there."""

@@ -281,14 +281,9 @@ def _metadata(
     out = {}
     for tag in dict.fromkeys(source.tag for source in options.sources):
         own = [number for number, source in enumerate(options.sources) if source.tag == tag]
-        modalities = recordings[own[0]].dataset.modality_config
-        keys = [key for name in ("video", "state", "action") for key in _keys(modalities, name)]
+        keys = recordings[own[0]].dataset.keys("video", "state", "action")
         out[tag] = merge([found[number] for number in own], [float(share[number]) for number in own], keys)
     return out
-
-
-def _keys(modalities: Mapping[str, ModalityConfig], name: str) -> list[str]:
-    return list(modalities[name].modality_keys) if name in modalities else []
 
 
 def _check_alike(recordings: Sequence[Recording]) -> None:
@@ -334,9 +329,7 @@ def _notes(recordings: Sequence[Recording], mixture: Mixture) -> list[str]:
 def _constant(metadata: Mapping[str, DatasetMetadata], tags: Mapping[str, Recording]) -> list[str]:
     out = []
     for tag, recording in tags.items():
-        modalities = recording.dataset.modality_config
-        still = constant_columns(metadata[tag], _keys(modalities, "state") + _keys(modalities, "action"))
-        if still:
+        if still := constant_columns(metadata[tag], recording.dataset.keys("state", "action")):
             out.append(f"{tag}: these columns never change, and nothing is learned of them: {', '.join(still)}.")
     return out
 

@@ -23,7 +23,7 @@ from .dropout import add_dropout
 from .lora import Lora, add_lora
 from .loss import FlowMatching
 from .optimizer import make_optimizer
-from .parts import Parts, dtypes_of, freeze, set_training, trained_parameters
+from .parts import FLAGS, Parts, dtypes_of, freeze, set_training, trained_parameters
 from .ranks import Ranks
 from .samples import DataOptions, Source, TrainingData, read_sources
 from .slots import keep_slots
@@ -86,10 +86,7 @@ class Start:
         if own is None:
             own = any(source.tag == NEW for source in self.sources)
         return Parts(
-            tune_llm=args.tune_llm,
-            tune_visual=args.tune_visual,
-            tune_projector=args.tune_projector,
-            tune_diffusion_model=args.tune_diffusion_model,
+            **{flag: getattr(args, flag) for flag in FLAGS},
             lora=bool(args.lora_rank),
             robot_slots=bool(args.lora_rank) and own,
         )

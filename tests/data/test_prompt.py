@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gr00t_trt.data import SPECIAL_TOKENS, Prompter, bracketed, synthetic_tokenizer
-from gr00t_trt.data.prompt import _resize, prompt_segments, render, split_tiles, tile_grid
+from gr00t_trt.data.prompt import Segment, _resize, prompt_segments, split_tiles, tile_grid
 from gr00t_trt.errors import ObservationError, TokenizerError
 
 TOKENIZER = synthetic_tokenizer()
@@ -21,6 +21,11 @@ def prompter():
 
 def images(batch: int, views: int = 1, size: int = 224) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, 1, views, size, size, 3), dtype=np.uint8)
+
+
+def render(segments: list[Segment]) -> str:
+    """The prompt as one string, with special tokens spelled out."""
+    return "".join(s if isinstance(s, str) else s[0] * s[1] for s in segments)
 
 
 def test_rendered_prompt():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,3 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The frame cache of all tests: never the user's own."""
-    folder = tmp_path_factory.mktemp("frame_cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GR00T_TRT_FRAME_CACHE", str(folder))
-        yield folder

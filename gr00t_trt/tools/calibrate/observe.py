@@ -119,7 +119,7 @@ def rank(
 
 
 Given = list[tuple[nn.Module, list[Tensor]]]
-"""Blocks of a stage, one after the other, and what each gave in every call."""
+"""Blocks of a stage in order, each with its output of every call."""
 
 
 def _outputs_of_blocks(stage: nn.Module, calls: Sequence[Call]) -> list[Given]:
