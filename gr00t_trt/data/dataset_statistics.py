@@ -16,7 +16,7 @@ from .parquet import Table, statistics_of_columns
 from .storage import Storage, present
 
 Advance = Callable[[int, int], None]
-"""Told how many of how many files are read."""
+"""Told how many of how many are done."""
 
 
 class PartStatistics:

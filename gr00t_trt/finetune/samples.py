@@ -14,6 +14,7 @@ import torch
 
 from ..common.interface import ModalityConfig
 from ..data import DatasetMetadata, GR00TTransform, LeRobotDataset, Prompter, data_config, synthetic_dataset
+from ..data.dataset_statistics import Advance
 from ..data.transforms import Draw
 from ..errors import PlanError, UsageError, unknown
 from ..model import Gr00tConfig
@@ -25,7 +26,6 @@ from .order import ORDERS, Mixture, Order
 from .recording import EPISODES, Recording, open_recording
 
 Value = TypeVar("Value")
-Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

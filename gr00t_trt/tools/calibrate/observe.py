@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import LeRobotDataset
+from ...data.dataset_statistics import Advance
 from ...errors import UsageError
 from ...model.protocol import Inputs, Model
 from ...model.targets import Call
@@ -21,9 +22,6 @@ from ...quantize.layers import linear_layers, quantizable, with_replaced
 from ...quantize.linear import QuantLinear
 from ...quantize.observe import observe
 from ...quantize.ranking import noise_by_layer
-
-Advance = Callable[[int, int], None]
-"""Told how many of how many are done."""
 
 
 def choose_frames(dataset: LeRobotDataset, episodes: Sequence[int] | None, count: int) -> tuple[Frame, ...]:
