@@ -51,6 +51,15 @@ def test_the_seed_decides(tmp_path):
     assert (rows("a", 1) != rows("c", 2)).any()
 
 
+def test_episodes_of_a_second_chunk_are_where_the_reader_looks(tmp_path, monkeypatch):
+    for module in ("synthetic", "writer"):
+        monkeypatch.setattr(f"gr00t_trt.data.{module}.CHUNK", 1)
+    folder = write_synthetic_dataset(tmp_path, data_config="so100", **{**SMALL, "episodes": 2})
+    dataset = LeRobotDataset(folder, data_config("so100").modality_config())
+    assert all(path.is_file() and "chunk-001" in path.parts for path in dataset.files(1))
+    assert json.loads((folder / "meta/info.json").read_text())["total_chunks"] == 2
+
+
 def test_quaternions_have_unit_length(tmp_path):
     folder = write_synthetic_dataset(tmp_path, data_config="bimanual_panda_hand", **SMALL)
     step = LeRobotDataset(folder, data_config("bimanual_panda_hand").modality_config())[0]

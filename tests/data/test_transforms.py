@@ -249,6 +249,15 @@ def test_states_are_disturbed_and_dropped_in_a_training():
     assert 40 < dropped < 80
 
 
+def test_a_chain_within_a_chain_has_the_same_model_inputs():
+    inner = GR00TTransform(default_instruction="wait", embodiment=7)
+    chain = ComposedModalityTransform([ComposedModalityTransform([inner])])
+    assert list(chain.model_inputs()) == [inner]
+    assert chain.default_instruction == "wait"
+    chain.set_action_dim(9)
+    assert inner.max_action_dim == 9
+
+
 def test_a_training_has_the_actions():
     transform = GR00TTransform(action_horizon=2, max_state_dim=3, max_action_dim=4, embodiment=7)
     data = {"video": np.zeros((1, 1, 4, 4, 3), np.uint8), "state": np.ones((1, 2)), "action": np.full((2, 3), 0.5)}
