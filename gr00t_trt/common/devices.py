@@ -1,4 +1,4 @@
-"""Which device a program runs on. Imports torch, as nothing else in this room does."""
+"""Which device a program runs on, and with how many threads. Imports torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def choose_device(wanted: str | None) -> torch.device:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise PlanError(f"--device: {wanted!r}, but PyTorch sees {found} here", fix="leave --device out, or use cpu")
     return torch.device("cpu" if device.type == "cpu" else f"cuda:{device.index or 0}")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, PyTorch computes on one thread of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .devices import one_thread
 from .int8 import is_exact, multiply, packed
 
 ROWS, OUTPUTS, INPUTS = 49, 1536, 1536
@@ -81,17 +82,9 @@ def speed() -> Speed:
     return measured(ROWS, OUTPUTS, INPUTS)
 
 
+@one_thread()
 def measured(rows: int, outputs: int, inputs: int) -> Speed:
     """Of [rows, inputs] times [inputs, outputs]."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _measured(rows, outputs, inputs)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _measured(rows: int, outputs: int, inputs: int) -> Speed:
     x, weight = _spread(rows, inputs), _spread(outputs, inputs)
     pairs = {
         str(dtype).removeprefix("torch."): (x.to(dtype), weight.to(dtype))

@@ -33,7 +33,7 @@ class StorageV3:
         places = [(f"row {row}", episode) for row, episode in enumerate(listed)]
         self.episodes: Sequence[Episode] = check_episodes(root / self.listing, places)
         self._row = {episode.index: row for row, episode in enumerate(listed)}
-        self._files = self._by_file(listed)
+        self._files = self._data_files()
         self._rows_of: Counter[Path] = Counter()
         for path, episode in zip(self._files, listed, strict=True):
             self._rows_of[path] += episode.length
@@ -108,16 +108,14 @@ class StorageV3:
     def _numbers(self, prefix: str, episode: Episode) -> dict[str, int | str]:
         return {name: int(self._whole(f"{prefix}/{name}")[self._row[episode.index]]) for name in _PLACE}
 
-    def _by_file(self, listed: list[Episode]) -> list[Path]:
+    def _data_files(self) -> list[Path]:
         """The data file of every listed episode."""
-        places = zip(*(self._whole(f"data/{name}").tolist() for name in _PLACE), strict=True)
-        known: dict[tuple[int, ...], Path] = {}
-        out = []
-        for place in places:
-            if place not in known:
-                known[place] = self._info.file("data_path", dict(zip(_PLACE, place, strict=True)))
-            out.append(known[place])
-        return out
+        places = list(zip(*(self._whole(f"data/{name}").tolist() for name in _PLACE), strict=True))
+        files = {
+            place: self._info.file("data_path", dict(zip(_PLACE, place, strict=True)))
+            for place in dict.fromkeys(places)
+        }
+        return [files[place] for place in places]
 
     def _start(self, table: Table, episode: Episode) -> int:
         """The first row of an episode in its file."""

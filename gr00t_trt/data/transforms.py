@@ -304,11 +304,8 @@ def refuse_in_training(transform: ModalityTransform, what: str = "") -> NoReturn
 def _padded(values: torch.Tensor, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, T, D] with columns of zeros up to `width`, on its device; and bool likewise, on the host, true for values."""
     own = values.shape[-1]
-    out = torch.zeros(*values.shape[:-1], width, dtype=dtype, device=values.device)
-    out[..., :own] = values
-    mask = torch.zeros(out.shape, dtype=torch.bool)
-    mask[..., :own] = True
-    return out, mask
+    mask = (torch.arange(width) < own).repeat(*values.shape[:-1], 1)
+    return torch.nn.functional.pad(values.to(dtype), (0, width - own)), mask
 
 
 def _ours(transform: Any) -> bool:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..common.devices import one_thread
 from ..common.notice import warn_once
 from ..errors import DatasetError, Gr00tError, PlanError
-from .recording import one_thread
 from .samples import Frame, TrainingData
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -198,6 +198,7 @@ class _Maker(Dataset[Any]):
 def _make(data: TrainingData, request: _Request) -> Batch | Gr00tError:
     """A batch; what is wrong with it is handed over, for an error from a worker to be the same as one from here."""
     try:
+        # Images are too small to be shared out: on a busy machine, threads wait for one another most of the time.
         with one_thread():
             inputs = data.inputs(request.frames, request.positions, request.seed)
     except Gr00tError as error:

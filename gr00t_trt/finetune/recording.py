@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from ..common.devices import one_thread
 from ..common.video_file import pyav
 from ..data import ComposedModalityTransform, GR00TTransform, LeRobotDataset
 from ..data.layout import Episode
@@ -219,17 +218,6 @@ def _incomplete(
         known=f"{first}, for one; meta/stats.json has the statistics of all listed episodes",
         fix="fetch them; or --episodes present trains on those that are here, with statistics of their rows",
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Images are too small to be shared out: on a busy machine, threads wait for one another most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _state(path: Path) -> list[Any]:

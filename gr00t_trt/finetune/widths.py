@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch.nn.functional import pad
 
 from ..errors import PlanError
 from ..model import Gr00tN1d5
@@ -39,15 +39,9 @@ def widen_actions(model: Gr00tN1d5, action_dim: int) -> None:
         raise PlanError(what, fix="pad the data config's actions up to the model's width")
     parameters = dict(model.named_parameters())
     for name, axis in ACTION_AXES.items():
-        set_parameter(model, name, _padded(parameters[name], axis, action_dim))
+        old = parameters[name]
+        after = [0, 0] * (old.ndim - 1 - axis) + [0, action_dim - head.action_dim]  # pad's order: the last axis first
+        set_parameter(model, name, pad(old, after))
     wider = replace(head, action_dim=action_dim)
     model.config = replace(model.config, action_head=wider)
     model.action_head.config = wider
-
-
-def _padded(old: Tensor, axis: int, size: int) -> Tensor:
-    shape = [*old.shape]
-    shape[axis] = size
-    new = old.new_zeros(shape)
-    new.narrow(axis, 0, old.shape[axis]).copy_(old)
-    return new
