@@ -26,11 +26,11 @@ def stored_images(rows: EpisodeRows, feature: str, indices: np.ndarray, root: Pa
     """
     images = []
     for row in indices.tolist():
-        where = f"{rows.where}: column {feature!r}, row {row}"
+        where = f"{rows.table.path}: column {feature!r}, row {row}"
         data = _encoded(rows.image(feature, row), root, where)
         images.append(decode_image(data, where, most_pixels))
     if len({image.shape for image in images}) > 1:
-        raise DatasetError(f"{rows.where}: images of column {feature!r} differ in size")
+        raise DatasetError(f"{rows.table.path}: images of column {feature!r} differ in size")
     return np.stack(images)
 
 

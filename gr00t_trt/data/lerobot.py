@@ -284,7 +284,7 @@ class LeRobotDataset:
         for value in source.scalars(column)[rows].tolist():
             if value not in self.tasks:
                 raise DatasetError(
-                    f"{source.where}: column {column!r} holds task index {value}",
+                    f"{source.table.path}: column {column!r} holds task index {value}",
                     known=f"{self._storage.tasks_file} has {_summary(list(self.tasks))}",
                     fix=f"add the task to {self._storage.tasks_file}, or correct original_key in meta/modality.json",
                 )

@@ -28,10 +28,6 @@ class EpisodeRows:
     def __len__(self) -> int:
         return self.episode.length
 
-    @property
-    def where(self) -> str:
-        return f"{self.table.path}"
-
     def column(self, name: str) -> np.ndarray:
         """A column's values, [N] or [N, D]. Raises: DatasetError as `Table.column`."""
         return self.table.column(name)[self._start : self._start + len(self)]
@@ -58,23 +54,23 @@ class EpisodeRows:
         column = self.numbers(part.column)
         if part.end > column.shape[1]:
             raise DatasetError(
-                f"{self.where}: column {part.column!r} is {column.shape[1]} wide",
+                f"{self.table.path}: column {part.column!r} is {column.shape[1]} wide",
                 known=f"{key} takes [{part.start}:{part.end}]",
                 fix="correct start and end in meta/modality.json",
             )
-        refuse_non_finite(column, f"{self.where}: column {part.column!r}", np.arange(part.start, part.end), rows)
+        refuse_non_finite(column, f"{self.table.path}: column {part.column!r}", np.arange(part.start, part.end), rows)
         return column[rows, part.start : part.end].astype(np.float64)
 
     def timestamps(self) -> np.ndarray:
         """Seconds of every row, float64 [N]. Raises: DatasetError unless they are finite and increase."""
         if self._timestamps is None:
             times = self.scalars("timestamp").astype(np.float64)
-            refuse_non_finite(times[:, None], f"{self.where}: column 'timestamp'", np.zeros(1, np.int64))
+            refuse_non_finite(times[:, None], f"{self.table.path}: column 'timestamp'", np.zeros(1, np.int64))
             stuck = np.flatnonzero(np.diff(times) <= 0)
             if len(stuck):
                 row = int(stuck[0]) + 1
                 raise DatasetError(
-                    f"{self.where}: timestamp {times[row]:.6f} in row {row} after {times[row - 1]:.6f}",
+                    f"{self.table.path}: timestamp {times[row]:.6f} in row {row} after {times[row - 1]:.6f}",
                     known="timestamps increase from row to row",
                     fix="correct the timestamps, or take frames by number: --frame_lookup index",
                 )
@@ -98,7 +94,7 @@ class EpisodeRows:
             return
         if len(falls):
             row = int(falls[0]) + 1
-            what = f"{self.where}: {name} is {self.scalars(name)[row]} in row {row}"
+            what = f"{self.table.path}: {name} is {self.scalars(name)[row]} in row {row}"
             known = f"more than {self.scalars(name)[row - 1]}, that of the row before"
             raise DatasetError(what, known=known, fix=f"write the rows in order of {name}")
 
@@ -109,5 +105,5 @@ class EpisodeRows:
         if len(other):
             row = int(other[0])
             found = self.scalars(name)[row]
-            what = f"{self.where}: {name} is {found} in row {row} of episode {self.episode.index}"
+            what = f"{self.table.path}: {name} is {found} in row {row} of episode {self.episode.index}"
             raise DatasetError(what, known=f"{expected[row]}", fix=fix)

@@ -42,6 +42,12 @@ def oracle() -> Oracle:
     return Oracle(folder)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the datasets of a file's tests are written."""
+    return tmp_path_factory.mktemp("datasets")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
     """As the original ran; results of a product depend on how many threads share it."""

@@ -28,11 +28,6 @@ TEXT = "eagle_input_ids"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(scope="module")
 def data(folder: Path) -> TrainingData:
     path = write_synthetic_dataset(folder / "gr1", data_config=GR1, episodes=4, length=10, resolution=(32, 32))
     return open_training_data(options([path], folder / "cache", eval_episodes=1))

@@ -22,11 +22,6 @@ SIZE = (64, 48)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(scope="module")
 def gr1(folder: Path) -> Path:
     return write_synthetic_dataset(folder / "gr1", data_config=GR1, episodes=3, length=20, resolution=SIZE)
 
