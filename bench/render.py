@@ -23,7 +23,7 @@ import time_budget
 
 from gr00t_trt.report import markdown, png, simulations
 from gr00t_trt.report.columns import table
-from gr00t_trt.report.views import Loaded, View, load, rows_of
+from gr00t_trt.report.views import Loaded, View, fastest, load, rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
@@ -83,7 +83,26 @@ def front(records: Records) -> str:
     drifted = f" Its baseline drifted by {drift.percent:.0f} % within the run." if drift and drift.drifted else ""
     note = f"One action chunk, inputs on the GPU: {markdown.title(one, 'bench/records/')}.{drifted}"
     written = "\n".join(short(line) for line in markdown.written(rows).splitlines())
-    return f"![One action chunk, step by step](bench/plots/{FRONT}.png)\n\n{written}\n\n{note}"
+    return "\n\n".join((f"![One action chunk, step by step](bench/plots/{FRONT}.png)", written, note, *on_cpu(records)))
+
+
+def on_cpu(records: Records) -> list[str]:
+    """The same for who has no GPU, in a sentence: eager PyTorch, the fastest in its precision, the fastest of all."""
+    measured = [one for one in records.values() if one.record.measured and not one.record.on_gpu]
+    if not measured:
+        return []
+    one = max(measured, key=lambda one: one.record.created_utc)
+    whole = [view for view in rows_of([one], "waterfall", "forms") if view.latency]
+    exact = [view for view in whole if view.result.candidate.precision == whole[0].result.candidate.precision]
+    chosen = (whole[0], fastest(exact)[0], fastest(whole)[0])
+    rows = table(
+        "", [view for view in whole if any(view is each for each in chosen)], ("step", "p50", "speed_up", "cosine")
+    ).rows
+    said = []
+    for place, (step, p50, ratio, cosine) in enumerate(rows):
+        gain = f" ({ratio.text.replace('x', '×')}, cosine {cosine.text})" if place else ""
+        said.append(f"{step.text.removeprefix('+ ')} {p50.text} ms{gain}")
+    return [f"Without a GPU: {', '.join(said)}: {markdown.title(one, 'bench/records/')}."]
 
 
 def short(step: str) -> str:

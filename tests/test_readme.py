@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +70,15 @@ def test_the_tables_say_what_the_records_say() -> None:
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_front_page_tells_the_record_s_figures_of_a_cpu() -> None:
+    (line,) = (line for line in README.splitlines() if line.startswith("Without a GPU: "))
+    record = json.loads((ROOT / line.partition("([record](")[2].partition(")")[0]).read_text("utf-8"))
+    whole = [r for r in record["results"] if r["group"] in ("waterfall", "forms") and r["latency_ms"]]
+    p50 = {r["name"]: statistics.median(r["latency_ms"]["samples"]) for r in whole}
+    eager, fastest = p50[whole[0]["name"]], min(p50, key=p50.__getitem__)
+    cosine = next(r["accuracy"]["cosine"] for r in whole if r["name"] == fastest)
+    cosine = math.floor(cosine * 1e6) / 1e6  # a cosine is never shown better than it is
+    assert line.startswith(f"Without a GPU: eager PyTorch {eager:.0f} ms, ")
+    assert f"{fastest} {p50[fastest]:.0f} ms ({eager / p50[fastest]:.2f}×, cosine {cosine:.6f})" in line
