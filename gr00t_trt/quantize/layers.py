@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +13,7 @@ from torch import nn
 from ..common.notice import warn_once
 from ..errors import PlanError
 from ..model.protocol import Model
+from ..model.replaced import with_replaced
 from ..model.targets import Target
 from ..plans.precisions import PRECISIONS, Gate
 from ..plans.resolve import Resolved
@@ -173,8 +172,7 @@ def quantized_target(
 
 
 def _replaced(target: Target, layers: Pairs, but: Collection[str] = ()) -> nn.Module:
-    made: nn.Module = with_replaced(target.module, {id(old): new for n, (old, new) in layers.items() if n not in but})
-    return made
+    return with_replaced(target.module, {id(old): new for n, (old, new) in layers.items() if n not in but})
 
 
 @torch.no_grad()
@@ -243,22 +241,6 @@ def kept_layers(
         noise = {name: calibration.observed(name).noise.get(form) for name in layers if name not in kept}
         kept.update(worst(noise, form, gate, wanted.file()))
     return kept
-
-
-def with_replaced(module: nn.Module, made: Mapping[int, nn.Module]) -> Any:
-    """A module with some of its submodules replaced; it shares everything else with the original, which stays whole.
-
-    Args:
-        made: `id` of a submodule -> what takes its place.
-    """
-    if id(module) in made:
-        return made[id(module)]
-    children = {name: child and with_replaced(child, made) for name, child in module._modules.items()}
-    if all(children[name] is child for name, child in module._modules.items()):
-        return module
-    twin = copy.copy(module)
-    twin._modules, twin._parameters = children, dict(module._parameters)
-    return twin
 
 
 def _warn_of_other_data(calibration: Calibration, policy: object, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ class PatchProduct(nn.Module):
         return F.linear(x, weight, self.patch_embedding.bias) + self.position_embedding.weight
 
 
+Attend = Callable[[Tensor, int], Tensor]
+"""Queries, keys and values of every head, joined [B, T, 3 heads head_dim], and head_dim -> [B, T, heads head_dim]."""
+
+
+def full_attention(joined: Tensor, head_dim: int) -> Tensor:
+    """Every position attends to every position; as `Attend`."""
+    q, k, v = joined.unflatten(-1, (3, -1, head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 class FastVisionLayer(nn.Module):
     """As `SiglipLayer`, query, key and value in one product."""
 
@@ -42,10 +53,9 @@ class FastVisionLayer(nn.Module):
         self.qkv = Projections((attention.q_proj, attention.k_proj, attention.v_proj))
         self.out_proj = attention.out_proj
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend = full_attention) -> Tensor:
         """[N, patches, D] -> the same."""
-        q, k, v = self.qkv.heads(self.layer_norm1(x), self.head_dim)
-        x = x + self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.out_proj(attend(self.qkv.product(self.layer_norm1(x)), self.head_dim))
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -166,10 +176,9 @@ class FastVLLayer(nn.Module):
         self.norm1, self.norm3, self.ff, self.to_out = block.norm1, block.norm3, block.ff, attention.to_out
         self.qkv = Projections((attention.to_q, attention.to_k, attention.to_v))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend = full_attention) -> Tensor:
         """[B, S, D] -> the same."""
-        q, k, v = self.qkv.heads(self.norm1(x), self.head_dim)
-        x = x + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.to_out(attend(self.qkv.product(self.norm1(x)), self.head_dim))
         return x + self.ff(self.norm3(x))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,9 +120,14 @@ class DenoiseLoop(nn.Module):
         """As `DenoiseStep.forward`, from noise to actions; modulations [N, 34, D], encoder_biases_in [N, B, 1, D]."""
         weights = (encoder_weight_in, encoder_weight_out, encoder_bias_out)
         decoder = (decoder_weight_1, decoder_bias_1, decoder_weight_2, decoder_bias_2)
+        step = self.stepping(prefix)
         for modulation, bias_in in zip(modulations.unbind(0), encoder_biases_in.unbind(0), strict=True):
-            actions = self.step(actions, prefix, context, modulation, step_size, bias_in, *weights, *decoder)
+            actions = step(actions, prefix, context, modulation, step_size, bias_in, *weights, *decoder)
         return actions
+
+    def stepping(self, prefix: Tensor) -> Callable[..., Tensor]:
+        """What takes every step of one call, with the arguments of `DenoiseStep.forward`."""
+        return self.step
 
 
 def join_tokens(prefix: Tensor, action_tokens: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...replaced import with_replaced
 from . import attention_operators as operators
 from .backbone import (
     FastLanguageLayer,
@@ -17,43 +18,21 @@ from .backbone import (
     FastVisionModel,
     FastVLComponents,
     FastVLLayer,
-)  # fmt: skip
+)
 from .dit import VLWithCrossAttention
 from .launches import WIDEST_HEAD
 
 
-class KernelVisionLayer(nn.Module):
-    """The same as a `FastVisionLayer`, on the same weights: one launch from its joined projections to its heads."""
+class KernelLayer(nn.Module):
+    """A `FastVisionLayer` or `FastVLLayer` with one launch from its joined projections to its heads."""
 
-    def __init__(self, layer: FastVisionLayer):
+    def __init__(self, layer: FastVisionLayer | FastVLLayer):
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, patches, D] -> the same."""
-        layer = self.layer
-        joined = layer.qkv.product(layer.layer_norm1(x))
-        x = x + layer.out_proj(operators.joined_attention(joined, layer.head_dim))
-        return x + layer.mlp(layer.layer_norm2(x))
-
-
-class KernelVisionModel(nn.Module):
-    """The same as a `FastVisionModel`."""
-
-    wants_compiler = True
-
-    def __init__(self, model: FastVisionModel):
-        super().__init__()
-        self.embeddings, self.post_layernorm = model.embeddings, model.post_layernorm
-        layers: Any = model.layers
-        self.layers = nn.ModuleList(KernelVisionLayer(layer) for layer in layers)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """As `FastVisionModel.forward`."""
-        x = self.embeddings(pixel_values)
-        for layer in self.layers:
-            x = layer(x)
-        return self.post_layernorm(x)
+        """[B, T, D] -> the same."""
+        return self.layer(x, operators.joined_attention)
 
 
 class KernelLanguageLayer(nn.Module):
@@ -94,50 +73,21 @@ class KernelLanguageModel(nn.Module):
         return self.norm(x)
 
 
-class KernelVLLayer(nn.Module):
-    """The same as a `FastVLLayer`, on the same weights."""
-
-    def __init__(self, layer: FastVLLayer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, S, D] -> the same."""
-        layer = self.layer
-        joined = layer.qkv.product(layer.norm1(x))
-        x = x + layer.to_out(operators.joined_attention(joined, layer.head_dim))
-        return x + layer.ff(layer.norm3(x))
-
-
-class KernelVLComponents(nn.Module):
-    """The same as a `FastVLComponents`."""
-
-    wants_compiler = True
-
-    def __init__(self, plain: FastVLComponents):
-        super().__init__()
-        layers: Any = plain.layers
-        self.vlln, self.layers = plain.vlln, nn.ModuleList(KernelVLLayer(layer) for layer in layers)
-
-    def forward(self, backbone_features: Tensor) -> Tensor:
-        """As `FastVLComponents.forward`."""
-        x = self.vlln(backbone_features)
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class KernelVLWithCrossAttention(VLWithCrossAttention):
-    """The same as a `VLWithCrossAttention` around a `FastVLComponents`."""
-
-    wants_compiler = True
-
-    def __init__(self, stage: VLWithCrossAttention):
-        inner: Any = stage.vl_components
-        super().__init__(KernelVLComponents(inner), stage.context)
+def with_attention(stage: nn.Module) -> nn.Module | None:
+    """The stage with kernels of attention only, sharing its weights; None for one that they do not fit."""
+    model = stage.vl_components if isinstance(stage, VLWithCrossAttention) else stage
+    if not isinstance(model, FastVisionModel | FastLanguageModel | FastVLComponents) or not covers(model):
+        return None
+    if isinstance(model, FastLanguageModel):
+        return KernelLanguageModel(model)
+    layers: Any = model.layers
+    made: Any = with_replaced(stage, {id(layer): KernelLayer(layer) for layer in layers})
+    made.wants_compiler = True
+    return made
 
 
 def covers(model: FastVisionModel | FastLanguageModel | FastVLComponents) -> bool:
-    """Whether the kernels serve its layers: joined projections, and heads that fit."""
+    """Whether it has layers and the kernels serve them: joined projections, and heads that fit."""
     layers: Any = model.layers
-    return all(layer.qkv.fused and layer.head_dim <= WIDEST_HEAD and layer.head_dim % 2 == 0 for layer in layers)
+    fit = [layer.qkv.fused and layer.head_dim <= WIDEST_HEAD and layer.head_dim % 2 == 0 for layer in layers]
+    return bool(fit) and all(fit)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from .denoise import DenoiseLoop, DenoiseStep
-from .launches import Launches, Norm
+from .launches import Launches
 from .triton_dit import TritonDiT
 
 
@@ -27,11 +28,9 @@ class KernelStep(nn.Module):
         dit: Any = step.dit
         self.dit, self.folded = TritonDiT(dit), step.folded
 
-    def forward(
-        self, actions: Tensor, prefix: Tensor, context: Tensor, modulation: Tensor, step_size: Tensor, *weights: Tensor
-    ) -> Tensor:
-        """As `DenoiseStep.forward`; `weights` are the encoder's and the decoder's, four each."""
-        return self.step(Launches(prefix), actions, prefix, context, modulation, step_size, *weights)
+    def forward(self, actions: Tensor, prefix: Tensor, *rest: Tensor) -> Tensor:
+        """As `DenoiseStep.forward`."""
+        return self.step(Launches(prefix), actions, prefix, *rest)
 
     def step(
         self,
@@ -43,15 +42,10 @@ class KernelStep(nn.Module):
         step_size: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        """As `forward`, launched by what may launch further steps."""
-        tokens, moments = launch.action_tokens(actions, prefix, *weights[:4])
+        """As `forward`, launched by what may launch further steps; of `weights`, four are the encoder's."""
+        encoder, decoder = weights[:4], weights[4:]
+        tokens, moments = launch.action_tokens(actions, prefix, *encoder)
         x, norm = self.dit.blocks(launch, tokens, moments, context, modulation)
-        return self._advanced(launch, actions, x, norm, step_size, weights[4:])
-
-    def _advanced(
-        self, launch: Launches, actions: Tensor, x: Tensor, norm: Norm, step_size: Tensor, decoder: Sequence[Tensor]
-    ) -> Tensor:
-        """The actions after what the transformer's blocks say."""
         skip = x.shape[1] - actions.shape[1]
         if self.folded:
             hidden = launch.category_linear(x, *decoder[:2], skip=skip, norm=norm, relu=True)
@@ -61,30 +55,18 @@ class KernelStep(nn.Module):
         return launch.category_linear(hidden, *decoder[2:], euler=(actions, step_size))
 
 
-class KernelLoop(nn.Module):
+class KernelLoop(DenoiseLoop):
     """The same as a `DenoiseLoop`."""
 
     wants_compiler = False
 
     def __init__(self, loop: DenoiseLoop):
-        super().__init__()
-        self.step = KernelStep(loop.step)
+        super().__init__(loop.step)
+        self.kernels = KernelStep(loop.step)
 
-    def forward(
-        self,
-        actions: Tensor,
-        prefix: Tensor,
-        context: Tensor,
-        modulations: Tensor,
-        step_size: Tensor,
-        encoder_biases_in: Tensor,
-        *weights: Tensor,
-    ) -> Tensor:
-        """As `DenoiseLoop.forward`; `weights` are the rest of the encoder's and the decoder's."""
-        launch = Launches(prefix)
-        for modulation, bias_in in zip(modulations.unbind(0), encoder_biases_in.unbind(0), strict=True):
-            actions = self.step.step(launch, actions, prefix, context, modulation, step_size, bias_in, *weights)
-        return actions
+    def stepping(self, prefix: Tensor) -> Callable[..., Tensor]:
+        """As `DenoiseLoop.stepping`: one `Launches` for all steps."""
+        return partial(self.kernels.step, Launches(prefix))
 
 
 class KernelMlp(nn.Module):
