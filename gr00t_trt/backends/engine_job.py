@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from ..common.allocator import return_freed
 from ..engines.cache import Cached, EngineCache, Slot
 from ..engines.files import place_engine, prepare_engine_dir, write_engine
-from ..engines.key import engine_key, target_gpu
-from ..engines.manifest import EngineFile
+from ..engines.key import Key, engine_key, target_gpu
+from ..engines.manifest import Coverage, Description, EngineFile
 from ..engines.serialized_engine import SerializedEngine
+from ..engines.weights_hash import weights_hash
 from ..errors import BackendError, Gr00tError
 from ..model.targets import Target
 from ..plans.backends import Availability
@@ -45,6 +46,15 @@ def require(available: Availability, target: Target, options: BuildOptions, engi
     return cuda
 
 
+class Made(NamedTuple):
+    """What is told of an engine, new or from the cache: fields of `Built`."""
+
+    engine: EngineFile | None
+    engine_bytes: int | None
+    layers_before: int | None
+    from_cache: bool = False
+
+
 @dataclasses.dataclass(kw_only=True)
 class EngineJob:
     """One build by either route; `TrtJob` and `OnnxJob` add what their route needs.
@@ -66,7 +76,7 @@ class EngineJob:
     notes: list[str] = dataclasses.field(default_factory=list)
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def key_settings(self) -> Mapping[str, Any]:
+    def key_settings(self) -> dict[str, Any]:
         """The settings that make another engine when they change."""
         raise NotImplementedError
 
@@ -85,7 +95,7 @@ class EngineJob:
         with self.phase("looking for the engine in the cache", "key"):
             return Slot(cache, self.key, self.progress, self.notes)
 
-    def key(self) -> dict[str, Any]:
+    def key(self) -> Key:
         return engine_key(
             self.target,
             route=self.route,
@@ -94,45 +104,46 @@ class EngineJob:
             versions=self.versions,
         )
 
-    def taken(self, found: Cached) -> dict[str, Any]:
-        """The fields of `Built` that tell of an engine from the cache."""
+    def taken(self, found: Cached) -> Made:
+        """What is told of an engine from the cache."""
         self.notes.append("The engine is from the cache: an earlier run built it.")
-        facts = {"engine_bytes": found.file.bytes, "layers_before": found.manifest.layers, "from_cache": True}
-        return {"engine": self.place(found.file), **facts}
+        return Made(self.place(found.file), found.file.bytes, found.manifest.layers, from_cache=True)
 
-    def made(self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Write a new engine where it is wanted; the fields of `Built` that tell of it.
-
-        Args:
-            describe: What the manifest says besides; asked only when there is something to write.
-        """
-        file = self._write(slot, engine, describe)
-        return {"engine": file, "engine_bytes": len(engine.plan), "layers_before": engine.layers}
-
-    def _write(
-        self, slot: Slot, engine: SerializedEngine, describe: Callable[[], Mapping[str, Any]]
-    ) -> EngineFile | None:
-        """Into the cache and from there into `engine_dir`; straight into that where there is no cache."""
+    def made(
+        self,
+        slot: Slot,
+        engine: SerializedEngine,
+        settings: dict[str, Any],
+        coverage: Coverage,
+        graph_sha256: str | None = None,
+    ) -> Made:
+        """What is told of a new engine, which is written where it is wanted: see `Description`."""
         if slot.key is None and self.engine_dir is None:
-            return None
+            return Made(None, len(engine.plan), engine.layers)
         with self.phase("writing the engine", "write"):
-            description = {
-                "inputs": engine.inputs,
-                "outputs": engine.outputs,
-                "arguments": engine.arguments,
-                "layers": engine.layers,
-                "compute_capabilities": self.options.compute_capabilities,
-                "versions": self.versions,
-                "options": dataclasses.asdict(self.options),
-                "executed": self.cuda,
-                **describe(),
-            }
+            description = Description(
+                inputs=engine.inputs,
+                outputs=engine.outputs,
+                arguments=engine.arguments,
+                layers=engine.layers,
+                compute_capabilities=self.options.compute_capabilities,
+                versions=self.versions,
+                options=dataclasses.asdict(self.options),
+                settings=settings,
+                weights_sha256=slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
+                executed=self.cuda,
+                coverage=coverage,
+                graph_sha256=graph_sha256,
+            )
+            # Into the cache and from there into `engine_dir`; straight into that where there is no cache.
             kept = slot.keep(engine.plan, description)
             if kept is not None:
-                return self.place(kept)
-            if self.engine_dir is None:
-                return None
-            return write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
+                file: EngineFile | None = self.place(kept)
+            elif self.engine_dir is not None:
+                file = write_engine(self.engine_dir, self.target.name, engine.plan, description=description)
+            else:
+                file = None
+        return Made(file, len(engine.plan), engine.layers)
 
     def finished(self, built: Built, start: float, settings: dict[str, Any]) -> Built:
         """What was built, with everything that was noted and timed since `start`; the compiler's memory is returned."""

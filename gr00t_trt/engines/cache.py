@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..common.private_folder import distrust, make_private
 from ..errors import Gr00tError, RecordError
 from .files import engine_paths, load, verify, write_engine
-from .key import Key, digest
-from .manifest import EngineFile, Manifest, read_manifest
+from .key import Key, stem_of
+from .manifest import Description, EngineFile, Manifest, read_manifest
 
 VARIABLE = "GR00T_TRT_ENGINE_CACHE"
 OFF = "off"
@@ -100,7 +99,7 @@ class EngineCache:
         Raises: RecordError for one that is truncated, altered, of another key, or cannot be read, and for one that
             somebody else may have put there.
         """
-        engine, manifest_path = engine_paths(self.folder, _stem(key))
+        engine, manifest_path = engine_paths(self.folder, stem_of(key))
         if not engine.exists() and not manifest_path.exists():
             return None
         for path in (self.folder, engine, manifest_path):
@@ -112,18 +111,16 @@ class EngineCache:
             os.utime(manifest_path)
         return Cached(EngineFile(engine, manifest_path, manifest.bytes), manifest, plan)
 
-    def put(self, key: Key, plan: bytes | memoryview, description: Mapping[str, Any]) -> EngineFile:
+    def put(self, key: Key, plan: bytes | memoryview, description: Description) -> EngineFile:
         """Keep an engine under its key, whole or not at all; an older one of the same key is replaced.
 
         Args:
             plan: The serialised engine.
-            description: The fields of `Manifest` that `write_engine` takes, without `key`.
         Raises: RecordError for a folder that cannot be written or that others can write to, or a full disk.
         """
         self._make()
         _refuse_foreign(self.folder)
-        described = {**description, "key": dict(key)}
-        return write_engine(self.folder, str(key["submodule"]), plan, description=described, stem=_stem(key))
+        return write_engine(self.folder, str(key["submodule"]), plan, description=description, key=key)
 
     @contextmanager
     def lock(self, stem: str, *, timeout_s: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
@@ -171,7 +168,7 @@ class EngineCache:
         manifest, damage = None, None
         try:
             manifest = read_manifest(paths[1])
-            if not manifest.key or _stem(manifest.key) != stem:
+            if not manifest.key or stem_of(manifest.key) != stem:
                 damage = "its key is not the one in its name"
             elif foreign := next((why for path in (self.folder, *paths) if (why := distrust(path))), None):
                 damage = f"not to be trusted: {foreign}"
@@ -270,7 +267,7 @@ class Slot:
         waiting = partial(self.progress, "waiting for another process that builds the same engine")
         with ExitStack() as stack:
             try:
-                stack.enter_context(self.cache.lock(_stem(self.key), timeout_s=LOCK_TIMEOUT_S, waiting=waiting))
+                stack.enter_context(self.cache.lock(stem_of(self.key), timeout_s=LOCK_TIMEOUT_S, waiting=waiting))
             except TimeoutError:
                 self._note(
                     f"Another process has been building the same engine for {LOCK_TIMEOUT_S / 60:.0f} minutes: "
@@ -288,7 +285,7 @@ class Slot:
             self._note(f"The engine in the cache was not trusted, and built again: {_first_line(e)}.")
             return None
 
-    def keep(self, plan: bytes | memoryview, description: Mapping[str, Any]) -> EngineFile | None:
+    def keep(self, plan: bytes | memoryview, description: Description) -> EngineFile | None:
         """Put a finished engine into the cache; None where that was impossible."""
         if self.cache is None or self.key is None:
             return None
@@ -305,10 +302,6 @@ def _refuse_foreign(path: Path) -> None:
     if why is not None:
         known = "a folder and files of this user that others cannot write to"
         raise RecordError(f"{path}: {why}", known=known, fix=f"remove it, or make it yours: chmod go-w {path}")
-
-
-def _stem(key: Key) -> str:
-    return f"{key.get('submodule')}-{digest(key)[:32]}"
 
 
 def _first_line(error: Gr00tError) -> str:

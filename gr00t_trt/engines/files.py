@@ -14,10 +14,10 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..errors import RecordError
-from .manifest import EngineFile, Manifest, manifest_text, read_manifest
+from .key import Key, stem_of
+from .manifest import Description, EngineFile, Manifest, manifest_text, read_manifest
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -37,20 +37,23 @@ def prepare_engine_dir(path: Path) -> Path:
 
 
 def write_engine(
-    engine_dir: Path, submodule: str, plan: bytes | memoryview, *, description: dict[str, Any], stem: str | None = None
+    engine_dir: Path, submodule: str, plan: bytes | memoryview, *, description: Description, key: Key | None = None
 ) -> EngineFile:
     """Write an engine and then its manifest, each completely or not at all.
 
     Args:
         plan: The serialised engine.
-        description: The fields of Manifest that are not derived from the bytes and the name.
-        stem: Name of the files without their endings; the submodule's by default.
+        key: Of an engine in the cache, which names its files; else the submodule does.
     Raises: RecordError when the folder cannot be written, naming it; nothing half-written stays behind.
     """
-    engine, manifest_path = engine_paths(engine_dir, stem or submodule)
-    digest = hashlib.sha256(plan).hexdigest()
+    engine, manifest_path = engine_paths(engine_dir, submodule if key is None else stem_of(key))
     manifest = Manifest(
-        submodule=submodule, engine=engine.name, sha256=digest, bytes=memoryview(plan).nbytes, **description
+        **vars(description),
+        submodule=submodule,
+        engine=engine.name,
+        sha256=hashlib.sha256(plan).hexdigest(),
+        bytes=memoryview(plan).nbytes,
+        key=dict(key or {}),
     )
     _start(engine_dir, manifest_path)
     _write_whole(engine, plan)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ..errors import BackendError
-from ..model.targets import Target
+from ..model.targets import ArgumentRange, Target
 from .manifest import this_platform
 from .weights_hash import tensor_bytes, weights_hash
 
@@ -41,8 +41,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def engine_key(
-    target: Target, *, route: str, settings: Mapping[str, Any], gpu: str, versions: Mapping[str, str]
-) -> dict[str, Any]:
+    target: Target, *, route: str, settings: Mapping[str, object], gpu: str, versions: Mapping[str, str]
+) -> Key:
     """The key of the engine that a route would build of a target; plain values, equal after a trip through JSON.
 
     Args:
@@ -59,7 +59,9 @@ def engine_key(
         "weights_sha256": weights_hash(target.module),
         "module_sha256": module_hash(target.module),
         "source_sha256": source_hash(),
-        "arguments": _arguments(target),
+        "arguments": [
+            _argument(*each) for each in zip(target.argument_names, target.inputs, target.ranges, strict=True)
+        ],
         "settings": dict(settings),
         "gpu": gpu,
         "versions": dict(versions),
@@ -71,6 +73,11 @@ def engine_key(
 def digest(key: Key) -> str:
     """SHA-256 of a key, independent of the order of its entries."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def stem_of(key: Key) -> str:
+    """What the files of an engine of this key are called, without their endings."""
+    return f"{key.get('submodule')}-{digest(key)[:32]}"
 
 
 def target_gpu(compute_capabilities: Sequence[str], device: torch.device) -> str:
@@ -202,13 +209,10 @@ def _no_key(at: str, what: str) -> BackendError:
     return BackendError(f"{at}: {what} has no description by which an engine could be recognised")
 
 
-def _arguments(target: Target) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-            "ranges": {str(axis): [dim.name, dim.minimum, dim.optimum, dim.maximum] for axis, dim in ranges.items()},
-        }
-        for name, tensor, ranges in zip(target.argument_names, target.inputs, target.ranges, strict=True)
-    ]
+def _argument(name: str, tensor: torch.Tensor, ranges: ArgumentRange) -> Mapping[str, object]:
+    return {
+        "name": name,
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "ranges": {str(axis): [dim.name, dim.minimum, dim.optimum, dim.maximum] for axis, dim in ranges.items()},
+    }

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,14 +39,11 @@ class Binding:
     maximum: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What an engine file holds.
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is known of an engine when it is written.
 
     Attributes:
-        submodule: Name in the registry.
-        engine: File name of the engine, in the manifest's folder.
-        sha256, bytes: Of the engine file.
         inputs, outputs: In the order of the submodule's arguments and results, without inputs that it does not use.
         compute_capabilities: GPUs that the engine is for, such as ``8.9``; empty means the builder's default.
         versions: torch, torch_tensorrt and the TensorRT library that built it.
@@ -58,13 +56,8 @@ class Manifest:
         coverage: How much of the submodule's graph the engine holds, where that was counted.
         layers: Of the network definition that the engine was built from, where they were counted.
         graph_sha256: Of the lowered graph that the engine was built from; None where the builder shows none.
-        key: What the engine was built from and for, in full (`engine_key`); empty outside the engine cache.
     """
 
-    submodule: str
-    engine: str
-    sha256: str
-    bytes: int
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
     compute_capabilities: tuple[str, ...]
@@ -79,11 +72,28 @@ class Manifest:
     coverage: Coverage | None = None
     layers: int | None = None
     graph_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Description):
+    """What an engine file holds: its description, its name, and what its bytes must be.
+
+    Attributes:
+        submodule: Name in the registry.
+        engine: File name of the engine, in the manifest's folder.
+        sha256, bytes: Of the engine file.
+        key: What the engine was built from and for, in full (`engine_key`); empty outside the engine cache.
+    """
+
+    submodule: str
+    engine: str
+    sha256: str
+    bytes: int
     key: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
-def checksum(fields: dict[str, Any]) -> str:
+def checksum(fields: Mapping[str, object]) -> str:
     """SHA-256 of a manifest's fields: what says which bytes to trust must not have changed itself."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -107,10 +117,10 @@ def read_manifest(path: Path) -> Manifest:
         raise RecordError(f"{path}: the manifest is not as it was written", fix=fix)
     try:
         for key in ("inputs", "outputs"):
-            entries: list[dict[str, Any]] = [
-                {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()} for each in raw[key]
-            ]
-            raw[key] = tuple(Binding(**entry) for entry in entries)
+            raw[key] = tuple(
+                Binding(each.pop("name"), each.pop("dtype"), **{bound: tuple(shape) for bound, shape in each.items()})
+                for each in raw[key]
+            )
         for key in ("compute_capabilities", "arguments"):
             raw[key] = tuple(raw.get(key, ()))
         if raw.get("coverage") is not None:

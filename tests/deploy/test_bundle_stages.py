@@ -21,7 +21,7 @@ from gr00t_trt.backends.torch_tensorrt import engine
 from gr00t_trt.deploy.bundle import package, stages
 from gr00t_trt.deploy.bundle.exported_products import ExportedProducts
 from gr00t_trt.engines.files import write_engine
-from gr00t_trt.engines.manifest import Binding
+from gr00t_trt.engines.manifest import Binding, Description
 from gr00t_trt.engines.serialized_engine import input_bindings
 from gr00t_trt.errors import ShapeError
 from gr00t_trt.model.targets import DimRange, Target
@@ -60,10 +60,10 @@ def test_an_engine_is_loaded_on_its_gpu(tmp_path: Path, monkeypatch: pytest.Monk
     )
     names = [target.argument_names[i] for i in order]
     output = Binding("output", "float16", (-1, 6, 16), (-1, 6, 16), (-1, 6, 16))
-    description = {
-        "inputs": tuple(bindings[n] for n in names), "outputs": (output,), "arguments": order, "versions": {},
-        "compute_capabilities": (), "options": {}, "settings": {}, "weights_sha256": "", "executed": True,
-    }  # fmt: skip
+    description = Description(
+        inputs=tuple(bindings[n] for n in names), outputs=(output,), arguments=order, versions={},
+        compute_capabilities=(), options={}, settings={}, weights_sha256="", executed=True,
+    )  # fmt: skip
     write_engine(tmp_path, "encoder", b"encoder", description=description)
     call = stages.engine_call(tmp_path, "torch_tensorrt", target)
     with torch.no_grad():

@@ -21,22 +21,23 @@ from gr00t_trt.engines import cache as engine_cache
 from gr00t_trt.engines import files as engine_files
 from gr00t_trt.engines.cache import EngineCache, Slot, open_cache
 from gr00t_trt.engines.files import engine_paths, place_engine, verify
-from gr00t_trt.engines.manifest import Binding, checksum, read_manifest
+from gr00t_trt.engines.key import stem_of
+from gr00t_trt.engines.manifest import Binding, Description, checksum, read_manifest
 from gr00t_trt.errors import BackendError, RecordError
 
 KEY = {"schema": 1, "submodule": "dit_model", "route": "torch_tensorrt", "weights_sha256": "ab" * 32, "versions": {}}
 PLAN = bytes(range(256)) * 40
-DESCRIPTION = {
-    "inputs": (Binding("hidden", "float16", (1, 8, 32), (1, 20, 32), (4, 40, 32)),),
-    "outputs": (Binding("output0", "float16", (-1, 32), (-1, 32), (-1, 32)),),
-    "arguments": (1,),
-    "compute_capabilities": ("8.9",),
-    "versions": {"torch": "2.13.0"},
-    "options": {},
-    "settings": {},
-    "weights_sha256": "ab" * 32,
-    "executed": False,
-}
+DESCRIPTION = Description(
+    inputs=(Binding("hidden", "float16", (1, 8, 32), (1, 20, 32), (4, 40, 32)),),
+    outputs=(Binding("output0", "float16", (-1, 32), (-1, 32), (-1, 32)),),
+    arguments=(1,),
+    compute_capabilities=("8.9",),
+    versions={"torch": "2.13.0"},
+    options={},
+    settings={},
+    weights_sha256="ab" * 32,
+    executed=False,
+)
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
@@ -290,7 +291,7 @@ class TestProcesses:
         cache.folder.mkdir()
         told: list[str] = []
         mine = slot(cache, told)
-        stem = engine_cache._stem(KEY)
+        stem = stem_of(KEY)
         holder = start(hold, cache.folder / f".{stem}.lock", tmp_path / "ready")
         try:
             until((tmp_path / "ready").exists)

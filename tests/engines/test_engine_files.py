@@ -14,21 +14,21 @@ from torch import nn
 
 from gr00t_trt.engines import files as engine_files
 from gr00t_trt.engines.files import engine_paths, prepare_engine_dir, verify, write_engine
-from gr00t_trt.engines.manifest import Binding, checksum, read_manifest
+from gr00t_trt.engines.manifest import Binding, Description, checksum, read_manifest
 from gr00t_trt.engines.weights_hash import weights_hash
 from gr00t_trt.errors import RecordError
 
 PLAN = bytes(range(256)) * 40
-DESCRIPTION = {
-    "inputs": (Binding("hidden", "float16", (1, 8, 32), (1, 20, 32), (4, 40, 32)),),
-    "outputs": (Binding("output0", "float16", (-1, -1, 32), (-1, -1, 32), (-1, -1, 32)),),
-    "compute_capabilities": ("8.9", "12.0"),
-    "versions": {"torch": "2.13.0", "tensorrt_rtx": "1.5.0.114"},
-    "options": {"use_fp32_acc": True},
-    "settings": {"min_block_size": 1},
-    "weights_sha256": "ab" * 32,
-    "executed": False,
-}
+DESCRIPTION = Description(
+    inputs=(Binding("hidden", "float16", (1, 8, 32), (1, 20, 32), (4, 40, 32)),),
+    outputs=(Binding("output0", "float16", (-1, -1, 32), (-1, -1, 32), (-1, -1, 32)),),
+    compute_capabilities=("8.9", "12.0"),
+    versions={"torch": "2.13.0", "tensorrt_rtx": "1.5.0.114"},
+    options={"use_fp32_acc": True},
+    settings={"min_block_size": 1},
+    weights_sha256="ab" * 32,
+    executed=False,
+)
 
 
 def write(folder, plan=PLAN):
@@ -50,7 +50,7 @@ class TestWriting:
         found = verify(file.path)
         assert found == read_manifest(file.manifest)
         assert found.sha256 == hashlib.sha256(PLAN).hexdigest()
-        assert {k: getattr(found, k) for k in DESCRIPTION} == DESCRIPTION
+        assert {name: getattr(found, name) for name in vars(DESCRIPTION)} == vars(DESCRIPTION)
         assert (found.schema, found.submodule) == (1, "dit_model")
         assert found.created.endswith("+00:00")
 

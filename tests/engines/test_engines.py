@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,22 @@ import pytest
 
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.key import SCHEMA, source_hash
-from gr00t_trt.engines.manifest import Binding, EngineFile, this_platform
+from gr00t_trt.engines.manifest import Binding, Description, EngineFile, this_platform
 from gr00t_trt.engines.program import main
 from gr00t_trt.plans.backends import get_backend
 
 DAY = 86400.0
+
+NOTHING = Description(
+    inputs=(),
+    outputs=(),
+    compute_capabilities=(),
+    versions={},
+    options={},
+    settings={},
+    weights_sha256="",
+    executed=True,
+)
 
 
 @pytest.fixture
@@ -37,20 +49,11 @@ def keep(cache: EngineCache, name: str, *, days: float = 0, size: int = 1000, **
         "platform": this_platform(),
         **changed,
     }
-    description = {
-        "inputs": (
-            Binding("timestep", "int64", (1,), (1,), (8,)),
-            Binding("hidden", "float16", (1, 49, 32), (1, 49, 32), (8, 49, 32)),
-        ),
-        "outputs": (),
-        "compute_capabilities": (),
-        "versions": key["versions"],
-        "options": {},
-        "settings": {},
-        "weights_sha256": "",
-        "executed": True,
-    }
-    file = cache.put(key, bytes(size), description)
+    inputs = (
+        Binding("timestep", "int64", (1,), (1,), (8,)),
+        Binding("hidden", "float16", (1, 49, 32), (1, 49, 32), (8, 49, 32)),
+    )
+    file = cache.put(key, bytes(size), replace(NOTHING, inputs=inputs, versions=key["versions"]))
     used = time.time() - days * DAY
     os.utime(file.manifest, (used, used))
     return file
@@ -110,10 +113,7 @@ class TestList:
         assert "damaged: no manifest" in " ".join(capsys.readouterr().out.split())
 
     def test_a_manifest_that_somebody_made_up(self, cache: EngineCache, capsys: Any) -> None:
-        description = dict.fromkeys(("inputs", "outputs", "compute_capabilities"), ())
-        description |= {"versions": {}, "options": {}, "settings": {}, "weights_sha256": "", "executed": True}
-        description["created"] = "yesterday"
-        cache.put({"submodule": "odd", "versions": [1]}, b"x", description)
+        cache.put({"submodule": "odd", "versions": [1]}, b"x", replace(NOTHING, created="yesterday"))
         status, rows = listed(capsys, "list")
         assert (status, rows["odd"]["status"]) == (0, "other version")
         assert main(["list"]) == 0

@@ -16,7 +16,7 @@ from ...engines.manifest import Coverage
 from ...engines.serialized_engine import SerializedEngine
 from ...errors import BackendError
 from ..base import Built
-from ..engine_job import EngineJob
+from ..engine_job import EngineJob, Made
 from ..guarded import GuardedModule, check_form, first_line
 from ..onnx import backend as onnxruntime
 from ..onnx import export as onnx_export
@@ -58,13 +58,13 @@ class OnnxJob(EngineJob):
             try:
                 assert found.plan is not None
                 runner = self.runner(found.plan)
-                return self.running(runner, found.manifest.coverage, **self.taken(found))
+                return self.running(runner, found.manifest.coverage, self.taken(found))
             except BackendError as e:
                 self.notes.append(f"The engine in the cache was built again: {first_line(e)}.")
         with onnx_export.folder_for(None) as folder:
             file, engine = self.built(folder)
-        made = self.made(slot, engine, lambda: self.description(file))
-        return self.running(self.runner(engine.plan), _coverage(file), **made)
+        made = self.made(slot, engine, self.settings, _coverage(file))
+        return self.running(self.runner(engine.plan), _coverage(file), made)
 
     def without_gpu(self, slot: Slot) -> Built:
         """The file is exported always: it is what the submodule's accuracy is checked on. Only the engine is kept."""
@@ -72,13 +72,13 @@ class OnnxJob(EngineJob):
         with onnx_export.folder_for(None) as folder:
             if found is None:
                 file, engine = self.built(folder)
-                made = self.made(slot, engine, lambda: self.description(file))
+                made = self.made(slot, engine, self.settings, _coverage(file))
                 del engine  # a gigabyte, and the session is about to need more
             else:
                 file, made = self.exported(folder), self.taken(found)
             self.note_unrun()
             call = self.stand_in(file)
-        return Built(call, False, 0.0, coverage=_coverage(file), **made)
+        return Built(call, False, 0.0, coverage=_coverage(file), **made._asdict())
 
     def exported(self, folder: Path) -> OnnxFile:
         start = time.perf_counter()
@@ -96,7 +96,7 @@ class OnnxJob(EngineJob):
             device = self.target.inputs[0].device
             return TrtRunner(plan, self.form.target.argument_names, (self.form.output,), device, trt=self.trt)
 
-    def running(self, runner: TrtRunner, coverage: Coverage | None, **made: Any) -> Built:
+    def running(self, runner: TrtRunner, coverage: Coverage | None, made: Made) -> Built:
         """What is on the GPU, run once. Raises: BackendError when its result has another form than the eager one."""
 
         def call(*args: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,8 @@ class OnnxJob(EngineJob):
 
         with self.phase("running the engine at the recorded size", "warm"):
             check_form(self.target, call)
-        return Built(call, True, 0.0, coverage=coverage, layers_after=runner.engine.num_layers, **made)
+        after = runner.engine.num_layers
+        return Built(call, True, 0.0, coverage=coverage, layers_after=after, **made._asdict())
 
     def stand_in(self, file: OnnxFile) -> Callable[..., Any]:
         """What is called where the engine cannot run."""
@@ -135,7 +136,7 @@ class OnnxJob(EngineJob):
             runner = self.runner(plan)
             misfit = ready_made.misfit(self.form, *describe_engine(self.trt.module, runner.engine))
             if misfit is None:
-                built = self.running(runner, None, engine_bytes=len(plan))
+                built = self.running(runner, None, Made(None, len(plan), None))
                 self.notes.append(f"The ready-made engine {path} is used; nothing was built.")
                 return built
         except (BackendError, OSError) as e:
@@ -145,10 +146,6 @@ class OnnxJob(EngineJob):
 
     def key_settings(self) -> dict[str, Any]:
         return self.settings
-
-    def description(self, file: OnnxFile) -> dict[str, Any]:
-        weights = file.metadata["weights_sha256"]
-        return {"settings": self.settings, "weights_sha256": weights, "coverage": _coverage(file)}
 
 
 def _coverage(file: OnnxFile) -> Coverage:

@@ -12,11 +12,10 @@ import torch
 from ...engines.cache import Cached, Slot
 from ...engines.manifest import Binding
 from ...engines.serialized_engine import SerializedEngine
-from ...engines.weights_hash import weights_hash
 from ...errors import BackendError
 from ...quantize.linear import formats_in
 from ..base import Built
-from ..engine_job import EngineJob
+from ..engine_job import EngineJob, Made
 from ..guarded import GuardedModule
 from ..trt_layers import engine_layers
 from . import engine as trt_build
@@ -60,11 +59,9 @@ class TrtJob(EngineJob):
             with self.phase("running the engine at the recorded size", "warm"):
                 self.warm(call, part)
             engine = self.existing_engine(part)
-            made: dict[str, Any] = {"layers_before": part.layers}
-            if engine is not None:
-                made = self.made(slot, engine, lambda: self.description(slot, part, None))
+            made = Made(None, None, part.layers) if engine is None else self.written(slot, engine, part)
         after = engine_layers(module for _, module in part.engines())
-        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
+        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made._asdict())
 
     def frozen(self, slot: Slot) -> Built:
         """An engine whose weights cannot be replaced, run as one from the cache is.
@@ -78,12 +75,12 @@ class TrtJob(EngineJob):
             raise self.not_complete(f"{self.target.name}: quantised layers run in one engine or in none")
         with self.phase(f"building the {self.flavour} engine", "engine"):
             engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-        made = self.made(slot, engine, lambda: self.description(slot, part, None))
+        made = self.written(slot, engine, part)
         with self.phase("loading the engine", "load"):
             runner = self.runner(engine.plan, engine.inputs, engine.outputs)
         call = self.warmed(runner, engine.arguments)
         after = runner.engine.num_layers
-        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made)
+        return Built(call, True, 0.0, coverage=part.coverage, layers_after=after, **made._asdict())
 
     def without_gpu(self) -> Built:
         """A dry run, always: its graph is what the submodule's accuracy is checked on. Only the engine is kept."""
@@ -106,10 +103,10 @@ class TrtJob(EngineJob):
             if found is None:
                 with self.phase("building the TensorRT-RTX engine", "engine"):
                     engine = trt_build.build_engine(self.torch_tensorrt, self.target, part)
-                made = self.made(slot, engine, lambda: self.description(slot, part, graph))
+                made = self.written(slot, engine, part, graph)
             else:
                 made = self.taken(found)
-            built = dataclasses.replace(built, **made)
+            built = dataclasses.replace(built, **made._asdict())
         self.note_unrun()
         return built
 
@@ -132,7 +129,7 @@ class TrtJob(EngineJob):
         if self.options.cpu_offload:
             self.target.module.to("cpu")
         after, coverage = runner.engine.num_layers, found.manifest.coverage
-        return Built(call, True, 0.0, coverage=coverage, layers_after=after, **self.taken(found))
+        return Built(call, True, 0.0, coverage=coverage, layers_after=after, **self.taken(found)._asdict())
 
     def runner(self, plan: bytes, inputs: Sequence[Binding], outputs: Sequence[Binding]) -> TrtRunner:
         from ..trt_runtime import TrtRunner
@@ -191,15 +188,10 @@ class TrtJob(EngineJob):
             self.notes.append("The engine was not written: this release keeps no serialised copy of it.")
         return engine
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the engine is built from a dry run's graph, with weights that cannot be replaced."""
-        return not self.cuda or bool(formats_in(self.target.module))
-
-    def description(self, slot: Slot, part: trt_partition.Partition, graph: str | None) -> dict[str, Any]:
-        return {
-            "settings": {**self.arguments, **(trt_build.AHEAD_OF_TIME if self.is_frozen else {})},
-            "weights_sha256": slot.key["weights_sha256"] if slot.key else weights_hash(self.target.module),
-            "coverage": part.coverage,
-            "graph_sha256": graph,
-        }
+    def written(
+        self, slot: Slot, engine: SerializedEngine, part: trt_partition.Partition, graph: str | None = None
+    ) -> Made:
+        """As `made`."""
+        frozen = not self.cuda or formats_in(self.target.module)  # built from a dry run's graph
+        settings = {**self.arguments, **(trt_build.AHEAD_OF_TIME if frozen else {})}
+        return self.made(slot, engine, settings, part.coverage, graph)
