@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..common.install import install_extra
 from ..errors import BackendError, PlanError, unknown
 from ..model.targets import Target
 from ..plans.checks import COMPUTE_CAPABILITIES
@@ -51,6 +52,16 @@ def resolve_compute_capabilities(tensorrt: Any, names: Sequence[str]) -> list[An
         if name not in known:
             raise unknown(PlanError, "compute_capabilities", name, known)
     return [known[name] for name in names]
+
+
+def refuse_other_gpus(options: BuildOptions) -> None:
+    """Raises: PlanError for options that ask TensorRT proper for engines of certain GPUs."""
+    if options.compute_capabilities:
+        raise PlanError(
+            f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for the GPU "
+            "that it runs on",
+            fix=f"install TensorRT-RTX to build for other GPUs ({install_extra('rtx')}), or leave it empty",
+        )
 
 
 def check_this_gpu(capabilities: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -76,7 +76,7 @@ class EngineJob:
     notes: list[str] = dataclasses.field(default_factory=list)
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def key_settings(self) -> dict[str, Any]:
+    def key_settings(self) -> Mapping[str, object]:
         """The settings that make another engine when they change."""
         raise NotImplementedError
 

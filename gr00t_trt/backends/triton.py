@@ -18,7 +18,7 @@ from ..model.targets import Target
 from ..plans.schema import ARCHITECTURE, BuildOptions
 from .base import Availability, BuildContext, Built, Capturable
 from .guarded import GuardedModule, build_failed, check_form
-from .inductor.backend import InductorBackend, marked, warm_calls
+from .inductor.backend import InductorBackend, warm
 
 MODES = ("default", "chain")
 """Who multiplies in ViT and LLM: torch.compile, around the kernels of attention; or kernels too, all in a chain."""
@@ -76,12 +76,8 @@ class TritonBackend:
         start = time.perf_counter()
         context.progress("compiling its Triton kernels")
         call = GuardedModule(target, _without_gradients(module))
-        phases: dict[str, float] = {}
         try:
-            for phase, inputs in warm_calls(target).items():
-                phase_start = time.perf_counter()
-                call(*marked(target, inputs))
-                phases[phase] = time.perf_counter() - phase_start
+            phases, _ = warm(target, call)
         except Exception as error:
             raise build_failed(target, "compiling its Triton kernels", error) from error
         check_form(target, call)

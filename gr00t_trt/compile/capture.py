@@ -104,7 +104,7 @@ def capturer_for(device: torch.device) -> Capturer | None:
     return CudaCapturer(device) if device.type == "cuda" else None
 
 
-def with_length(inputs: Inputs, length: int, config: Any) -> dict[str, Any]:
+def with_length(inputs: Inputs, length: int, config: Any) -> dict[str, torch.Tensor]:
     """The request with text tokens left out at the end, or the last one repeated, so that prompts have `length` tokens.
 
     Raises: PlanError where not even the images fit.

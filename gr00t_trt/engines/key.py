@@ -24,8 +24,9 @@ from torch import nn
 
 from ..errors import BackendError
 from ..model.targets import ArgumentRange, Target
+from ..model.weight_writer import tensor_bytes
 from .manifest import this_platform
-from .weights_hash import tensor_bytes, weights_hash
+from .weights_hash import weights_hash
 
 Key = Mapping[str, Any]
 """What an engine depends on, in values that JSON has a form for."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -35,6 +37,11 @@ def binding(name: str, tensor: torch.Tensor, ranges: ArgumentRange) -> Binding:
         return tuple(getattr(ranges[a], pick) if a in ranges else size for a, size in enumerate(tensor.shape))
 
     return Binding(name, dtype_name(tensor.dtype), shape("minimum"), tuple(tensor.shape), shape("maximum"))
+
+
+def shapes(bindings: Iterable[Binding], bound: Literal["minimum", "optimum", "maximum"]) -> str:
+    """``hidden:1x20x32,keep:1x20``: one bound of a profile as `trtexec` and ONNX Runtime take it."""
+    return ",".join(f"{each.name}:{'x'.join(map(str, getattr(each, bound)))}" for each in bindings)
 
 
 def input_bindings(target: Target) -> dict[str, Binding]:

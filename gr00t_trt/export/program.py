@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..backends.onnx.export import OnnxFile
+    from ..common.interface import Observation
     from ..common.progress import Steps
     from ..measure.harness import Harness
     from ..policy.policy import ModelPolicy
@@ -138,7 +139,7 @@ def export(harness: Harness, resolved: Resolved, onnx_dir: Path, engine_dir: Pat
         yield Exported(file, agreement, why_not, failures, line)
 
 
-def request(source: Source, plan: Plan, device: torch.device, steps: Steps) -> tuple[ModelPolicy, Mapping[str, Any]]:
+def request(source: Source, plan: Plan, device: torch.device, steps: Steps) -> tuple[ModelPolicy, Observation]:
     """The model in fp32 and the request that is followed through it: recorded, or made up where there is no dataset.
 
     A graph depends on neither statistics nor words, so that made-up model inputs need nothing but the weights.

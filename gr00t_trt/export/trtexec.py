@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..backends.onnx.interface import Interface
-from ..engines.serialized_engine import binding
+from ..engines.serialized_engine import input_bindings, shapes
 from ..plans.schema import BuildOptions
 
 
@@ -16,16 +16,14 @@ def command(form: Interface, options: BuildOptions, *, onnx_dir: Path, engine_di
     The network is strongly typed, so that no precision flag is needed: the file's dtypes, and the casts that
     `use_fp32_acc` puts into it, are the engine's. The recorded request is the optimum of the shapes.
     """
-    seen = form.target
-    bindings = [binding(*each) for each in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True)]
     files = f"--onnx={onnx_dir / form.onnx_file}", f"--saveEngine={engine_dir / form.engine_file}"
     parts = ["trtexec", *files, "--stronglyTyped"]
     # trtexec wants shapes for networks with a dynamic axis only, and then for each input that has one.
-    dynamic = [each for each in bindings if each.minimum != each.maximum]
+    dynamic = [each for each in input_bindings(form.target).values() if each.minimum != each.maximum]
     if dynamic:
-        for flag, bound in (("min", "minimum"), ("opt", "optimum"), ("max", "maximum")):
-            shapes = (f"{each.name}:{'x'.join(map(str, getattr(each, bound)))}" for each in dynamic)
-            parts.append(f"--{flag}Shapes={','.join(shapes)}")
+        parts.append(f"--minShapes={shapes(dynamic, 'minimum')}")
+        parts.append(f"--optShapes={shapes(dynamic, 'optimum')}")
+        parts.append(f"--maxShapes={shapes(dynamic, 'maximum')}")
     if options.disable_tf32:
         parts.append("--noTF32")
     if options.optimization_level is not None:

@@ -6,8 +6,8 @@ the public checkpoint and is therefore built in; an `eagle_config.json` beside `
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
 from .config_section import Section
@@ -49,15 +49,15 @@ def _backbone(cfg: Section) -> geometry.BackboneConfig:
     )
 
 
-def _transformer(cfg: Section) -> dict[str, Any]:
+def _transformer(cfg: Section) -> geometry.TransformerConfig:
     cfg.only("positional_embeddings", (None,), default="sinusoidal")
     cfg.only("activation_fn", ("gelu-approximate",), default="gelu-approximate")
-    return {
-        "num_attention_heads": cfg.integer("num_attention_heads", 8),
-        "attention_head_dim": cfg.integer("attention_head_dim", 64),
-        "num_layers": cfg.integer("num_layers", 12, maximum=MOST_LAYERS),
-        "attention_bias": cfg.flag("attention_bias", True),
-    }
+    return geometry.TransformerConfig(
+        num_attention_heads=cfg.integer("num_attention_heads", 8),
+        attention_head_dim=cfg.integer("attention_head_dim", 64),
+        num_layers=cfg.integer("num_layers", 12, maximum=MOST_LAYERS),
+        attention_bias=cfg.flag("attention_bias", True),
+    )
 
 
 def _action_head(cfg: Section) -> geometry.ActionHeadConfig:
@@ -67,20 +67,16 @@ def _action_head(cfg: Section) -> geometry.ActionHeadConfig:
     dit.only("norm_elementwise_affine", (False,), default=False)
     shared = _transformer(dit)
     diffusion = geometry.DiTConfig(
-        **shared,
-        norm_eps=dit.number("norm_eps", 1e-5),
+        **{**asdict(shared), "norm_eps": dit.number("norm_eps", 1e-5)},
         output_dim=dit.integer("output_dim", 26),
-        cross_attention_dim=dit.optional_integer("cross_attention_dim", None)
-        or shared["num_attention_heads"] * shared["attention_head_dim"],
+        cross_attention_dim=dit.optional_integer("cross_attention_dim", None) or shared.width,
         interleave_self_attention=dit.flag("interleave_self_attention", False),
     )
     use_vlln = cfg.flag("use_vlln", True)
     vl = cfg.section("vl_self_attention_cfg", optional=not use_vlln)
-    none = {"num_attention_heads": 1, "attention_head_dim": width, "num_layers": 0}
-    layers = _transformer(vl) if use_vlln else none
     return geometry.ActionHeadConfig(
         diffusion=diffusion,
-        vl_self_attention=geometry.TransformerConfig(**layers),
+        vl_self_attention=_transformer(vl) if use_vlln else geometry.TransformerConfig(1, width, 0),
         **cfg.integers("action_dim action_horizon max_state_dim num_inference_timesteps"),
         backbone_embedding_dim=width,
         input_embedding_dim=cfg.integer("input_embedding_dim", 1536),

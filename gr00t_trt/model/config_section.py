@@ -36,7 +36,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return data
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Python would keep the last value of a repeated key, other readers the first."""
     out = dict(pairs)
     if len(out) != len(pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -37,7 +38,7 @@ def config_file(config: Gr00tConfig) -> dict[str, Any]:
     }
 
 
-def _action_head(head: ActionHeadConfig) -> dict[str, Any]:
+def _action_head(head: ActionHeadConfig) -> Mapping[str, object]:
     plain = {key: value for key, value in asdict(head).items() if not isinstance(value, dict)}
     diffusion = head.diffusion
     return {
@@ -60,7 +61,7 @@ def _action_head(head: ActionHeadConfig) -> dict[str, Any]:
     }
 
 
-def _transformer(config: TransformerConfig) -> dict[str, Any]:
+def _transformer(config: TransformerConfig) -> Mapping[str, object]:
     return {
         **_DROPOUT,
         "attention_bias": config.attention_bias,

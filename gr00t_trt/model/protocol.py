@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .architecture import Architecture
-    from .targets import DimRange, Recording, Target
+    from .targets import DimRange, Recording, Stage, Target
 
-Inputs = Mapping[str, Any]
-"""Name of a model input -> tensor or array with a batch axis, see `n1_5.inputs.check_inputs`."""
+Inputs = Mapping[str, "Tensor"]
+"""Name of a model input -> tensor with a batch axis, see `n1_5.inputs.check_inputs`."""
 
 
 class Model(Protocol):
     """A model of any generation, plain or restructured: one table of stages, and requests that pass through it."""
 
-    stages: dict[str, Callable[..., Tensor]]
+    stages: dict[str, Stage]
     """Name -> callable on positional tensors; every call of a part goes through this table."""
     stage_dtypes: dict[str, torch.dtype]
     graphs: Callable[..., Tensor] | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +38,9 @@ class DimRange:
     def static(self) -> bool:
         return self.minimum == self.maximum
 
+
+Stage = Callable[..., torch.Tensor]
+"""A part of a model, called with positional tensors."""
 
 ArgumentRange = Mapping[int, DimRange]
 """For one tensor argument: axis -> the range of its size. Axes that are not listed are static."""
@@ -76,14 +78,14 @@ def tracing_example(args: Sequence[torch.Tensor], ranges: Sequence[ArgumentRange
     return tuple(out)
 
 
-def dynamic_shapes(subject: str, ranges: Sequence[ArgumentRange]) -> tuple[dict[int, Any], ...] | None:
+def dynamic_shapes(subject: str, ranges: Sequence[ArgumentRange]) -> tuple[dict[int, torch.export.Dim], ...] | None:
     """One torch.export spec per argument, or None when all shapes are static; equal names share one Dim.
 
     Raises: BackendError naming the subject when one name is used with two ranges.
     """
-    dims: dict[str, Any] = {}
+    dims: dict[str, torch.export.Dim] = {}
     bounds: dict[str, tuple[int, int]] = {}
-    spec: list[dict[int, Any]] = []
+    spec: list[dict[int, torch.export.Dim]] = []
     for argument_range in ranges:
         spec.append({})
         for axis, dim in argument_range.items():
@@ -167,7 +169,7 @@ Recording = Mapping[str, tuple[Call, ...]]
 
 
 @contextmanager
-def recording_calls(stages: MutableMapping[str, Callable[..., torch.Tensor]]) -> Iterator[dict[str, list[Call]]]:
+def recording_calls(stages: MutableMapping[str, Stage]) -> Iterator[dict[str, list[Call]]]:
     """Keep every call of every stage while the block runs; the stages are put back afterwards.
 
     Args:
@@ -176,7 +178,7 @@ def recording_calls(stages: MutableMapping[str, Callable[..., torch.Tensor]]) ->
     original = dict(stages)
     calls: dict[str, list[Call]] = {name: [] for name in original}
 
-    def recorder(name: str, stage: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def recorder(name: str, stage: Stage) -> Stage:
         def call(*args: torch.Tensor) -> torch.Tensor:
             output = stage(*args)
             calls[name].append(Call(tuple(a.detach().clone() for a in args), output.detach().clone()))

@@ -47,7 +47,7 @@ class Entry:
 def from_tensor(tensor: Tensor) -> Entry:
     """A tensor on any device, in its own dtype."""
     size = tensor.numel() * tensor.element_size()
-    return Entry(_NAMES[tensor.dtype], tuple(tensor.shape), size, partial(_of_tensor, tensor))
+    return Entry(_NAMES[tensor.dtype], tuple(tensor.shape), size, lambda: [tensor_bytes(tensor)])
 
 
 def from_stored(stored: Stored) -> Entry:
@@ -58,13 +58,13 @@ def from_stored(stored: Stored) -> Entry:
 def computed(shape: tuple[int, ...], dtype: torch.dtype, make: Callable[[], Tensor]) -> Entry:
     """A tensor that is made when its turn comes."""
     size = torch.Size(shape).numel() * torch.empty(0, dtype=dtype).element_size()
-    return Entry(_NAMES[dtype], shape, size, lambda: _of_tensor(make().to(dtype)))
+    return Entry(_NAMES[dtype], shape, size, lambda: [tensor_bytes(make().to(dtype))])
 
 
-def _of_tensor(tensor: Tensor) -> Iterator[memoryview]:
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values; a view of it where it is contiguous and on the CPU, else of a copy."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if flat.numel():
-        yield flat.view(torch.uint8).numpy().data
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def write_weights(
@@ -121,7 +121,7 @@ def write_file(path: Path, entries: Mapping[str, Entry], twin: Path | None = Non
     """
     # Wider numbers first, so that every tensor begins at a multiple of its numbers' size.
     keys = sorted(entries, key=lambda key: (-_width(entries[key]), key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for key in keys:
         entry = entries[key]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..common.files import parse_json
 from ..common.notice import warn_once
 from ..errors import PlanError, RecordError, unknown
+from ..model.weight_writer import tensor_bytes
 from ..plans.schema import CALIBRATE
 
 KEY, VERSION = "gr00t_trt_calibration", 1
@@ -155,17 +156,12 @@ def weight_hashes(weight: Tensor) -> tuple[str, ...]:
     """
     once = [weight.to(dtype) for dtype in _HALVES]
     twice = [weight.to(dtype) for weight, dtype in zip(once, reversed(_HALVES), strict=True)]
-    return tuple(_hash(rounded) for rounded in (*once, *twice))
+    return tuple(_digest(tensor_bytes(rounded)) for rounded in (*once, *twice))
 
 
 def weight_hash(weight: Tensor) -> str:
     """Of a weight in half precision as it is; of one in fp32 as bf16."""
-    return _hash(weight if weight.dtype in _HALVES else weight.to(_HALVES[0]))
-
-
-def _hash(weight: Tensor) -> str:
-    data = weight.detach().cpu().contiguous().view(torch.uint8).numpy().data
-    return _digest(data)
+    return _digest(tensor_bytes(weight if weight.dtype in _HALVES else weight.to(_HALVES[0])))
 
 
 def _digest(data: Any) -> str:

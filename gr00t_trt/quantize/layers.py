@@ -162,7 +162,7 @@ def quantized_target(
         planned |= worst_besides(partial(_noise_of, target, layers), ranked, form, resolved.gate)
         layers = {name: pair for name, pair in layers.items() if name not in planned}
     kept = {
-        name: _AS_PLANNED if name in planned else _why_never(name)
+        name: _AS_PLANNED if name in planned else _UNDAMPED if name in ALWAYS_KEPT else _NARROW
         for name in own
         if name in planned or name not in able
     }
@@ -207,10 +207,6 @@ def _refuse_unmatched(wanted: Quantization, among: Collection[str]) -> None:
             raise PlanError(
                 f"keep: {pattern!r} matches no layer", known=[name.partition("/")[2] for name in list(among)[:12]]
             )
-
-
-def _why_never(name: str) -> str:
-    return _UNDAMPED if name in ALWAYS_KEPT else _NARROW
 
 
 def _upstream(known: Mapping[str, nn.Linear], own: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .formats import BLOCK, FORMATS, Format, encode, scale_of
+from .formats import BLOCK, FORMATS, encode, scale_of
 from .operator import quantized_linear
 
 _LEAST_SHARE = 1e-3
@@ -48,16 +48,10 @@ class QuantLinear(nn.Module):
             seen = channels if factors is None else channels * factors
             input_scale = scale_of(seen.amax() * made.headroom, made)
             weight = weight if factors is None else weight / factors
-        self._hold(weight, made, input_scale, factors)
+        held = {**vars(encode(weight, made)), "input_scale": input_scale, "smoothing": factors}
+        for name, value in held.items():
+            self.register_buffer(name, value)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
-
-    def _hold(self, weight: Tensor, made: Format, input_scale: Tensor | None, factors: Tensor | None) -> None:
-        stored = encode(weight, made)
-        self.register_buffer("codes", stored.codes)
-        self.register_buffer("scale", stored.scale)
-        self.register_buffer("block_scale", stored.block_scale)
-        self.register_buffer("input_scale", input_scale)
-        self.register_buffer("smoothing", factors)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in the dtype of `x`."""

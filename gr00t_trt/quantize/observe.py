@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DatasetError
-from ..model.protocol import Model
+from ..model.protocol import Inputs, Model
 from .calibration import Frame, Observed, weight_hashes
 from .layers import linear_layers
 
-Asked = tuple[Frame, Mapping[str, Any], Tensor]
+Asked = tuple[Frame, Inputs, Tensor]
 """The frame that a request is made of, its model inputs, and noise fp32 [1, T, 32]."""
 
 
@@ -64,9 +63,7 @@ def _watching(layers: Mapping[str, nn.Linear], channels: dict[str, Tensor]) -> I
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(watch(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

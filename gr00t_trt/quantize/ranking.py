@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -125,10 +126,8 @@ def noise_of_outputs(
 
         return hook
 
-    handles = [one.register_forward_hook(watch(name, one, other)) for name, (one, other) in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, (layer, other) in layers.items():
+            hooks.enter_context(layer.register_forward_hook(watch(name, layer, other)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return out

@@ -76,15 +76,9 @@ class InductorBackend:
         context.progress("compiling")
         compiled = _Announced(target.name, self.compiled(target.module, on_gpu=on_gpu), copies=graphed)
         call = GuardedModule(target, compiled)
-        phases: dict[str, float] = {}
         try:
             with torch._dynamo.config.patch(recompile_limit=MOST_FORMS):
-                for phase, inputs in warm_calls(target).items():
-                    phase_start = time.perf_counter()
-                    result = call(*marked(target, inputs))
-                    phases[phase] = time.perf_counter() - phase_start
-                    if phase == "recorded size":
-                        actual = result
+                phases, actual = warm(target, call)
         except Exception as e:
             raise build_failed(target, "compiling with torch.compile", e, _compile_error(e)) from e
         with torch.no_grad():
@@ -160,6 +154,16 @@ class _Announced:
 
 def _graphs_compiled() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def warm(target: Target, call: GuardedModule) -> tuple[dict[str, float], Any]:
+    """Make the `warm_calls`. Returns: Seconds of each, and the result at the recorded size."""
+    phases, results = {}, []
+    for phase, inputs in warm_calls(target).items():
+        start = time.perf_counter()
+        results.append(call(*marked(target, inputs)))
+        phases[phase] = time.perf_counter() - start
+    return phases, results[0]
 
 
 def warm_calls(target: Target) -> dict[str, tuple[torch.Tensor, ...]]:

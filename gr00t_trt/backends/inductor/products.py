@@ -94,7 +94,9 @@ def _take_grouped(graph: fx.Graph, node: fx.Node) -> None:
     key, value = (_before_repeating(given[name]) for name in ("key", "value"))
     if key is None or value is None:
         return
-    options: dict[str, Any] = {name: given[name] for name in ("dropout_p", "is_causal", "scale") if name in given}
+    options: dict[str, fx.node.Argument] = {
+        name: given[name] for name in ("dropout_p", "is_causal", "scale") if name in given
+    }
     with graph.inserting_before(node):
         key, value = (graph.call_method("transpose", (one, 1, 2)) for one in (key, value))
         shared = graph.call_function(ATTENTION, (given["query"], key, value), {**options, "enable_gqa": True})

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ...common.install import install_extra
+from ...engines.serialized_engine import input_bindings, shapes
 from ...errors import BackendError, Gr00tError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
@@ -192,21 +193,17 @@ def providers(
     if dtype == torch.bfloat16 or options.use_fp32_acc:
         # It types the network weakly: it may drop the casts that keep the sums in fp32, and knows no bf16.
         return out, [f"{TENSORRT} was left out: it would not keep the precision that was asked for."]
-    picks = ("minimum", "optimum", "maximum")
-    shapes = {f"trt_profile_{pick[:3]}_shapes": _profile(file, pick) for pick in picks}
-    tensorrt = {**own, "trt_fp16_enable": str(dtype == torch.float16), **shapes}
+    bindings = input_bindings(file.interface.target).values()
+    tensorrt = {
+        **own,
+        "trt_fp16_enable": str(dtype == torch.float16),
+        "trt_profile_min_shapes": shapes(bindings, "minimum"),
+        "trt_profile_opt_shapes": shapes(bindings, "optimum"),
+        "trt_profile_max_shapes": shapes(bindings, "maximum"),
+    }
     if options.optimization_level is not None:
         tensorrt["trt_builder_optimization_level"] = str(options.optimization_level)
     return [(TENSORRT, tensorrt), *out], []
-
-
-def _profile(file: OnnxFile, pick: str) -> str:
-    seen = file.interface.target
-    parts = []
-    for name, tensor, ranges in zip(seen.argument_names, seen.inputs, seen.ranges, strict=True):
-        sizes = (getattr(ranges[axis], pick) if axis in ranges else size for axis, size in enumerate(tensor.shape))
-        parts.append(f"{name}:{'x'.join(map(str, sizes))}")
-    return ",".join(parts)
 
 
 class OnnxCall:

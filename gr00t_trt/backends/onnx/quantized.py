@@ -8,7 +8,7 @@ weights would lose their digits, or become zero.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from ...errors import BackendError
 from ...model.targets import Target
 from ...quantize.linear import formats_in
 from ...quantize.operator import quantized_linear as _defined  # noqa: F401  the operator must exist
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 DOMAIN, NODE = "gr00t_trt", "QuantizedLinear"
 UNKNOWN_TO_ONNX = "nvfp4"
@@ -91,7 +94,7 @@ def expand(model: Any) -> None:
     """
     graph = model.graph
     nodes = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, NODE)]
-    weights: dict[str, Any] = {}
+    weights: dict[str, ir.Value] = {}
     for node in nodes:
         _Expanded(graph, node, node.attributes["form"].value, weights).replace()
     if nodes:
@@ -102,7 +105,7 @@ def expand(model: Any) -> None:
 class _Expanded:
     """One node as standard operators, each put before it in the graph."""
 
-    def __init__(self, graph: Any, node: Any, form: str, weights: dict[str, Any]):
+    def __init__(self, graph: Any, node: Any, form: str, weights: dict[str, ir.Value]):
         import onnx_ir as ir
 
         self.ir, self.graph, self.node, self.weights = ir, graph, node, weights
@@ -156,7 +159,7 @@ class _Expanded:
         self.graph.initializers[name] = value
         return value
 
-    def _add(self, operator: str, inputs: list[Any], attributes: dict[str, Any] | None = None) -> Any:
+    def _add(self, operator: str, inputs: list[Any], attributes: dict[str, int] | None = None) -> Any:
         new = self.ir.node(operator, inputs, attributes or {})
         self.graph.insert_before(self.node, new)
         return new.outputs[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,7 +144,7 @@ class OnnxJob(EngineJob):
         self.notes.append(f"The ready-made engine {path} is not used: {misfit}.")
         return None
 
-    def key_settings(self) -> dict[str, Any]:
+    def key_settings(self) -> Mapping[str, object]:
         return self.settings
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from ...common.install import install_extra
 from ...engines.manifest import Binding
 from ...engines.serialized_engine import SerializedEngine, dtype_name, input_bindings
 from ...errors import BackendError, PlanError
 from ...plans.schema import BuildOptions
-from ..compute_capabilities import set_compute_capabilities
+from ..compute_capabilities import refuse_other_gpus, set_compute_capabilities
 from ..onnx.export import OnnxFile
 from ..torch_tensorrt.settings import TENSORRT, TENSORRT_RTX
 
@@ -129,12 +128,8 @@ def refuse_options(trt: TensorRT, options: BuildOptions) -> None:
             "use_explicit_typing: false is impossible with the tensorrt backend, whose networks are strongly typed",
             fix="drop the setting: the plan's precision casts the submodule instead",
         )
-    if options.compute_capabilities and trt.flavour == TENSORRT:
-        raise PlanError(
-            f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for the GPU "
-            "that it runs on",
-            fix=f"install TensorRT-RTX to build for other GPUs ({install_extra('rtx')}), or leave it empty",
-        )
+    if trt.flavour == TENSORRT:
+        refuse_other_gpus(options)
 
 
 def _configure(trt: TensorRT, config: Any, options: BuildOptions) -> None:

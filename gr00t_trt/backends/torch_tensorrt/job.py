@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -110,7 +110,7 @@ class TrtJob(EngineJob):
         self.note_unrun()
         return built
 
-    def key_settings(self) -> dict[str, Any]:
+    def key_settings(self) -> Mapping[str, object]:
         return {name: value for name, value in self.arguments.items() if name != "timing_cache_path"}
 
     def compiler_error(self) -> str | None:
@@ -191,7 +191,7 @@ class TrtJob(EngineJob):
     def written(
         self, slot: Slot, engine: SerializedEngine, part: trt_partition.Partition, graph: str | None = None
     ) -> Made:
-        """As `made`."""
+        """As `made`, with the settings that this engine was built with."""
         frozen = not self.cuda or formats_in(self.target.module)  # built from a dry run's graph
         settings = {**self.arguments, **(trt_build.AHEAD_OF_TIME if frozen else {})}
         return self.made(slot, engine, settings, part.coverage, graph)

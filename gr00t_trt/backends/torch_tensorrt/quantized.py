@@ -18,6 +18,7 @@ import torch
 
 from ...quantize.formats import BLOCK
 from ...quantize.operator import quantized_linear as _defined  # noqa: F401  the operator must exist
+from ..tensorrt.network import torch_dtype
 
 
 @functools.cache
@@ -119,9 +120,7 @@ class _Layers:
 
     def sum(self, product: Any, bias: torch.Tensor) -> Any:
         held = bias.reshape(*[1] * (len(product.shape) - 1), -1)
-        kinds = {torch.float16: "HALF", torch.bfloat16: "BF16", torch.float32: "FLOAT"}
-        of = {getattr(self.trt.DataType, kind): dtype for dtype, kind in kinds.items()}[product.dtype]
-        by = self.constant(held.to(of), product.dtype)
+        by = self.constant(held.to(torch_dtype(self.trt, product.dtype)), product.dtype)
         return self._named(self.net.add_elementwise(product, by, self.trt.ElementWiseOperation.SUM), "sum")
 
     def _named(self, layer: Any, what: str) -> Any:

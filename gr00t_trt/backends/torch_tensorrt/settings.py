@@ -11,9 +11,9 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from ...common.install import install_extra
 from ...errors import BackendError, PlanError
 from ...plans.schema import BuildOptions
+from ..compute_capabilities import refuse_other_gpus
 
 OLDEST, NEWEST = (2, 9), (2, 14)
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt_rtx"
@@ -88,12 +88,7 @@ def map_settings(
             notes.append("cpu_offload: without a GPU the weights are on the CPU already.")
     if flavour == TENSORRT:
         need("timing_cache_path", timing_cache_path)
-        if options.compute_capabilities:
-            raise PlanError(
-                f"compute_capabilities: {list(options.compute_capabilities)} asked of TensorRT, which builds for "
-                "the GPU that it runs on",
-                fix=f"install TensorRT-RTX to build for other GPUs ({install_extra('rtx')}), or leave it empty",
-            )
+        refuse_other_gpus(options)
     debugger = options.debug
     if options.debug and "debug" in fields:
         settings.compile["debug"], debugger = True, False

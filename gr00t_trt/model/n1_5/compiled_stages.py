@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import PlanError
+from ..targets import Stage
 from .weight_watch import WeightWatch
 
 
@@ -45,7 +46,7 @@ class CompiledStages:
         if self._watch is not None:
             self._watch.mark()
 
-    def before(self, model: nn.Module, stages: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    def before(self, model: nn.Module, stages: Mapping[str, Stage], own: Mapping[str, Stage]) -> None:
         """Called while a request is answered. Raises: PlanError for stages whose weights were changed since."""
         compiled = {name: stage for name, stage in stages.items() if stage is not own.get(name)}
         self._used = bool(compiled) and not self._paused
@@ -57,7 +58,7 @@ class CompiledStages:
         if not known:
             self._seen = _alive(self._seen) | {id(stage): weakref.ref(stage) for stage in compiled.values()}
 
-    def after(self, stages: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    def after(self, stages: Mapping[str, Stage], own: Mapping[str, Stage]) -> None:
         """Called before a request's result is given out. Raises: as `before`."""
         if self._used and self._watch is not None and not self._watch.values_intact():
             self._changed()
@@ -77,7 +78,7 @@ class CompiledStages:
         """Whatever was seen until now is of other weights."""
         self._stale, self._seen = _alive(self._stale | self._seen), {}
 
-    def _refuse(self, compiled: Mapping[str, Any]) -> None:
+    def _refuse(self, compiled: Mapping[str, Stage]) -> None:
         stale = [name for name, stage in compiled.items() if _among(self._stale, stage)]
         if stale:
             raise PlanError(

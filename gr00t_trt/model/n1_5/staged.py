@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ObservationError, PlanError, unknown
+from ..targets import Stage
 from .action_head import ActionHead
 from .architecture import N1_5
 from .backbone import EagleBackbone
 from .compiled_stages import CompiledStages
 from .config import Gr00tConfig
-
-Stage = Callable[..., Tensor]
 
 
 class StagedModel(nn.Module):
@@ -47,7 +45,7 @@ class StagedModel(nn.Module):
         self._own: dict[str, Stage] = {}
         self._compiled = CompiledStages()
         self.stage_dtypes: dict[str, torch.dtype] = {}
-        self.graphs: Callable[..., Tensor] | None = None
+        self.graphs: Stage | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -54,7 +54,5 @@ def _(joined: Tensor, width: int) -> Tensor:
 
 
 @rotary_attention.register_fake
-def _(
-    joined: Tensor, q_weight: Tensor, k_weight: Tensor, rotation: Tensor, heads: int, key_heads: int, eps: float
-) -> Tensor:
+def _(joined: Tensor, q_weight: Tensor, k_weight: Tensor, rotation: Tensor, heads: int, *_: object) -> Tensor:
     return joined.new_empty((*joined.shape[:2], heads * q_weight.shape[0]))

@@ -327,7 +327,7 @@ class Launches:
         return {"num_stages": stages, "num_warps": warps, **overlap}
 
 
-def _of_norm(norm: Norm | None, unused: Tensor) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+def _of_norm(norm: Norm | None, unused: Tensor) -> tuple[tuple[Tensor, ...], dict[str, float]]:
     """Of a product's arguments, those about the norm in front of it: tensors, and compile-time constants."""
     if norm is None:
         return (unused,) * 3, {"NORM": False, "TILES": 0, "WIDE": 16, "COLUMNS": 16, "EPS": 0.0}
