@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..common.int8 import Packed, multiply, packed
 from ..common.products import speed
+from ..model.replaced import with_replaced
 from ..model.targets import Target
-from ..quantize.layers import with_replaced
 from ..quantize.linear import QuantLinear
 
 _PACKED: weakref.WeakValueDictionary[int, Packed] = weakref.WeakValueDictionary()
@@ -55,12 +55,8 @@ def _(x: Tensor, number: int, outputs: int) -> Tensor:
 
 def on_this_cpu(target: Target) -> Target:
     """The target, its layers in int8 by oneDNN where that is exact and clearly faster than fp32; else as it is."""
-    layers = [layer for layer in target.module.modules() if _is_able(layer)]
+    quantized = [layer for layer in target.module.modules() if isinstance(layer, QuantLinear)]
+    layers = [layer for layer in quantized if layer.form == FORM and layer.input_scale is not None]
     if not layers or target.inputs[0].device.type != "cpu" or not speed().int8:
         return target
-    made = {id(layer): OnednnLinear(layer) for layer in layers if isinstance(layer, QuantLinear)}
-    return replace(target, module=with_replaced(target.module, made))
-
-
-def _is_able(layer: nn.Module) -> bool:
-    return isinstance(layer, QuantLinear) and layer.form == FORM and layer.input_scale is not None
+    return replace(target, module=with_replaced(target.module, {id(layer): OnednnLinear(layer) for layer in layers}))

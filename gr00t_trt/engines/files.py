@@ -93,14 +93,12 @@ def engine_paths(engine_dir: Path, stem: str) -> tuple[Path, Path]:
     return engine_dir / f"{stem}.engine", engine_dir / f"{stem}.manifest.json"
 
 
-def verify(engine: Path, manifest: Path | None = None) -> Manifest:
-    """Check an engine against its manifest, every byte of it, without holding it in memory.
+def verify(engine: Path) -> Manifest:
+    """Check an engine against the manifest beside it, every byte of it, without holding it in memory.
 
-    Args:
-        manifest: Defaults to the file beside the engine.
     Raises: RecordError for a missing manifest or engine, another size, or another hash.
     """
-    found = _manifest_of(engine, manifest)
+    found = _manifest_of(engine)
     digest = hashlib.sha256()
     try:
         with engine.open("rb") as file:
@@ -114,7 +112,7 @@ def verify(engine: Path, manifest: Path | None = None) -> Manifest:
 
 def load(engine: Path) -> tuple[Manifest, bytes]:
     """Read an engine, and check the very bytes that were read. Raises: RecordError as `verify`."""
-    found = _manifest_of(engine, None)
+    found = _manifest_of(engine)
     try:
         plan = engine.read_bytes()
     except OSError as e:
@@ -126,8 +124,8 @@ def load(engine: Path) -> tuple[Manifest, bytes]:
 _REBUILD = "delete it and build the engine again"
 
 
-def _manifest_of(engine: Path, manifest: Path | None) -> Manifest:
-    found = read_manifest(manifest or engine_paths(engine.parent, engine.stem)[1])
+def _manifest_of(engine: Path) -> Manifest:
+    found = read_manifest(engine_paths(engine.parent, engine.stem)[1])
     if found.engine != engine.name:
         raise RecordError(f"{engine}: its manifest describes {found.engine}", fix=_REBUILD)
     try:

@@ -16,7 +16,7 @@ BATCH, IMAGES, LENGTH = "batch", "images", "length"
 
 
 Arguments = Mapping[str, Mapping[int, str]]
-"""Argument name of a compile target -> axis -> name of the dimension that varies along it."""
+"""Argument name of a compile target, in order -> axis -> name of the dimension that varies along it."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Target:
     """One submodule, ready to be built.
 
     Attributes:
-        name: Name in the registry, for example ``dit_model``.
+        name: On the command line, in plans, in records and in `model.stages`: ``dit_model``.
         module: The eager module, in evaluation mode, already cast to the wanted dtype, on the wanted device.
         inputs: Positional tensors recorded from a real request, in the module's dtype and on its device.
         argument_names: The forward's argument names, one per tensor.
@@ -141,19 +141,6 @@ class Target:
     argument_names: tuple[str, ...]
     ranges: tuple[ArgumentRange, ...]
     published: Published | None = None
-
-
-@dataclass(frozen=True)
-class Submodule:
-    """One compile target: the stage of the model that it replaces, and what varies in its inputs.
-
-    Attributes:
-        name: Name on the command line, in plans, in records and in `model.stages`.
-        arguments: Argument name -> axis -> name of the dimension that varies along it.
-    """
-
-    name: str
-    arguments: Arguments
 
 
 @dataclass(frozen=True)
@@ -194,7 +181,8 @@ def recording_calls(stages: MutableMapping[str, Stage]) -> Iterator[dict[str, li
 
 
 def make_target(
-    spec: Submodule,
+    name: str,
+    arguments: Arguments,
     module: torch.nn.Module,
     call: Call,
     dtypes: Sequence[torch.dtype],
@@ -205,14 +193,14 @@ def make_target(
 
     Args:
         dtypes: What each argument is cast to if it is floating.
-        dims: The declared range of every dimension that `spec` names.
+        dims: The declared range of every dimension that `arguments` names.
     """
     return Target(
-        name=spec.name,
+        name=name,
         module=module,
         inputs=cast_inputs(call, dtypes, device),
-        argument_names=tuple(spec.arguments),
-        ranges=tuple({axis: dims[dim] for axis, dim in axes.items()} for axes in spec.arguments.values()),
+        argument_names=tuple(arguments),
+        ranges=tuple({axis: dims[dim] for axis, dim in axes.items()} for axes in arguments.values()),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_quantized import decibels
 from torch import nn
 
 from gr00t_trt.engines.key import module_hash
@@ -17,10 +18,6 @@ E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 @torch.no_grad()
-def decibels(got: torch.Tensor, want: torch.Tensor) -> float:
-    return 10 * float(torch.log10(want.square().sum() / (got - want).square().sum()))
-
-
 def layer(form: str = "int8", *, width: int = 64, scale: float = 1.0) -> tuple[nn.Linear, QuantLinear, torch.Tensor]:
     torch.manual_seed(0)
     plain, x = nn.Linear(width, 48), torch.randn(3, 5, width)

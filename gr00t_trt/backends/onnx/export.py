@@ -207,14 +207,10 @@ def _accumulate_in_fp32(graph: Any) -> None:
         result = node.outputs[0]
         narrow = ir.node("Cast", [result], {"to": kind})
         graph.insert_after(node, narrow)
-        ir.convenience.replace_all_uses_with(result, narrow.outputs[0])
+        quantized.substitute(graph, result, narrow.outputs[0])
         narrow.replace_input_with(0, result)
         narrow.outputs[0].shape, narrow.outputs[0].type = result.shape, result.type
         result.type = ir.TensorType(ir.DataType.FLOAT)
-        for index, output in enumerate(graph.outputs):
-            if output is result:
-                graph.outputs[index] = narrow.outputs[0]
-                narrow.outputs[0].name, result.name = result.name, f"{result.name}_fp32"
 
 
 def _operators(target: Target, model: Any) -> dict[str, int]:

@@ -24,7 +24,6 @@ class Interface:
         output: Name of the one output.
         onnx_file: Path below the folder of ONNX files.
         engine_file: File name of a ready-made engine of the same interface.
-        published: The names are published ones.
         positions: int64 [most images, patches] on the target's device, or None for files without.
     """
 
@@ -32,7 +31,6 @@ class Interface:
     output: str
     onnx_file: str
     engine_file: str
-    published: bool
     positions: torch.Tensor | None = None
 
     def arguments(self, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -46,13 +44,13 @@ def interface(target: Target) -> Interface:
     formats = formats_in(target.module)
     if published is None or formats:
         stem = "_".join((target.name, *(formats or (dtype,))))
-        return Interface(target, "output", f"{stem}.onnx", f"{stem}.engine", published=False)
+        return Interface(target, "output", f"{stem}.onnx", f"{stem}.engine")
     positions = None
     renamed = replace(target, argument_names=tuple(published.inputs.values()))
     if published.with_positions is not None:
         renamed, positions = published.with_positions(renamed)
     files = (published.onnx_file.format(dtype=dtype), published.engine_file.format(dtype=dtype))
-    return Interface(renamed, published.output, *files, published=True, positions=positions)
+    return Interface(renamed, published.output, *files, positions)
 
 
 def floating_dtype(target: Target) -> torch.dtype:

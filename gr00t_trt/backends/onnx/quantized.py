@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ...errors import BackendError
@@ -123,7 +124,8 @@ class _Expanded:
         if bias is not None:
             total = self._add("Add", [total, bias])
         total.shape, total.type = self.result.shape, self.result.type
-        self._take_place(total)
+        substitute(self.graph, self.result, total)
+        self.graph.remove(self.node, safe=True)
 
     def _weight(self, codes: Any, scale: Any) -> Any:
         """fp32 [K, N] from codes that are stored so: a product takes them as they lie."""
@@ -135,7 +137,7 @@ class _Expanded:
         wide = x if self.carrier == self.ir.DataType.FLOAT else self._add("Cast", [x], {"to": self.ir.DataType.FLOAT})
         if smoothing is not None:
             wide = self._add("Mul", [wide, smoothing])
-        zero = self._zero()
+        zero = self._constant(f"zero_{self.kind.name.lower()}", np.zeros((), "int8"))
         codes = self._add("QuantizeLinear", [wide, scale, zero])
         return self._narrow(self._add("DequantizeLinear", [codes, scale, zero]))
 
@@ -143,11 +145,6 @@ class _Expanded:
         if self.carrier == self.ir.DataType.FLOAT:
             return value
         return self._add("Cast", [value], {"to": self.carrier})
-
-    def _zero(self) -> Any:
-        import numpy as np
-
-        return self._constant(f"zero_{self.kind.name.lower()}", np.zeros((), "int8"))
 
     def _constant(self, name: str, codes: Any) -> Any:
         """An initializer of the format's type from its codes' bytes."""
@@ -164,13 +161,16 @@ class _Expanded:
         self.graph.insert_before(self.node, new)
         return new.outputs[0]
 
-    def _take_place(self, total: Any) -> None:
-        self.ir.convenience.replace_all_uses_with(self.result, total)
-        for index, output in enumerate(self.graph.outputs):
-            if output is self.result:
-                self.graph.outputs[index] = total
-                total.name, self.result.name = self.result.name, f"{self.result.name}_replaced"
-        self.graph.remove(self.node, safe=True)
+
+def substitute(graph: Any, old: Any, new: Any) -> None:
+    """Let all that reads a value read another one, which takes over its name where it is an output of the graph."""
+    import onnx_ir as ir
+
+    ir.convenience.replace_all_uses_with(old, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
+            new.name, old.name = old.name, f"{old.name}_replaced"
 
 
 def _drop_unused(graph: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..protocol import Inputs
-from ..targets import DimRange, Recording, Submodule, Target, make_target, recording_calls
+from ..targets import DimRange, Recording, Target, make_target, recording_calls
 from .action_head import ActionHead
 from .architecture import N1_5
 from .backbone import EagleBackbone
@@ -125,9 +125,8 @@ class Gr00tN1d5(StagedModel):
 
     def target(self, name: str, recording: Recording, dims: Mapping[str, DimRange]) -> Target:
         """A stage with its recorded inputs, in the stage's own dtype, on the model's device."""
-        spec = Submodule(name, N1_5.arguments[name])
-        dtypes = self.argument_dtypes(name)
-        target = make_target(spec, self.eager_stage(name), recording[name][0], dtypes, self.device, dims)
+        module, call, dtypes = self.eager_stage(name), recording[name][0], self.argument_dtypes(name)
+        target = make_target(name, N1_5.arguments[name], module, call, dtypes, self.device, dims)
         return replace(target, published=PUBLISHED.get(name))
 
     @torch.no_grad()

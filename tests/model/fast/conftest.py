@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gr00t_trt.model import Gr00tConfig, Gr00tN1d5, load_model
-from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, restructure
+from gr00t_trt.model.n1_5.fast import FastGr00tN1d5, graphs, restructure
 from gr00t_trt.model.n1_5.synthetic import fill_synthetic, tiny_config
 from gr00t_trt.plans.schema import OPTIMIZATIONS
 
@@ -88,6 +88,12 @@ def make_request(plain: Gr00tN1d5) -> MakeRequest:
         }
 
     return make
+
+
+@pytest.fixture
+def one_warm_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured after one warm call, not three."""
+    monkeypatch.setattr(graphs, "WARM_CALLS", 1)
 
 
 @pytest.fixture(scope="session")

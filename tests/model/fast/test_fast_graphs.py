@@ -16,16 +16,13 @@ from torch import Tensor
 
 from gr00t_trt.errors import ShapeError
 from gr00t_trt.model import Gr00tConfig, Gr00tN1d5
-from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, graphs, restructure
+from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, restructure
 from gr00t_trt.plans.precisions import PRECISIONS
 from gr00t_trt.plans.schema import LOOPS, OPTIMIZATIONS
 
+pytestmark = pytest.mark.usefixtures("one_warm_call")
+
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_warm_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "WARM_CALLS", 1)
 
 
 @dataclasses.dataclass

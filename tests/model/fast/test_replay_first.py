@@ -18,11 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gr00t_trt.errors import ObservationError
 from gr00t_trt.model import Gr00tN1d5
-from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, graphs, input_block, restructure
+from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, input_block, restructure
 from gr00t_trt.model.n1_5.fast.input_block import InputBlock
 from gr00t_trt.model.n1_5.inputs import EMBODIMENT, IDS, MASK, PIXELS, STATE
 from gr00t_trt.model.n1_5.synthetic import fill_synthetic, tiny_config
 from gr00t_trt.model.n1_5.weight_watch import WeightWatch
+
+pytestmark = pytest.mark.usefixtures("one_warm_call")
 
 CALLS = 4
 """Calls into torch that a request may make before its graph is launched."""
@@ -30,11 +32,6 @@ CALLS = 4
 LAUNCHED_US = 150
 """Twice what it takes, which is mostly the copying of pixels, and a quarter of what looking at everything first takes:
 tests share their cores, and `CALLS` is the sharper bound."""
-
-
-@pytest.fixture(autouse=True)
-def one_warm_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "WARM_CALLS", 1)
 
 
 def noise(seed: int = 7) -> Tensor:

@@ -16,8 +16,10 @@ from torch.nn.utils import parametrize
 from gr00t_trt.errors import PlanError
 from gr00t_trt.model import Gr00tN1d5
 from gr00t_trt.model.n1_5 import weight_watch
-from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, graphs, restructure
+from gr00t_trt.model.n1_5.fast import CudaCapturer, FastGr00tN1d5, RequestGraphs, restructure
 from gr00t_trt.model.n1_5.weight_watch import WeightWatch
+
+pytestmark = pytest.mark.usefixtures("one_warm_call")
 
 Act = Callable[[], Tensor]
 
@@ -29,11 +31,6 @@ READ = "action_head.model.transformer_blocks.0.attn1.to_out.0"
 SELECTED = "action_head.action_decoder.layer2"
 KINDS = {"folded": FOLDED, "tabulated": TABULATED, "embedded": EMBEDDED, "fused": FUSED, "read": READ, "row": SELECTED}
 """A module of each way in which the restructured model comes to a weight."""
-
-
-@pytest.fixture(autouse=True)
-def one_warm_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "WARM_CALLS", 1)
 
 
 def noise() -> Tensor:

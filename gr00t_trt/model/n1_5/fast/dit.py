@@ -124,11 +124,6 @@ class FastDiT(nn.Module):
         )
         self.proj_out_2 = dit.proj_out_2
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.proj_out_2.weight.dtype
-
     def forward(self, hidden_states: Tensor, context: Tensor, modulation: Tensor) -> Tensor:
         """One evaluation of the velocity network.
 

@@ -25,7 +25,7 @@ from .constants import KEPT_SETS, Embodiments, FoldedConstants
 from .denoise import join_tokens
 from .projections import join_all
 from .prompts import Prompt, Prompts
-from .stages import argument_dtypes, check_names, make_stages, targets_of
+from .stages import argument_dtypes, arguments_of, check_names, make_stages
 from .weight_cache import WeightCache
 
 
@@ -183,14 +183,13 @@ class FastGr00tN1d5(StagedModel):
         )
 
     def _looked_up(self, checked: Mapping[str, Tensor]) -> tuple[Prompt, Embodiments]:
-        return self._prompts.get(checked[IDS], checked[MASK]), self._embodiments_of(checked[EMBODIMENT])
-
-    def _embodiments_of(self, ids: Tensor) -> Embodiments:
+        prompt, ids = self._prompts.get(checked[IDS], checked[MASK]), checked[EMBODIMENT]
         if ids.device.type != "cpu":
-            return Embodiments(ids.to(self.device, torch.int64), None)
+            return prompt, Embodiments(ids.to(self.device, torch.int64), None)
         key = tuple(ids.tolist())
         # Their copy on the device belongs to the cache: a caller may write into the tensor that was given.
-        return self._embodiments.get(key, lambda: Embodiments(ids.to(self.device, torch.int64, copy=True), key))
+        kept = self._embodiments.get(key, lambda: Embodiments(ids.to(self.device, torch.int64, copy=True), key))
+        return prompt, kept
 
     @torch.no_grad()
     def get_action(self, inputs: Inputs | Prepared, noise: Tensor | None = None) -> dict[str, Tensor]:
@@ -294,9 +293,8 @@ class FastGr00tN1d5(StagedModel):
 
     def target(self, name: str, recording: Recording, dims: Mapping[str, DimRange]) -> Target:
         """A stage with its recorded inputs, in the dtypes that it is called with, on the model's device."""
-        module = self.eager_stage(name)
-        spec = targets_of({name: module}, self.optimizations)[name]
-        return make_target(spec, module, recording[name][0], self.argument_dtypes(name), self.device, dims)
+        module, call, dtypes = self.eager_stage(name), recording[name][0], self.argument_dtypes(name)
+        return make_target(name, arguments_of(module, self.optimizations), module, call, dtypes, self.device, dims)
 
     def constants(self, x: Prepared, horizon: int) -> tuple[object, ...]:
         """What `run` reads for requests like `x`, kept alive by the result: the memory of every weight, whatever

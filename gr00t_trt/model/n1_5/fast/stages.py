@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from ....errors import PlanError, unknown
-from ...architecture import BATCH, IMAGES, LENGTH
-from ...targets import Submodule
+from ...architecture import BATCH, IMAGES, LENGTH, Arguments
 from ..architecture import N1_5
 from ..gr00t import Gr00tN1d5
 from .backbone import FastLanguageModel, FastVisionModel, FastVLComponents, PaddedLanguageModel
@@ -87,12 +86,13 @@ def _check_modules(plain: Gr00tN1d5) -> None:
             )
 
 
-def registry(optimizations: Collection[str] = tuple(N1_5.optimizations)) -> dict[str, Submodule]:
-    """The compile targets of a model with these optimizations. Raises: PlanError for an unknown name."""
+def registry(optimizations: Collection[str] = tuple(N1_5.optimizations)) -> dict[str, Arguments]:
+    """Compile target of a model with these optimizations -> its arguments. Raises: PlanError for an unknown name."""
     from ..synthetic import tiny_config
 
     with torch.device("meta"):
-        return targets_of(make_stages(Gr00tN1d5(tiny_config()), check_names(optimizations)), optimizations)
+        stages = make_stages(Gr00tN1d5(tiny_config()), check_names(optimizations))
+    return {name: arguments_of(stage, optimizations) for name, stage in stages.items()}
 
 
 def check_names(names: Collection[str]) -> frozenset[str]:
@@ -103,15 +103,12 @@ def check_names(names: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def targets_of(stages: Mapping[str, nn.Module], optimizations: Collection[str]) -> dict[str, Submodule]:
-    """One compile target per stage, its arguments those of `forward`."""
+def arguments_of(stage: nn.Module, optimizations: Collection[str]) -> Arguments:
+    """The arguments of a stage's `forward`, and what varies in them."""
     axes = dict(_AXES)
     if "kv_cache" not in optimizations:
         axes["context"] = axes["backbone_features"]
-    return {
-        name: Submodule(name, {argument: axes.get(argument, _SAMPLE) for argument in _arguments(stage)})
-        for name, stage in stages.items()
-    }
+    return {argument: axes.get(argument, _SAMPLE) for argument in _arguments(stage)}
 
 
 def argument_dtypes(name: str, stage: nn.Module, stage_dtypes: Mapping[str, torch.dtype]) -> tuple[torch.dtype, ...]:
