@@ -1,4 +1,4 @@
-"""A module with other parts in some places."""
+"""A copy of a module with some of its submodules replaced."""
 
 from __future__ import annotations
 

@@ -106,13 +106,13 @@ class Published:
 
     Attributes:
         onnx_file: With ``{dtype}`` where the name has the precision; it may have a folder.
-        inputs: Our argument name -> theirs, in the order of `forward`.
+        inputs: Their names for the arguments, in the order of `forward`.
         with_positions: Makes the target that their files hold, with position ids as a last input, and these for the
             largest batch; None for files that take what the submodule takes.
     """
 
     onnx_file: str
-    inputs: Mapping[str, str]
+    inputs: tuple[str, ...]
     output: str = "output"
     with_positions: Callable[[Target], tuple[Target, torch.Tensor]] | None = None
 

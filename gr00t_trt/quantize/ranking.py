@@ -1,4 +1,4 @@
-"""Layers ranked by the noise that each one alone adds to its stage: noise adds up, so that any mixture follows."""
+"""Layers ranked by the noise that each adds to its stage's output: noise powers add up, so any set can be predicted."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def interface(target: Target) -> Interface:
         stem = "_".join((target.name, *(formats or (dtype,))))
         return Interface(target, "output", f"{stem}.onnx", f"{stem}.engine")
     positions = None
-    renamed = replace(target, argument_names=tuple(published.inputs.values()))
+    renamed = replace(target, argument_names=published.inputs)
     if published.with_positions is not None:
         renamed, positions = published.with_positions(renamed)
     files = (published.onnx_file.format(dtype=dtype), published.engine_file.format(dtype=dtype))

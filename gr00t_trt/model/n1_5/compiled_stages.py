@@ -1,4 +1,4 @@
-"""Stages that were compiled may hold copies of the weights: whether the weights are still those."""
+"""Refuses compiled stages, which may hold copies of the weights, once the model's weights have changed."""
 
 from __future__ import annotations
 

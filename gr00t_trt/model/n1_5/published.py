@@ -56,23 +56,11 @@ def _with_positions(target: Target) -> tuple[Target, torch.Tensor]:
 
 
 PUBLISHED: Mapping[str, Published] = {
-    "vision_model": Published(
-        "eagle2/vit_{dtype}.onnx", {"pixel_values": "pixel_values"}, "vit_embeds", _with_positions
-    ),
-    "language_model": Published(
-        "eagle2/llm_{dtype}.onnx", {"inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask"}, "embeddings"
-    ),
-    "vl_components": Published("action_head/vlln_vl_self_attention.onnx", {"backbone_features": "backbone_features"}),
-    "state_encoder": Published("action_head/state_encoder.onnx", {"state": "state", "embodiment_id": "embodiment_id"}),
-    "action_encoder": Published(
-        "action_head/action_encoder.onnx",
-        {"actions": "actions", "timestep": "timesteps_tensor", "embodiment_id": "embodiment_id"},
-    ),
-    "dit_model": Published(
-        "action_head/DiT_{dtype}.onnx",
-        {"hidden_states": "sa_embs", "encoder_hidden_states": "vl_embs", "timestep": "timesteps_tensor"},
-    ),
-    "action_decoder": Published(
-        "action_head/action_decoder.onnx", {"model_output": "model_output", "embodiment_id": "embodiment_id"}
-    ),
+    "vision_model": Published("eagle2/vit_{dtype}.onnx", ("pixel_values",), "vit_embeds", _with_positions),
+    "language_model": Published("eagle2/llm_{dtype}.onnx", ("inputs_embeds", "attention_mask"), "embeddings"),
+    "vl_components": Published("action_head/vlln_vl_self_attention.onnx", ("backbone_features",)),
+    "state_encoder": Published("action_head/state_encoder.onnx", ("state", "embodiment_id")),
+    "action_encoder": Published("action_head/action_encoder.onnx", ("actions", "timesteps_tensor", "embodiment_id")),
+    "dit_model": Published("action_head/DiT_{dtype}.onnx", ("sa_embs", "vl_embs", "timesteps_tensor")),
+    "action_decoder": Published("action_head/action_decoder.onnx", ("model_output", "embodiment_id")),
 }

@@ -126,7 +126,7 @@ class DenoiseLoop(nn.Module):
         return actions
 
     def stepping(self, prefix: Tensor) -> Callable[..., Tensor]:
-        """What takes every step of one call, with the arguments of `DenoiseStep.forward`."""
+        """The callable that takes each step of one request, with the arguments of `DenoiseStep.forward`."""
         return self.step
 
 

@@ -1,4 +1,4 @@
-"""The diffusion transformer as a chain of Triton kernels, five a block: `FastDiT` with other hands."""
+"""The diffusion transformer as a chain of Triton kernels, five a block: the computation of `FastDiT`."""
 
 from __future__ import annotations
 
