@@ -11,6 +11,7 @@ import torch
 
 from ..engines.cache import EngineCache
 from ..engines.manifest import Coverage, EngineFile
+from ..engines.serialized_engine import dtype_name
 from ..model.targets import Target
 from ..plans.backends import Availability
 from ..plans.schema import BuildOptions
@@ -85,4 +86,4 @@ class Backend(Protocol):
 
 def describe(args: Sequence[torch.Tensor]) -> str:
     """Shapes and dtypes in one line, for messages: ``fp16[1, 49, 1536], int64[1]``."""
-    return ", ".join(f"{str(a.dtype).removeprefix('torch.')}{list(a.shape)}" for a in args)
+    return ", ".join(f"{dtype_name(a.dtype)}{list(a.shape)}" for a in args)

@@ -26,6 +26,7 @@ from ..errors import BackendError
 from ..model.targets import ArgumentRange, Target
 from ..model.weight_writer import tensor_bytes
 from .manifest import this_platform
+from .serialized_engine import dtype_name
 from .weights_hash import weights_hash
 
 Key = Mapping[str, Any]
@@ -213,7 +214,7 @@ def _no_key(at: str, what: str) -> BackendError:
 def _argument(name: str, tensor: torch.Tensor, ranges: ArgumentRange) -> Mapping[str, object]:
     return {
         "name": name,
-        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "dtype": dtype_name(tensor.dtype),
         "shape": list(tensor.shape),
         "ranges": {str(axis): [dim.name, dim.minimum, dim.optimum, dim.maximum] for axis, dim in ranges.items()},
     }

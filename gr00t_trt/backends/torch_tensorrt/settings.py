@@ -31,7 +31,7 @@ class TrtSettings:
     """
 
     compile: dict[str, Any]
-    module: dict[str, Any]
+    module: dict[str, bool]
     debugger: bool
     notes: tuple[str, ...]
 
