@@ -14,10 +14,9 @@ import torch
 from ..common.allocator import return_freed
 from ..engines.cache import Cached, EngineCache, Slot
 from ..engines.files import place_engine, prepare_engine_dir, write_engine
-from ..engines.key import Key, engine_key, target_gpu
+from ..engines.key import Key, engine_key, target_gpu, weights_hash
 from ..engines.manifest import Coverage, Description, EngineFile
 from ..engines.serialized_engine import SerializedEngine
-from ..engines.weights_hash import weights_hash
 from ..errors import BackendError, Gr00tError
 from ..model.targets import Target
 from ..plans.backends import Availability

@@ -27,7 +27,6 @@ from ..model.targets import ArgumentRange, Target
 from ..model.weight_writer import tensor_bytes
 from .manifest import this_platform
 from .serialized_engine import dtype_name
-from .weights_hash import weights_hash
 
 Key = Mapping[str, Any]
 """What an engine depends on, in values that JSON has a form for."""
@@ -112,6 +111,15 @@ def code_hash(source: str) -> str:
 
 def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over a module's state: name, dtype, shape and bytes of each entry, in the state's order."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def module_hash(module: nn.Module) -> str:

@@ -6,7 +6,7 @@ the public checkpoint and is therefore built in; an `eagle_config.json` beside `
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -65,9 +65,9 @@ def _action_head(cfg: Section) -> geometry.ActionHeadConfig:
     dit = cfg.section("diffusion_model_cfg")
     dit.only("norm_type", ("ada_norm",), default="ada_norm")
     dit.only("norm_elementwise_affine", (False,), default=False)
-    shared = _transformer(dit)
+    shared = replace(_transformer(dit), norm_eps=dit.number("norm_eps", 1e-5))
     diffusion = geometry.DiTConfig(
-        **{**asdict(shared), "norm_eps": dit.number("norm_eps", 1e-5)},
+        **vars(shared),
         output_dim=dit.integer("output_dim", 26),
         cross_attention_dim=dit.optional_integer("cross_attention_dim", None) or shared.width,
         interleave_self_attention=dit.flag("interleave_self_attention", False),

@@ -17,7 +17,7 @@ from gr00t_trt.backends.onnx import export as onnx_export
 from gr00t_trt.backends.tensorrt import network as trt_network
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import verify
-from gr00t_trt.engines.weights_hash import weights_hash
+from gr00t_trt.engines.key import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.model.targets import Target
 from gr00t_trt.plans.backends import get_backend

@@ -15,7 +15,7 @@ from gr00t_trt.backends.torch_tensorrt import backend as module_under_test
 from gr00t_trt.backends.torch_tensorrt import engine as trt_build
 from gr00t_trt.engines.cache import EngineCache
 from gr00t_trt.engines.files import verify
-from gr00t_trt.engines.weights_hash import weights_hash
+from gr00t_trt.engines.key import weights_hash
 from gr00t_trt.errors import BackendError, PlanError, RecordError
 from gr00t_trt.model.targets import DimRange, Target
 from gr00t_trt.plans.backends import get_backend

@@ -24,7 +24,7 @@ from gr00t_trt.compile import capture
 from gr00t_trt.compile.build import set_precision
 from gr00t_trt.deploy.deploy import Deployment, deploy
 from gr00t_trt.deploy.weights import Swap, Swapped, swap
-from gr00t_trt.engines.weights_hash import weights_hash
+from gr00t_trt.engines.key import weights_hash
 from gr00t_trt.errors import AccuracyError, BackendError, CheckpointError, PlanError
 from gr00t_trt.finetune.checkpoints import save
 from gr00t_trt.finetune.widths import ACTION_AXES, widen_actions

@@ -15,8 +15,8 @@ from torch import nn
 
 from gr00t_trt.engines import files as engine_files
 from gr00t_trt.engines.files import engine_paths, prepare_engine_dir, verify, write_engine
+from gr00t_trt.engines.key import weights_hash
 from gr00t_trt.engines.manifest import Binding, Description, checksum, read_manifest
-from gr00t_trt.engines.weights_hash import weights_hash
 from gr00t_trt.errors import RecordError
 
 PLAN = bytes(range(256)) * 40

@@ -7,8 +7,7 @@ import torch
 from small_quantized import decibels
 from torch import nn
 
-from gr00t_trt.engines.key import module_hash
-from gr00t_trt.engines.weights_hash import weights_hash
+from gr00t_trt.engines.key import module_hash, weights_hash
 from gr00t_trt.plans.precisions import PRECISIONS
 from gr00t_trt.quantize.formats import FORMATS, decode, encode, rounded, scale_of
 from gr00t_trt.quantize.linear import QuantLinear, can_be_quantized, smoothing_factors

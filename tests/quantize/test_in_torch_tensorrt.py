@@ -13,8 +13,7 @@ from torch import nn
 
 from gr00t_trt.backends import compute_capabilities as capabilities
 from gr00t_trt.backends.base import BuildContext, Built
-from gr00t_trt.engines.key import source_hash
-from gr00t_trt.engines.weights_hash import weights_hash
+from gr00t_trt.engines.key import source_hash, weights_hash
 from gr00t_trt.errors import BackendError, PlanError
 from gr00t_trt.model.targets import Target
 from gr00t_trt.plans.backends import get_backend

@@ -20,7 +20,7 @@ import torch
 
 from ...common.install import install_extra
 from ...engines.files import cannot_write, prepare_engine_dir
-from ...engines.weights_hash import weights_hash
+from ...engines.key import weights_hash
 from ...errors import BackendError, Gr00tError
 from ...model.targets import Target, dynamic_shapes, tracing_example
 from ...plans.precisions import precision_of
