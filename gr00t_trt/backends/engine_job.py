@@ -17,13 +17,13 @@ from ..engines.files import place_engine, prepare_engine_dir, write_engine
 from ..engines.key import Key, engine_key, target_gpu, weights_hash
 from ..engines.manifest import Coverage, Description, EngineFile
 from ..engines.serialized_engine import SerializedEngine
-from ..errors import BackendError, Gr00tError
+from ..errors import BackendError
 from ..model.targets import Target
 from ..plans.backends import Availability
 from ..plans.schema import BuildOptions
 from .base import Built
 from .compute_capabilities import PORTABLE_TARGETS, check_this_gpu
-from .guarded import build_failed
+from .guarded import blamed
 
 
 def require(available: Availability, target: Target, options: BuildOptions, engine_dir: Path | None) -> bool:
@@ -167,10 +167,6 @@ class EngineJob:
         """Tell of a phase, take its time, and blame it for what goes wrong. Raises: BackendError."""
         self.progress(what)
         start = time.perf_counter()
-        try:
+        with blamed(self.target, what, self.compiler_error):
             yield
-        except Gr00tError:
-            raise
-        except Exception as e:
-            raise build_failed(self.target, what, e, self.compiler_error()) from e
         self.phases[key] = time.perf_counter() - start

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from ..errors import BackendError, ShapeError
+from ..errors import BackendError, Gr00tError, ShapeError
 from ..model.targets import Target, check_shapes
 
 
@@ -98,6 +99,21 @@ def check_form(target: Target, call: Callable[..., Any]) -> None:
         difference = same_form(target.module(*target.inputs), call(*target.inputs))
     if difference is not None:
         raise BackendError(f"{target.name}: what was built returns {difference}")
+
+
+@contextmanager
+def blamed(target: Target, phase: str, detail: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Blame a phase of a build for what goes wrong inside. Raises: BackendError as `build_failed` makes it.
+
+    Args:
+        detail: What the compiler's own log says of a failure.
+    """
+    try:
+        yield
+    except Gr00tError:
+        raise
+    except Exception as e:  # compilers' errors share no base class
+        raise build_failed(target, phase, e, detail()) from e
 
 
 def build_failed(target: Target, phase: str, error: BaseException, detail: str | None = None) -> BackendError:

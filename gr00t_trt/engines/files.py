@@ -12,7 +12,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import RecordError
@@ -27,12 +28,10 @@ def prepare_engine_dir(path: Path) -> Path:
 
     Raises: RecordError naming the path and the cause.
     """
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-"):
             pass
-    except OSError as e:
-        raise cannot_write(path, e) from e
     return path
 
 
@@ -73,13 +72,12 @@ def place_engine(source: EngineFile, engine_dir: Path, submodule: str) -> Engine
     _start(engine_dir, manifest_path)
     temporary = engine.with_name(f".{engine.name}-{os.getpid()}.partial")
     try:
-        try:
-            os.link(source.path, temporary)
-        except OSError:  # another disk, another owner, or a file system without links
-            shutil.copyfile(source.path, temporary)
-        os.replace(temporary, engine)
-    except OSError as e:
-        raise cannot_write(engine, e) from e
+        with _writing(engine):
+            try:
+                os.link(source.path, temporary)
+            except OSError:  # another disk, another owner, or a file system without links
+                shutil.copyfile(source.path, temporary)
+            os.replace(temporary, engine)
     finally:
         # A rename onto another link to the same file leaves both names.
         with suppress(OSError):
@@ -100,12 +98,9 @@ def verify(engine: Path) -> Manifest:
     """
     found = _manifest_of(engine)
     digest = hashlib.sha256()
-    try:
-        with engine.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as e:
-        raise _cannot_read(engine, e) from e
+    with _reading(engine), engine.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
     _same_bytes(engine, found, digest.hexdigest())
     return found
 
@@ -113,10 +108,8 @@ def verify(engine: Path) -> Manifest:
 def load(engine: Path) -> tuple[Manifest, bytes]:
     """Read an engine, and check the very bytes that were read. Raises: RecordError as `verify`."""
     found = _manifest_of(engine)
-    try:
+    with _reading(engine):
         plan = engine.read_bytes()
-    except OSError as e:
-        raise _cannot_read(engine, e) from e
     _same_bytes(engine, found, hashlib.sha256(plan).hexdigest())
     return found, plan
 
@@ -128,10 +121,8 @@ def _manifest_of(engine: Path) -> Manifest:
     found = read_manifest(engine_paths(engine.parent, engine.stem)[1])
     if found.engine != engine.name:
         raise RecordError(f"{engine}: its manifest describes {found.engine}", fix=_REBUILD)
-    try:
+    with _reading(engine):
         size = engine.stat().st_size
-    except OSError as e:
-        raise _cannot_read(engine, e) from e
     if size != found.bytes:
         raise RecordError(f"{engine}: {size} bytes where {found.bytes} were written", fix=_REBUILD)
     return found
@@ -142,41 +133,48 @@ def _same_bytes(engine: Path, manifest: Manifest, digest: str) -> None:
         raise RecordError(f"{engine}: its bytes differ from those that were written", fix=_REBUILD)
 
 
-def _cannot_read(engine: Path, error: OSError) -> RecordError:
-    return RecordError(f"{engine}: cannot be read ({error.strerror or error})", fix=_REBUILD)
+@contextmanager
+def _reading(engine: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise RecordError(f"{engine}: cannot be read ({e.strerror or e})", fix=_REBUILD) from e
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise cannot_write(path, e) from e
 
 
 def _start(engine_dir: Path, manifest_path: Path) -> None:
     prepare_engine_dir(engine_dir)
     # An old manifest must not vouch for a new engine, nor for none.
-    try:
+    with _writing(manifest_path):
         manifest_path.unlink(missing_ok=True)
-    except OSError as e:
-        raise cannot_write(manifest_path, e) from e
 
 
 def _write_whole(path: Path, data: bytes | memoryview) -> None:
-    temporary = None
-    try:
+    with _writing(path):
         # The same folder, so that the rename stays within one file system and is atomic.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".partial")
         try:
-            rest = memoryview(data).cast("B")
-            while rest:
-                rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-        _sync_folder(path.parent)
-    except OSError as e:
-        raise cannot_write(path, e) from e
-    finally:
-        if temporary is not None:
+            try:
+                rest = memoryview(data).cast("B")
+                while rest:
+                    rest = rest[os.write(descriptor, rest[:_CHUNK_BYTES]) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
 
 
 def _sync_folder(path: Path) -> None:

@@ -21,13 +21,13 @@ import torch
 
 from ...common.install import install_extra
 from ...engines.serialized_engine import input_bindings, shapes
-from ...errors import BackendError, Gr00tError
+from ...errors import BackendError
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ...quantize.linear import formats_in
 from ..base import Availability, BuildContext, Built, Capturable
 from ..compute_capabilities import refuse_older_gpu
-from ..guarded import GuardedModule, build_failed, check_form
+from ..guarded import GuardedModule, blamed, check_form
 from . import export as onnx_export
 from .export import OnnxFile
 from .interface import floating_dtype
@@ -149,13 +149,8 @@ def open_session(target: Target, file: OnnxFile, options: BuildOptions) -> OnnxC
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
         # It would make fp32 weights of them, four times as large, for as long as the session lives.
         left_out = ["ConstantFolding"]
-    try:
-        with _runnable(target, file) as (path, told):
-            session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, disabled_optimizers=left_out)
-    except Gr00tError:
-        raise
-    except Exception as e:  # its errors share no base class
-        raise build_failed(target, "opening the ONNX Runtime session", e) from e
+    with blamed(target, "opening the ONNX Runtime session"), _runnable(target, file) as (path, told):
+        session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, disabled_optimizers=left_out)
     missing = [name for name, _ in wanted if name not in session.get_providers()]
     notes += [*told, *(f"{name} is listed by ONNX Runtime and could not be loaded." for name in missing)]
     if CUDA in missing:

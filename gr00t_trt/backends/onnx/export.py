@@ -21,12 +21,12 @@ import torch
 from ...common.install import install_extra
 from ...engines.files import cannot_write, prepare_engine_dir
 from ...engines.key import weights_hash
-from ...errors import BackendError, Gr00tError
+from ...errors import BackendError
 from ...model.targets import Target, dynamic_shapes, tracing_example
 from ...plans.precisions import precision_of
 from ...plans.schema import BuildOptions
 from ...quantize.linear import formats_in
-from ..guarded import build_failed
+from ..guarded import blamed
 from ..trt_log import compiler_log
 from . import quantized
 from .interface import Interface, floating_dtype, interface
@@ -131,14 +131,11 @@ def metadata(target: Target) -> dict[str, str]:
 @contextlib.contextmanager
 def _phase(target: Target, what: str, progress: Callable[[str], None]) -> Iterator[None]:
     progress(what)
-    try:
-        yield
-    except Gr00tError:
-        raise
-    except OSError as e:
-        raise cannot_write(Path(e.filename or what), e) from e
-    except Exception as e:
-        raise build_failed(target, what, e) from e
+    with blamed(target, what):
+        try:
+            yield
+        except OSError as e:
+            raise cannot_write(Path(e.filename or what), e) from e
 
 
 def _program(form: Interface) -> Any:
