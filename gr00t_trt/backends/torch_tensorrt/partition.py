@@ -9,7 +9,7 @@ import functools
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -147,17 +147,16 @@ def _coverage(graph: torch.fx.GraphModule, tracker: Any) -> Coverage:
             engines += 1
         elif node.op == "call_module":
             child = graph.get_submodule(str(node.target))
-            left.update(_operators(child.graph) if isinstance(child, torch.fx.GraphModule) else [str(node.target)])
+            left.update(_calls(child.graph.nodes) if isinstance(child, torch.fx.GraphModule) else [str(node.target)])
         elif engines == 0 or node.op != "call_function" or node.target is not operator.getitem:
-            left.update(_operators([node]))
+            left.update(_calls([node]))
     converted = sum(each.subgraph_op_count for each in tracker.per_subgraph_data) if tracker is not None else 0
     return Coverage(
         operators=converted + left.total(), converted=converted, engines=engines, unsupported=dict(left.most_common())
     )
 
 
-def _operators(nodes: Any) -> list[str]:
-    nodes = getattr(nodes, "nodes", nodes)
+def _calls(nodes: Iterable[torch.fx.Node]) -> list[str]:
     calls = [n for n in nodes if n.op in ("call_function", "call_method") and n.target is not operator.getitem]
     return [str(n.target) for n in calls]
 

@@ -58,7 +58,7 @@ class Gr00tN1d5(StagedModel):
 
     def read_dtypes(self) -> None:
         """Call every stage in the dtype that its weights have now."""
-        self.stage_dtypes.update({name: self._weight_dtype(name) for name in self._eager})
+        self.stage_dtypes.update({name: self.weight_dtype(name) for name in self._eager})
 
     def cast_stage(self, name: str, dtype: torch.dtype) -> None:
         """Cast the weights of one stage in place, and its inputs from now on.
@@ -152,17 +152,18 @@ class Gr00tN1d5(StagedModel):
         vision, language = partial(self.run_stage, "vision_model"), partial(self.run_stage, "language_model")
         return self.backbone.compose(vision, language, pixel_values, input_ids, attention_mask)
 
-    def _weight_dtype(self, name: str) -> torch.dtype:
+    def weight_dtype(self, name: str) -> torch.dtype:
+        """What a stage's own weights are in; the model's dtype for a stage without."""
         weight = next(self._eager[name].parameters(), None)
         return self.dtype if weight is None else weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gr00tN1d5:
         # `model.half()` and the like change the weights under `stage_dtypes`; a move to another device does not.
-        before = {name: self._weight_dtype(name) for name in self._eager}
+        before = {name: self.weight_dtype(name) for name in self._eager}
         super()._apply(fn, recurse)
         for name, dtype in before.items():
-            if self._weight_dtype(name) != dtype:
-                self.stage_dtypes[name] = self._weight_dtype(name)
+            if self.weight_dtype(name) != dtype:
+                self.stage_dtypes[name] = self.weight_dtype(name)
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -42,6 +42,9 @@ _EMBODIMENTS = "embodiments"
 EVERY_TIME = ("pixel_values", "state", "noise")
 """Inputs that are new in every request, all fp32; the others follow from the prompt."""
 
+FROM_PROMPT = ("embeds", "rotation", "image_rows", "key_mask", "query_mask")
+"""Those: fields of `Prompt`."""
+
 
 class RequestGraphs:
     """Answers requests of a restructured model by replay where a graph of their shape exists, else as the model does.
@@ -320,15 +323,12 @@ def _inputs(x: Prepared, noise: Tensor) -> dict[str, Tensor]:
 
 def _prompt_inputs(prompt: Prompt) -> dict[str, Tensor]:
     """What follows from the prompt among them."""
-    optional = {"image_rows": prompt.image_rows, "key_mask": prompt.key_mask, "query_mask": prompt.query_mask}
-    given = {name: value for name, value in optional.items() if value is not None}
-    return {"embeds": prompt.embeds, "rotation": prompt.rotation, **given}
+    return {name: value for name in FROM_PROMPT if (value := getattr(prompt, name)) is not None}
 
 
 def _with(x: Prepared, inputs: Mapping[str, Tensor]) -> Prepared:
     """The request with its tensors replaced by those of `inputs`."""
-    names = ("embeds", "rotation", "image_rows", "key_mask", "query_mask")
-    prompt = replace(x.prompt, **{name: inputs[name] for name in names if name in inputs})
+    prompt = replace(x.prompt, **{name: inputs[name] for name in FROM_PROMPT if name in inputs})
     embodiments = replace(x.embodiments, ids=inputs.get(_EMBODIMENTS, x.embodiments.ids))
     return replace(
         x, pixel_values=inputs["pixel_values"], state=inputs["state"], prompt=prompt, embodiments=embodiments

@@ -100,8 +100,7 @@ class FastGr00tN1d5(StagedModel):
             join_all(stage)
         plain = self._plain[0]
         for name in self._eager:
-            weight = next(plain.eager_stage(N1_5.covers.get(name, (name,))[0]).parameters(), None)
-            self.stage_dtypes[name] = self.dtype if weight is None else weight.dtype
+            self.stage_dtypes[name] = plain.weight_dtype(N1_5.covers.get(name, (name,))[0])
         self._argument_dtypes = {
             name: argument_dtypes(name, stage, self.stage_dtypes) for name, stage in self._eager.items()
         }
