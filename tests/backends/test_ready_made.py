@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import fake_tensorrt
 import pytest
@@ -14,6 +15,7 @@ from gr00t_trt.backends.onnx.interface import Interface, interface
 from gr00t_trt.backends.tensorrt import ready_made
 from gr00t_trt.backends.tensorrt.job import OnnxJob
 from gr00t_trt.backends.tensorrt.network import TensorRT, describe_engine
+from gr00t_trt.errors import BackendError
 from gr00t_trt.model import Gr00tN1d5, load_model
 from gr00t_trt.model.n1_5.architecture import N1_5
 from gr00t_trt.model.n1_5.published import POSITION_IDS, PUBLISHED
@@ -236,3 +238,14 @@ def make_decoder(model: Gr00tN1d5) -> Target:
         "action_decoder", model.eager_stage("action_decoder"), inputs, tuple(N1_5.arguments["action_decoder"]),
         ({0: BATCH}, {0: BATCH}), PUBLISHED["action_decoder"],
     )  # fmt: skip
+
+
+def test_a_kept_engine_that_fails_is_told_as_built_again_and_not_as_kept() -> None:
+    job, slot = Mock(), Mock()
+    job.notes = ["exported by dynamo"]
+    job.taken = lambda found: job.notes.append("The engine is from the cache: an earlier run built it.")
+    job.built.return_value = (Mock(), Mock())
+    job.running.side_effect = [BackendError("engine of another device"), "the new one"]
+    assert OnnxJob.on_gpu(job, slot) == "the new one"
+    again = "The engine in the cache was built again: BackendError: engine of another device."
+    assert job.notes == ["exported by dynamo", again]

@@ -55,11 +55,13 @@ class OnnxJob(EngineJob):
     def on_gpu(self, slot: Slot) -> Built:
         found = slot.find(read=True)
         if found is not None:
+            told = len(self.notes)
             try:
                 assert found.plan is not None
                 runner = self.runner(found.plan)
                 return self.running(runner, found.manifest.coverage, self.taken(found))
             except BackendError as e:
+                del self.notes[told:]  # it is not from the cache after all
                 self.notes.append(f"The engine in the cache was built again: {first_line(e)}.")
         with onnx_export.folder_for(None) as folder:
             file, engine = self.built(folder)
