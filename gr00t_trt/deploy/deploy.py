@@ -23,7 +23,7 @@ from ..measure.kept_reference import KeptActions, kept_actions
 from ..measure.reference import take_reference, take_requests
 from ..measure.results import Part, Variant
 from ..measure.timers import drain
-from ..measure.workloads import one_request
+from ..measure.workloads import Request, one_request
 from ..model.stored import forget
 from ..plans.load import plan_to_mapping
 from ..plans.precisions import Gate, precision_of
@@ -99,19 +99,15 @@ def deploy(
     refuse_unfit(resolved)
     policy.denoising_steps = plan.denoising_steps
     about = "an example observation" if observation is None else "the observation that was given"
-    record = new_record(
-        command, root=ROOT, device=str(device), plan=plan_to_mapping(plan), inputs=Inputs(dataset=about)
-    )
+    inputs = Inputs(dataset=about)
+    record = new_record(command, root=ROOT, device=str(device), plan=plan_to_mapping(plan), inputs=inputs)
     record.skip_all(resolved.notes)
     with side_stream(device):
         request = one_request(policy, policy.example() if observation is None else observation, seed)
         built = replace(resolved, names=_built(resolved))
-        # Kept actions are a reference only where new ones can still be taken: of weights that no plan has cast.
-        keeps = check and not built.names and _as_planned(policy, plan)
-        kept = kept_actions(policy.model, request) if keeps else None
+        kept = _kept(policy, request, built) if check else None
         take = take_reference if check and kept is None else take_requests
-        wanted = [plan.optimizations] if built.names else []
-        harness = Harness(take(policy, request, wanted, steps), plan, steps)
+        harness = Harness(take(policy, request, [plan.optimizations] if built.names else [], steps), plan, steps)
         choose_products(harness, record)
         record.inputs = replace(request.described(seed), dataset=about)
         parts = build(harness, built, open_cache(engine_cache))
@@ -131,6 +127,14 @@ def deploy(
     forget(cast(nn.Module, harness.plain))
     compared_ms = whole.first_call_ms if warm else None
     return Deployment(policy, _backends(record, policy, resolved), record, resolved, parts, compared_ms)
+
+
+def _kept(policy: ModelPolicy, request: Request, built: Resolved) -> KeptActions | None:
+    """Where the reference's actions are kept.
+
+    Only where new ones can be taken if they turn out wrong: of a model that no plan has cast, with nothing recorded.
+    """
+    return None if built.names or not _as_planned(policy, built.plan) else kept_actions(policy.model, request)
 
 
 def _built(resolved: Resolved) -> tuple[str, ...]:
