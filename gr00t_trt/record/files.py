@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -225,7 +226,7 @@ def typed(kind: Any, value: Any, at: str, path: str) -> Any:
             value = {**value, "samples": _kept(value, at, path)}
             if not value["samples"]:
                 return None
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         known = {
             field.name: typed(hints[field.name], value[field.name], f"{at}.{field.name}".lstrip("."), path)
             for field in fields(kind)
@@ -239,6 +240,12 @@ def typed(kind: Any, value: Any, at: str, path: str) -> Any:
             missing = next(f.name for f in fields(kind) if f.name not in known and f.name not in optional)
             raise RecordError(f"{path}: {at} has no {missing}", fix=RECORD_FIX) from None
     return _scalar(kind, value, at, path)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, once: most of the time that reading a long record took."""
+    return typing.get_type_hints(kind)
 
 
 def _scalar(kind: type, value: Any, at: str, path: str) -> Any:
