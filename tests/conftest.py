@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().p
 
 LONG = ("test_kept_engines.py", "test_docs.py", "test_export_on_demo.py", "test_gpu_run.py", "test_render.py")
 """Files of half a minute and more. They go first: a process that took one last would let the others wait for it."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collection makes a million objects that stay, which need no search for garbage while they get more."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +38,17 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("GR00T_TRT_REFERENCES", "off")
         patch.setenv("GR00T_TRT_FRAME_CACHE", str(tmp_path_factory.mktemp("frames")))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage() -> None:
+    """Searches for garbage leave out what was there before the first test: each would take a third of a second.
+
+    Compilers, exporters and our own measuring run ask for one after every step. A server that ends undoes it.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
