@@ -11,8 +11,11 @@ import pytest
 
 SHARED = Path(os.environ.get("GR00T_TRT_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
-LONG = ("test_kept_engines.py", "test_docs.py", "test_export_on_demo.py", "test_gpu_run.py", "test_render.py")
-"""Files of half a minute and more. They go first: a process that took one last would let the others wait for it."""
+LONG = (
+    "test_kept_engines.py", "test_docs.py", "test_loader.py", "test_run.py", "test_export_program.py",
+    "test_torch_tensorrt.py", "test_serve_program.py", "test_export_on_demo.py", "test_work.py", "test_notebooks.py",
+)  # fmt: skip
+"""Files of a quarter of a minute and more. They go first: a process that took one last would let the others wait."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
