@@ -95,9 +95,7 @@ def on_cpu(records: Records) -> list[str]:
     whole = [view for view in rows_of([one], "waterfall", "forms") if view.latency]
     exact = [view for view in whole if view.result.candidate.precision == whole[0].result.candidate.precision]
     chosen = (whole[0], fastest(exact)[0], fastest(whole)[0])
-    rows = table(
-        "", [view for view in whole if any(view is each for each in chosen)], ("step", "p50", "speed_up", "cosine")
-    ).rows
+    rows = table("", [view for view in whole if view in chosen], ("step", "p50", "speed_up", "cosine")).rows
     said = []
     for place, (step, p50, ratio, cosine) in enumerate(rows):
         gain = f" ({ratio.text.replace('x', '×')}, cosine {cosine.text})" if place else ""

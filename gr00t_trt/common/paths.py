@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from ..errors import UsageError, nearest
@@ -14,6 +15,11 @@ FETCH_DEMO = (
     "get it, with git-lfs installed: git clone --depth 1 --branch n1.5-release "
     "https://github.com/NVIDIA/Isaac-GR00T && ln -s Isaac-GR00T/demo_data . ; or use --dataset_path synthetic"
 )
+
+
+def user_cache() -> Path:
+    """Where this package keeps what it can make again: ``$XDG_CACHE_HOME/gr00t_trt`` or ``~/.cache/gr00t_trt``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr00t_trt"
 
 
 def check_dataset(path: str) -> None:

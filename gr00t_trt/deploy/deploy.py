@@ -123,7 +123,7 @@ def deploy(
         # On a CPU, PyTorch as it is has nothing left to get ready once it has been called.
         warm = check and not parts and device.type == "cpu"
         if not warm:
-            _warm_up(policy, request.observation, steps)
+            warm_up(policy, request.observation, steps)
     forget(cast(nn.Module, harness.plain))
     compared_ms = whole.first_call_ms if warm else None
     return Deployment(policy, _backends(record, policy, resolved), record, resolved, parts, compared_ms)
@@ -210,7 +210,8 @@ def _as_planned(policy: ModelPolicy, plan: Plan) -> bool:
     return model.dtype == torch_dtype(plan.precision) and wanted.items() <= model.stage_dtypes.items()
 
 
-def _warm_up(policy: ModelPolicy, observation: Any, steps: Steps) -> None:
+def warm_up(policy: ModelPolicy, observation: Observation, steps: Steps) -> None:
+    """Let a policy answer, for what only its first calls get ready."""
     steps.step("warming up")
     for _ in range(WARM_CALLS):
         policy.get_action(observation)

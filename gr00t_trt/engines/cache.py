@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..common.paths import user_cache
 from ..common.private_folder import distrust, make_private
 from ..errors import Gr00tError, RecordError
 from .files import engine_paths, load, verify, write_engine
@@ -43,8 +44,7 @@ def open_cache(setting: str | Path | None = None) -> EngineCache | None:
     """
     setting = setting or os.environ.get(VARIABLE)
     if setting is None or setting == "":
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return EngineCache(root / "gr00t_trt" / "engines")
+        return EngineCache(user_cache() / "engines")
     return None if str(setting).lower() == OFF else EngineCache(Path(setting).expanduser())
 
 

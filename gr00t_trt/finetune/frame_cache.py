@@ -26,6 +26,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..common.notice import warn_once
+from ..common.paths import user_cache
 from ..common.private_folder import distrust, make_private
 from ..errors import RecordError, UsageError
 
@@ -88,8 +89,7 @@ def open_frame_cache(setting: str | Path | None = None, limit_gb: float | None =
         raise UsageError(f"--frame_cache_gb {limit_gb}", known="a number of gigabytes, 0 or more")
     if setting and str(setting).lower() == OFF:
         return None
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr00t_trt" / "frames"
-    folder = Path(setting).expanduser() if setting else root
+    folder = Path(setting).expanduser() if setting else user_cache() / "frames"
     fix = f"name another folder with --frame_cache, or --frame_cache {OFF}"
     try:
         make_private(folder)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.files import parse_json, write_whole
+from ..common.paths import user_cache
 from ..errors import RecordError
 from ..model.protocol import Model
 from ..model.stored import source_of
@@ -70,7 +71,6 @@ def kept_actions(model: Model, request: Request) -> KeptActions | None:
     folder, source = os.environ.get(VARIABLE), source_of(cast(nn.Module, model))
     if not source or (folder or "").lower() == OFF:
         return None
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gr00t_trt" / "references"
     key = {
         "weights": source if isinstance(source, str) else [_state(file) for file in source],
         "config": repr(model.config),
@@ -81,7 +81,7 @@ def kept_actions(model: Model, request: Request) -> KeptActions | None:
         "torch": str(torch.__version__),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return KeptActions((Path(folder).expanduser() if folder else root) / f"{name}.json", key)
+    return KeptActions((Path(folder).expanduser() if folder else user_cache() / "references") / f"{name}.json", key)
 
 
 @cache

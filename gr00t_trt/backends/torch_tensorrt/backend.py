@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import io
-import os
 import re
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from ...common.install import install_extra
+from ...common.paths import user_cache
 from ...model.targets import Target
 from ...plans.schema import BuildOptions
 from ..base import Availability, BuildContext, Built, Capturable
@@ -125,10 +125,9 @@ def _caveats(release: tuple[int, int], flavour: str) -> list[str]:
 
 def _cache_dir(versions: dict[str, str]) -> Path:
     """A folder per GPU and set of versions: timings of one are misleading for another."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no-gpu"
     key = "-".join([gpu, *(f"{name}-{version}" for name, version in sorted(versions.items()))])
-    return root / "gr00t_trt" / re.sub(r"[^A-Za-z0-9._+-]+", "-", key)
+    return user_cache() / re.sub(r"[^A-Za-z0-9._+-]+", "-", key)
 
 
 def _debugger(module: Any, wanted: bool, target: Target, engine_dir: Path | None) -> Any:

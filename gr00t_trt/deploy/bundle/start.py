@@ -15,7 +15,6 @@ from ...common.devices import choose_device, side_stream
 from ...common.interface import Observation
 from ...common.progress import Steps
 from ...compile.capture import capture_requests
-from ...measure.timers import drain
 from ...measure.workloads import one_request
 from ...plans.load import load_plan, plan_to_mapping
 from ...plans.schema import Plan
@@ -24,14 +23,12 @@ from ...policy.policy import Gr00tPolicy
 from ...record.environment import ROOT
 from ...record.files import read_record
 from ...record.schema import Record, new_record
-from ..deploy import Deployment
+from ..deploy import Deployment, warm_up
 from .example import Example, held_against, read_example
 from .machine import refuse_another
 from .manifest import CALIBRATION, PLAN, RECORD, Manifest, read_manifest, verify
 from .policy_files import read_policy
 from .stages import Placing
-
-WARM_CALLS = 2
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def start(bundle: Bundle, wanted: str | None, steps: Steps, *, command: str = ""
         held = held_against(policy, example, graph_tolerance(plan), folder)
         _capture(policy, plan, example, backends, record, steps)
         if manifest.stages or device.type == "cuda":
-            _warm_up(policy, example, steps)
+            warm_up(policy, example.observation, steps)
     equal = "to the bit" if held.equal else f"but for {held.difference:.2g} of the largest action"
     record.skip("bundle", f"nothing was built; its example is answered as when it was made, {equal}")
     return Started(policy, Deployment(policy, dict(manifest.backends), record), example.observation)
@@ -114,13 +111,6 @@ def _capture(
     inputs, _ = policy.preprocess(example.observation)
     noise, note = example.noise.to(policy.model.device), partial(record.skip, "cuda_graph")
     record.cuda_graph = capture_requests(policy.model, plan, inputs, noise, backends=backends, note=note)
-
-
-def _warm_up(policy: Gr00tPolicy, example: Example, steps: Steps) -> None:
-    steps.step("warming up")
-    for _ in range(WARM_CALLS):
-        policy.get_action(example.observation)
-    drain(policy.model.device)
 
 
 def _record(bundle: Bundle, device: torch.device, plan: Plan, command: str) -> Record:
