@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -95,9 +96,9 @@ def load_weights(
     changes = changes or {}
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     rounded: dict[str, Read] = {}
-    for some in _batches(_matched(stored, model, where, described)):
-        with opened(next(iter(some.values())).file) as file:
-            for name, source in some.items():
+    for path, batch in _batches(_matched(stored, model, where, described)):
+        with opened(path) as file:
+            for name, source in batch.items():
                 read = _FromFile(source, changes.get(name))
                 given = read.within(file)
                 # An explicit copy: without a cast, `to` would hand out a view of the mapped file.
@@ -110,17 +111,17 @@ def load_weights(
     remember(model, rounded, (*(source.file for source in stored.values()), *changing))
 
 
-def _batches(wanted: Mapping[str, Stored]) -> Iterator[dict[str, Stored]]:
-    """Tensors of one file each, in order and few enough that their mapped pages do not pile up beside the copies."""
-    batch: dict[str, Stored] = {}
-    size, file = 0, None
-    for name, source in wanted.items():
-        if batch and (source.file != file or size > _BATCH_BYTES):
-            yield batch
-            batch, size = {}, 0
-        batch[name], file = source, source.file
-        size += stored_size(source)
-    yield batch
+def _batches(wanted: Mapping[str, Stored]) -> Iterator[tuple[Path, dict[str, Stored]]]:
+    """A file and tensors of it, in order, and so few that their mapped pages do not pile up beside the copies."""
+    for path, of_file in itertools.groupby(wanted.items(), key=lambda item: item[1].file):
+        batch, size = dict[str, Stored](), 0
+        for name, source in of_file:
+            if size > _BATCH_BYTES:
+                yield path, batch
+                batch, size = {}, 0
+            batch[name] = source
+            size += stored_size(source)
+        yield path, batch
 
 
 @dataclass(frozen=True)

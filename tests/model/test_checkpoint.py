@@ -281,6 +281,16 @@ def test_missing_hub_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         load_model("nvidia/GR00T-N1.5-3B")
 
 
+def test_generated_weights_do_not_depend_on_the_callers_default_dtype() -> None:
+    wanted, before = load_model("synthetic").state_dict(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = load_model("synthetic")
+    finally:
+        torch.set_default_dtype(before)
+    assert_same_weights(model, wanted)
+
+
 def test_synthetic_is_reproducible_and_needs_no_folder(shared_tiny: Gr00tN1d5) -> None:
     assert resolve_checkpoint("synthetic") is None
     assert resolve_checkpoint("synthetic:full") is None

@@ -95,14 +95,11 @@ def fill_synthetic(model: nn.Module, *, device: torch.device, dtype: torch.dtype
         dtype: Of all parameters; None keeps that of each.
     """
 
-    def fill(item: tuple[str, torch.Tensor]) -> None:
-        _fill(*item)
-
     wanted = sorted(model.named_parameters(), key=lambda item: -item[1].numel())
     # All memory is asked for here: what a thread allocates comes from a heap of its own, which keeps what is freed.
     values = {name: torch.empty(held.shape, dtype=dtype or held.dtype, device=device) for name, held in wanted}
     with ThreadPoolExecutor(_WORKERS) as pool:
-        for _ in pool.map(fill, values.items()):
+        for _ in pool.map(_fill, values, values.values()):
             pass
     for name, value in values.items():
         set_parameter(model, name, value)
@@ -113,20 +110,28 @@ def fill_synthetic(model: nn.Module, *, device: torch.device, dtype: torch.dtype
 
 def _value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The value of a parameter, as it is before it is cast."""
-    value = torch.empty(shape)
-    _fill(name, value)
+    value = torch.empty(shape, dtype=torch.float32)
+    _draw(name, value)
     return value
 
 
 def _fill(name: str, value: torch.Tensor) -> None:
-    """Give a tensor, which is contiguous, the value of the parameter `name`."""
+    """Give a tensor the value of the parameter `name`; what goes to a GPU is copied there in one piece."""
+    if value.device.type == "cpu":
+        _draw(name, value)
+    else:
+        value.copy_(_value(name, tuple(value.shape)))
+
+
+def _draw(name: str, value: torch.Tensor) -> None:
+    """Draw the value of the parameter `name` into a contiguous tensor on the host."""
     mean, spread = _distribution(name, tuple(value.shape))
     # 16 random bits per element, four elements per draw: three times as fast as torch's own uniform distribution.
-    step = math.sqrt(3.0) * spread / 2**15
+    step = torch.tensor(math.sqrt(3.0) * spread / 2**15, dtype=torch.float32)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     flat = value.view(-1)
     bits = torch.empty(min(_CHUNK, flat.numel() + 3) // 4, dtype=torch.int64)
-    drawn, exact = bits.view(torch.int16), torch.empty(4 * bits.numel())
+    drawn, exact = bits.view(torch.int16), torch.empty(4 * bits.numel(), dtype=torch.float32)
     for start in range(0, flat.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
         bits.random_(-(2**63), None, generator=generator)
